@@ -1,0 +1,186 @@
+//! AdamW over a flat shard (Loshchilov and Hutter 2019, arXiv:1711.05101), in torch's formula and in Composer's.
+//!
+//! g ← factor·g;  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²
+//! p ← p·(1 − decay) on the first `decayed` elements;  p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε)
+//! torch's `AdamW` has decay = lr·wd, Composer's `DecoupledAdamW` decay = (lr/peak lr)·wd. p, g, m, v `[N]`; factor, t
+//! and whether the step is skipped come from the `decision` vector ([`crate::step`]).
+
+use rayon::prelude::*;
+
+use crate::buffer::{View, ViewMut};
+use crate::check::{self, for_float};
+use crate::dtype::Float;
+use crate::error::OpError;
+use crate::queue::{Device, Queue};
+use crate::simd::vectorised;
+use crate::step::decision;
+
+/// What does not depend on the gradient.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hyperparameters {
+    /// The learning rate of this step.
+    pub learning_rate: f64,
+    /// β₁ and β₂.
+    pub betas: (f64, f64),
+    /// ε.
+    pub epsilon: f64,
+    /// The part of a weight that this step takes away.
+    pub decay: f64,
+}
+
+/// Elements updated by one task.
+pub(crate) const PIECE: usize = 1 << 14;
+
+/// Updates `parameters` and both moments. Weight decay applies to the first `decayed` elements.
+#[allow(clippy::too_many_arguments)]
+pub fn update(
+    queue: &Queue,
+    mut parameters: ViewMut<'_>,
+    gradient: View<'_>,
+    mut first_moment: ViewMut<'_>,
+    mut second_moment: ViewMut<'_>,
+    decayed: usize,
+    hyperparameters: Hyperparameters,
+    decision: View<'_>,
+) -> Result<(), OpError> {
+    const OPERATOR: &str = "adamw";
+    let shape = parameters.shape();
+    check::shape(OPERATOR, "gradient", gradient.shape(), shape)?;
+    check::shape(OPERATOR, "first_moment", first_moment.shape(), shape)?;
+    check::shape(OPERATOR, "second_moment", second_moment.shape(), shape)?;
+    check::shape(OPERATOR, "decision", decision.shape(), [decision::COUNT])?;
+    match queue.device() {
+        Device::Cpu => for_float!(OPERATOR, gradient, F => {
+            let decision = decision.as_slice::<f64>()?;
+            if decision[decision::APPLY] == 0.0 {
+                return Ok(());
+            }
+            let rule = Rule::<F>::new(hyperparameters, decision);
+            parameters.as_slice_mut::<F>()?
+                .par_chunks_mut(PIECE)
+                .zip(gradient.as_slice::<F>()?.par_chunks(PIECE))
+                .zip(first_moment.as_slice_mut::<F>()?.par_chunks_mut(PIECE))
+                .zip(second_moment.as_slice_mut::<F>()?.par_chunks_mut(PIECE))
+                .enumerate()
+                .for_each(|(piece, (((p, g), m), v))| {
+                    let decayed = decayed.saturating_sub(piece * PIECE).min(p.len());
+                    let (p_decayed, p) = p.split_at_mut(decayed);
+                    let (m_decayed, m) = m.split_at_mut(decayed);
+                    let (v_decayed, v) = v.split_at_mut(decayed);
+                    vectorised(#[inline(always)] || {
+                        rule.apply(p_decayed, &g[..decayed], m_decayed, v_decayed, rule.keep);
+                        rule.apply(p, &g[decayed..], m, v, F::ONE);
+                    });
+                });
+            Ok(())
+        }),
+    }
+}
+
+/// The factors of one step, rounded once to the element type.
+struct Rule<T> {
+    clip: T,
+    betas: (T, T),
+    /// 1 − β₁ and 1 − β₂, rounded once: in fp32, 1 − 0.999 is off by 5e-5.
+    complements: (T, T),
+    step_size: T,
+    root_correction: T,
+    epsilon: T,
+    keep: T,
+}
+
+impl<T: Float> Rule<T> {
+    fn new(hyperparameters: Hyperparameters, decision: &[f64]) -> Self {
+        let updates = decision[decision::UPDATES];
+        let (beta1, beta2) = hyperparameters.betas;
+        Self {
+            clip: T::from_f64(decision[decision::CLIP_FACTOR]),
+            betas: (T::from_f64(beta1), T::from_f64(beta2)),
+            complements: (T::from_f64(1.0 - beta1), T::from_f64(1.0 - beta2)),
+            step_size: T::from_f64(hyperparameters.learning_rate / (1.0 - beta1.powf(updates))),
+            root_correction: T::from_f64((1.0 - beta2.powf(updates)).sqrt()),
+            epsilon: T::from_f64(hyperparameters.epsilon),
+            keep: T::from_f64(1.0 - hyperparameters.decay),
+        }
+    }
+
+    #[inline(always)]
+    fn apply(&self, p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], keep: T) {
+        let ((beta1, beta2), (new1, new2)) = (self.betas, self.complements);
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * self.clip;
+            *m = beta1 * *m + new1 * g;
+            *v = beta2 * *v + new2 * g * g;
+            let denominator = v.sqrt() / self.root_correction + self.epsilon;
+            *p = *p * keep - self.step_size * (*m / denominator);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Three steps of Composer's `DecoupledAdamW` in fp64: lr 0.01, then 0.005; wd 1e-4; values printed by Composer.
+    #[test]
+    fn follows_composer() {
+        let queue = Queue::cpu();
+        let (mut p, mut m, mut v) = ([1.0_f64, -2.0, 0.5], [0.0_f64; 3], [0.0_f64; 3]);
+        let gradients = [[0.1, -0.2, 0.3], [0.4, 0.1, -0.5], [-0.3, 0.2, 0.1]];
+        let expected = [
+            [0.989_900_001_000, -1.989_800_000_500, 0.489_950_000_333],
+            [0.981_053_692_927, -1.986_917_326_190, 0.492_819_408_366],
+            [0.980_127_691_620, -1.988_181_265_154, 0.493_376_309_198],
+        ];
+        for (step, gradient) in gradients.iter().enumerate() {
+            let learning_rate = if step == 2 { 0.005 } else { 0.01 };
+            let hyperparameters = Hyperparameters {
+                learning_rate,
+                betas: (0.9, 0.95),
+                epsilon: 1e-8,
+                decay: learning_rate / 0.01 * 1e-4,
+            };
+            let decision = [1.0, 1.0, step as f64 + 1.0, 0.0, 0.0];
+            update(
+                &queue,
+                ViewMut::of(&mut p),
+                View::of(gradient),
+                ViewMut::of(&mut m),
+                ViewMut::of(&mut v),
+                3,
+                hyperparameters,
+                View::of(&decision),
+            )
+            .unwrap();
+            for (p, expected) in p.iter().zip(expected[step]) {
+                assert!((p - expected).abs() < 1e-11, "step {step}: {p} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn decay_stops_at_the_boundary_and_a_skipped_step_moves_nothing() {
+        let queue = Queue::cpu();
+        let length = 2 * PIECE + 5;
+        let mut p = vec![1.0_f32; length];
+        let (mut m, mut v, g) = (vec![0.0_f32; length], vec![0.0_f32; length], vec![0.0_f32; length]);
+        let hyperparameters =
+            Hyperparameters { learning_rate: 0.1, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.5 };
+        for (decision, expected) in [([1.0, 0.0, 1.0, 0.0, 0.0], 1.0), ([1.0, 1.0, 1.0, 0.0, 0.0], 0.5)] {
+            update(
+                &queue,
+                ViewMut::of(&mut p),
+                View::of(&g),
+                ViewMut::of(&mut m),
+                ViewMut::of(&mut v),
+                PIECE + 3,
+                hyperparameters,
+                View::of(&decision),
+            )
+            .unwrap();
+            assert!(p[..PIECE + 3].iter().all(|&p| p == expected));
+            assert!(p[PIECE + 3..].iter().all(|&p| p == 1.0));
+        }
+    }
+}

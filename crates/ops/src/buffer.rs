@@ -1,0 +1,326 @@
+//! Memory: a [`Buffer`] is one aligned allocation on a device, a [`View`] a dtype and shape over part of one.
+//!
+//! Views are plain borrows, so the borrow checker sees every overlap: a buffer is cut into disjoint mutable views by
+//! splitting, and an [`Arena`] hands out scratch by splitting from the front.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::dtype::{DType, Element};
+use crate::error::OpError;
+
+/// Every view that an [`Arena`] gives, and every segment of a sharded unit, starts at a multiple of this.
+pub const ALIGNMENT: usize = 64;
+
+/// The largest number of dimensions a view can have.
+const MAXIMUM_RANK: usize = 4;
+
+/// The extents of a view, slowest first; elements are contiguous in row-major order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    extents: [usize; MAXIMUM_RANK],
+    rank: usize,
+}
+
+impl Shape {
+    /// The extents, slowest first.
+    pub fn extents(&self) -> &[usize] {
+        &self.extents[..self.rank]
+    }
+
+    /// The number of elements. An absurd shape has `usize::MAX`, which no buffer holds.
+    pub fn elements(&self) -> usize {
+        self.extents().iter().fold(1, |product: usize, &extent| product.saturating_mul(extent))
+    }
+}
+
+impl<const RANK: usize> From<[usize; RANK]> for Shape {
+    fn from(extents: [usize; RANK]) -> Self {
+        const { assert!(RANK <= MAXIMUM_RANK) };
+        let mut shape = Shape { extents: [1; MAXIMUM_RANK], rank: RANK };
+        shape.extents[..RANK].copy_from_slice(&extents);
+        shape
+    }
+}
+
+impl std::fmt::Debug for Shape {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.extents().fmt(formatter)
+    }
+}
+
+/// One unit of allocation: what makes a buffer aligned.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGNMENT]);
+
+/// One aligned, zeroed allocation in host memory.
+pub struct Buffer {
+    lines: Vec<Line>,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Allocates `bytes` zero bytes. Pages are touched only when they are first written.
+    ///
+    /// # Errors
+    /// [`OpError::OutOfMemory`] if the allocator has none.
+    pub fn zeroed(bytes: usize) -> Result<Self, OpError> {
+        let lines = bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(ALIGNMENT))
+            .map_err(|()| OpError::OutOfMemory { bytes })?;
+        Ok(Self { lines, bytes })
+    }
+
+    /// The size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether the buffer has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The whole buffer as a vector of `dtype`; bytes that do not make a whole element are left out.
+    pub fn view(&self, dtype: DType) -> View<'_> {
+        let elements = self.bytes / dtype.size();
+        let bytes = &bytemuck::cast_slice(&self.lines)[..elements * dtype.size()];
+        View { bytes, dtype, shape: [elements].into() }
+    }
+
+    /// The whole buffer as a mutable vector of `dtype`; bytes that do not make a whole element are left out.
+    pub fn view_mut(&mut self, dtype: DType) -> ViewMut<'_> {
+        let elements = self.bytes / dtype.size();
+        let bytes = &mut bytemuck::cast_slice_mut(&mut self.lines)[..elements * dtype.size()];
+        ViewMut { bytes, dtype, shape: [elements].into() }
+    }
+
+    /// Scratch cut from the front of this buffer.
+    pub fn arena(&mut self) -> Arena<'_> {
+        let capacity = self.lines.len() * ALIGNMENT;
+        Arena { rest: bytemuck::cast_slice_mut(&mut self.lines), capacity }
+    }
+}
+
+/// A read-only view: dtype, shape, and a borrow of the bytes.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+    shape: Shape,
+}
+
+impl<'a> View<'a> {
+    /// A view of host values, as a vector.
+    pub fn of<T: Element>(values: &'a [T]) -> Self {
+        Self { bytes: bytemuck::cast_slice(values), dtype: T::DTYPE, shape: [values.len()].into() }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The same elements under another shape of equally many.
+    pub fn reshape(self, shape: impl Into<Shape>) -> Result<Self, OpError> {
+        let shape = shape.into();
+        check_reshape(self.shape, shape)?;
+        Ok(Self { shape, ..self })
+    }
+
+    /// `length` elements from element `start`, as a vector.
+    pub fn range(self, start: usize, length: usize) -> Result<Self, OpError> {
+        check_range(self.shape, start, length)?;
+        let size = self.dtype.size();
+        Ok(Self { bytes: &self.bytes[start * size..(start + length) * size], shape: [length].into(), ..self })
+    }
+
+    /// The elements, which must be of type `T`.
+    pub fn as_slice<T: Element>(&self) -> Result<&'a [T], OpError> {
+        check_dtype::<T>(self.dtype)?;
+        Ok(bytemuck::cast_slice(self.bytes))
+    }
+}
+
+/// A mutable view: dtype, shape, and an exclusive borrow of the bytes.
+pub struct ViewMut<'a> {
+    bytes: &'a mut [u8],
+    dtype: DType,
+    shape: Shape,
+}
+
+impl<'a> ViewMut<'a> {
+    /// A mutable view of host values, as a vector.
+    pub fn of<T: Element>(values: &'a mut [T]) -> Self {
+        let shape = [values.len()].into();
+        Self { bytes: bytemuck::cast_slice_mut(values), dtype: T::DTYPE, shape }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// A shorter mutable borrow of the same view.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { bytes: self.bytes, dtype: self.dtype, shape: self.shape }
+    }
+
+    /// The same view, read only.
+    pub fn as_view(&self) -> View<'_> {
+        View { bytes: self.bytes, dtype: self.dtype, shape: self.shape }
+    }
+
+    /// The same elements under another shape of equally many.
+    pub fn reshape(self, shape: impl Into<Shape>) -> Result<Self, OpError> {
+        let shape = shape.into();
+        check_reshape(self.shape, shape)?;
+        Ok(Self { shape, ..self })
+    }
+
+    /// Two disjoint vectors: the first `elements` elements, and the rest.
+    pub fn split_at(self, elements: usize) -> Result<(Self, Self), OpError> {
+        check_range(self.shape, 0, elements)?;
+        let rest = self.shape.elements() - elements;
+        let (left, right) = self.bytes.split_at_mut(elements * self.dtype.size());
+        Ok((
+            Self { bytes: left, dtype: self.dtype, shape: [elements].into() },
+            Self { bytes: right, dtype: self.dtype, shape: [rest].into() },
+        ))
+    }
+
+    /// `length` elements from element `start`, as a vector.
+    pub fn range(self, start: usize, length: usize) -> Result<Self, OpError> {
+        Ok(self.split_at(start)?.1.split_at(length)?.0)
+    }
+
+    /// The elements, which must be of type `T`.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T], OpError> {
+        self.as_view().as_slice()
+    }
+
+    /// The elements, mutable, which must be of type `T`.
+    pub fn as_slice_mut<T: Element>(&mut self) -> Result<&mut [T], OpError> {
+        check_dtype::<T>(self.dtype)?;
+        Ok(bytemuck::cast_slice_mut(self.bytes))
+    }
+
+    /// The elements, mutable, for as long as the buffer is borrowed.
+    pub fn into_slice_mut<T: Element>(self) -> Result<&'a mut [T], OpError> {
+        check_dtype::<T>(self.dtype)?;
+        Ok(bytemuck::cast_slice_mut(self.bytes))
+    }
+}
+
+/// Scratch memory handed out view by view from one borrowed buffer. What a stage takes, it gives back by returning:
+/// the borrow ends, and the next stage starts from the front again.
+pub struct Arena<'a> {
+    rest: &'a mut [u8],
+    capacity: usize,
+}
+
+impl<'a> Arena<'a> {
+    /// The bytes that taking `elements` of `dtype` uses up, rounding for alignment included. A memory plan is a sum of
+    /// these.
+    pub fn cost(dtype: DType, elements: usize) -> usize {
+        (elements * dtype.size()).next_multiple_of(ALIGNMENT)
+    }
+
+    /// The next view. Its content is whatever was there before.
+    ///
+    /// # Errors
+    /// [`OpError::ArenaExhausted`] if the buffer was planned too small.
+    pub fn take(&mut self, dtype: DType, shape: impl Into<Shape>) -> Result<ViewMut<'a>, OpError> {
+        let shape = shape.into();
+        let length = shape.elements().saturating_mul(dtype.size());
+        let wanted = length.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
+        let rest = std::mem::take(&mut self.rest);
+        if wanted > rest.len() {
+            let error =
+                OpError::ArenaExhausted { wanted, used: self.capacity - rest.len(), capacity: self.capacity };
+            self.rest = rest;
+            return Err(error);
+        }
+        let (taken, rest) = rest.split_at_mut(wanted);
+        self.rest = rest;
+        Ok(ViewMut { bytes: &mut taken[..length], dtype, shape })
+    }
+
+    /// What has not been taken yet, for a shorter time: when the inner arena is gone, its memory is free again.
+    pub fn inner(&mut self) -> Arena<'_> {
+        Arena { capacity: self.capacity, rest: self.rest }
+    }
+}
+
+fn check_reshape(from: Shape, to: Shape) -> Result<(), OpError> {
+    if from.elements() == to.elements() {
+        return Ok(());
+    }
+    Err(OpError::Shape {
+        operator: "reshape",
+        argument: "view",
+        found: from.extents().to_vec(),
+        expected: format!("as many elements as {to:?}"),
+    })
+}
+
+fn check_range(shape: Shape, start: usize, length: usize) -> Result<(), OpError> {
+    match start.checked_add(length) {
+        Some(end) if end <= shape.elements() => Ok(()),
+        _ => Err(OpError::Shape {
+            operator: "range",
+            argument: "view",
+            found: shape.extents().to_vec(),
+            expected: format!("at least {start} + {length} elements"),
+        }),
+    }
+}
+
+fn check_dtype<T: Element>(found: DType) -> Result<(), OpError> {
+    if found == T::DTYPE {
+        return Ok(());
+    }
+    let expected = std::any::type_name::<T>();
+    Err(OpError::DType { operator: "slice", argument: "view", found, expected })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_arena_gives_what_was_planned_and_no_more() {
+        let plan = Arena::cost(DType::F32, 3) + Arena::cost(DType::F64, 9);
+        let mut buffer = Buffer::zeroed(plan).unwrap();
+        let mut arena = buffer.arena();
+        let first = arena.take(DType::F32, [3]).unwrap();
+        {
+            let mut inner = arena.inner();
+            assert_eq!(inner.take(DType::F64, [9]).unwrap().shape().elements(), 9);
+        }
+        arena.take(DType::F64, [3, 3]).unwrap();
+        assert!(matches!(arena.take(DType::U32, [1]), Err(OpError::ArenaExhausted { .. })));
+        assert_eq!(first.shape().elements(), 3);
+    }
+
+    #[test]
+    fn a_view_is_read_only_as_what_it_is() {
+        let buffer = Buffer::zeroed(16).unwrap();
+        let view = buffer.view(DType::F32);
+        assert!(view.as_slice::<f64>().is_err());
+        assert_eq!(view.as_slice::<f32>().unwrap().len(), 4);
+        assert!(view.reshape([2, 3]).is_err());
+        assert!(view.range(3, 2).is_err());
+        assert!(view.range(usize::MAX, 2).is_err());
+    }
+}

@@ -1,0 +1,37 @@
+//! Buffers, views, queues, and one operator a file: its formula, shapes and dtypes at the top, the forward beside
+//! the backward written by hand. Nothing here knows a model.
+//!
+//! Operators take views and a [`Queue`], allocate no device memory, and read no device value on the host: what one
+//! operator computes for another (a loss sum, a squared norm, a clip factor) is a view too. On the CPU a queue runs
+//! what is issued at once; a CUDA stream will not, and the operators' signatures are made for both.
+//!
+//! Every sum has one order, fixed by the shapes alone: results do not depend on the number of threads.
+
+pub mod adamw;
+pub mod attention;
+pub mod bias;
+mod buffer;
+mod check;
+pub mod cross_entropy;
+mod dtype;
+pub mod embedding;
+mod error;
+pub mod fill;
+mod gemm;
+pub mod linear;
+pub mod lion;
+mod parallel;
+mod queue;
+pub mod random;
+pub mod rms_norm;
+pub mod rope;
+pub mod rows;
+mod simd;
+pub mod squared_norm;
+pub mod step;
+pub mod swiglu;
+
+pub use buffer::{Arena, Buffer, Shape, View, ViewMut};
+pub use dtype::{DType, Element, Float};
+pub use error::OpError;
+pub use queue::{Device, Queue};

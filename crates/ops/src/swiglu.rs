@@ -1,0 +1,67 @@
+//! The gated activation of Llama's feed-forward layer (Shazeer 2020, arXiv:2002.05202, with SiLU).
+//!
+//! forward:  a = g·σ(g)·u
+//! backward: du = da·g·σ(g),  dg = da·u·σ(g)·(1 + g·(1 − σ(g)))
+//! gate_up `[T, 2F]` holds g then u in each row, a `[T, F]`. Kept: gate_up; the backward overwrites it with its own
+//! gradient, which saves the largest buffer of a block.
+
+use crate::buffer::{View, ViewMut};
+use crate::check::{self, for_float};
+use crate::dtype::Float;
+use crate::error::OpError;
+use crate::parallel::for_row_blocks_of;
+use crate::queue::{Device, Queue};
+use crate::simd::vectorised;
+
+/// a = silu(g)·u.
+pub fn forward(queue: &Queue, gate_up: View<'_>, mut activation: ViewMut<'_>) -> Result<(), OpError> {
+    const OPERATOR: &str = "swiglu::forward";
+    let (rows, width) = check::matrix(OPERATOR, "activation", activation.shape())?;
+    check::shape(OPERATOR, "gate_up", gate_up.shape(), [rows, 2 * width])?;
+    match queue.device() {
+        Device::Cpu => for_float!(OPERATOR, gate_up, F => {
+            let gate_up = gate_up.as_slice::<F>()?;
+            for_row_blocks_of(activation.as_slice_mut::<F>()?, width, |first, rows| vectorised(#[inline(always)] || {
+                let inputs = gate_up[first * 2 * width..].chunks_exact(2 * width);
+                for (activation, input) in rows.chunks_exact_mut(width).zip(inputs) {
+                    let (gate, up) = input.split_at(width);
+                    for ((a, &g), &u) in activation.iter_mut().zip(gate).zip(up) {
+                        *a = g * sigmoid(g) * u;
+                    }
+                }
+            }));
+            Ok(())
+        }),
+    }
+}
+
+/// Overwrites `gate_up` with its gradient, given `dactivation`.
+pub fn backward(queue: &Queue, dactivation: View<'_>, mut gate_up: ViewMut<'_>) -> Result<(), OpError> {
+    const OPERATOR: &str = "swiglu::backward";
+    let (rows, width) = check::matrix(OPERATOR, "dactivation", dactivation.shape())?;
+    check::shape(OPERATOR, "gate_up", gate_up.shape(), [rows, 2 * width])?;
+    match queue.device() {
+        Device::Cpu => for_float!(OPERATOR, dactivation, F => {
+            let dactivation = dactivation.as_slice::<F>()?;
+            for_row_blocks_of(gate_up.as_slice_mut::<F>()?, 2 * width, |first, rows| vectorised(#[inline(always)] || {
+                let gradients = dactivation[first * width..].chunks_exact(width);
+                for (row, gradient) in rows.chunks_exact_mut(2 * width).zip(gradients) {
+                    let (gate, up) = row.split_at_mut(width);
+                    for ((g, u), &da) in gate.iter_mut().zip(up).zip(gradient) {
+                        let s = sigmoid(*g);
+                        let dg = da * *u * s * (F::ONE + *g * (F::ONE - s));
+                        *u = da * *g * s;
+                        *g = dg;
+                    }
+                }
+            }));
+            Ok(())
+        }),
+    }
+}
+
+/// σ(x) = 1/(1 + e⁻ˣ).
+#[inline(always)]
+fn sigmoid<T: Float>(x: T) -> T {
+    T::ONE / (T::ONE + (-x).exp())
+}
