@@ -1,0 +1,186 @@
+//! The end of a model: final norm, output projection, loss.
+//!
+//! Logits exist for one chunk of tokens at a time, and only for tokens that have a target: in a conversation most have
+//! none. Since the loss is the last thing, its gradient is computed in the same pass, chunk by chunk.
+
+use tessera_ops::step::statistic;
+use tessera_ops::{Arena, DType, OpError, Queue, View, ViewMut, cross_entropy, fill, linear, rms_norm, rows};
+
+use crate::stage::Context;
+
+/// Logits of one chunk may take this many bytes: large enough for the matrix product to run at its best rate, small
+/// against everything else.
+const CHUNK_BYTES: usize = 128 << 20;
+
+/// Where the segments lie in the head's unit: the output matrix first, then the final norm.
+const MATRIX: usize = 0;
+const NORM: usize = 1;
+
+/// What each token's loss counts in the gradient: 1 / (loss tokens of the whole step).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScale(pub f64);
+
+/// The final norm and the output projection.
+#[derive(Debug, Clone)]
+pub struct Head {
+    hidden: usize,
+    vocabulary: usize,
+    epsilon: f64,
+}
+
+/// Scratch for one chunk of C tokens; hidden size H, vocabulary V.
+struct Chunk<'a> {
+    /// The rows of the residual stream that have a target `[C, H]`.
+    input: ViewMut<'a>,
+    /// `[C]`.
+    inverse_rms: ViewMut<'a>,
+    /// The normalised rows, later their gradient `[C, H]`.
+    normed: ViewMut<'a>,
+    /// The gradient of the input `[C, H]`.
+    dinput: ViewMut<'a>,
+    /// `[C, V]`.
+    logits: ViewMut<'a>,
+}
+
+impl Head {
+    pub(crate) fn new(hidden: usize, vocabulary: usize, epsilon: f64) -> Self {
+        Self { hidden, vocabulary, epsilon }
+    }
+
+    /// The number of tokens whose logits exist at a time, where `tokens` are there in all.
+    fn chunk_tokens(&self, tokens: usize) -> usize {
+        let fitting = (CHUNK_BYTES / (self.vocabulary * DType::F32.size())).max(64);
+        (1 << fitting.ilog2()).min(tokens.max(1))
+    }
+
+    /// Bytes of scratch for `tokens` tokens.
+    pub fn scratch_bytes(&self, tokens: usize) -> usize {
+        let chunk = self.chunk_tokens(tokens);
+        let matrix = |width: usize| Arena::cost(DType::F32, chunk * width);
+        matrix(1) + 3 * matrix(self.hidden) + matrix(self.vocabulary)
+    }
+
+    fn chunk<'a>(&self, tokens: usize, arena: &mut Arena<'a>) -> Result<Chunk<'a>, OpError> {
+        Ok(Chunk {
+            input: arena.take(DType::F32, [tokens, self.hidden])?,
+            inverse_rms: arena.take(DType::F32, [tokens])?,
+            normed: arena.take(DType::F32, [tokens, self.hidden])?,
+            dinput: arena.take(DType::F32, [tokens, self.hidden])?,
+            logits: arena.take(DType::F32, [tokens, self.vocabulary])?,
+        })
+    }
+
+    /// Adds the losses and hits of the micro-batch to `statistics`.
+    pub fn evaluate(
+        &self,
+        context: &Context<'_>,
+        weights: &[View<'_>],
+        x: View<'_>,
+        mut statistics: ViewMut<'_>,
+        mut arena: Arena<'_>,
+    ) -> Result<(), OpError> {
+        for (loss_rows, targets) in self.chunks(context)? {
+            let mut inner = arena.inner();
+            let mut chunk = self.chunk(loss_rows.shape().elements(), &mut inner)?;
+            self.chunk_logits(context.queue, weights, x, loss_rows, &mut chunk)?;
+            let sums = statistics.reborrow().range(statistic::LOSS_SUM, 2)?;
+            cross_entropy::forward(context.queue, chunk.logits, targets, sums)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the losses and hits to `statistics`, adds to the parameters' `gradients`, and writes the gradient of x in
+    /// `dx` `[T, H]`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn train(
+        &self,
+        context: &Context<'_>,
+        weights: &[View<'_>],
+        x: View<'_>,
+        scale: LossScale,
+        mut statistics: ViewMut<'_>,
+        mut dx: ViewMut<'_>,
+        gradients: &mut [ViewMut<'_>],
+        mut arena: Arena<'_>,
+    ) -> Result<(), OpError> {
+        let queue = context.queue;
+        // Rows without a target have no gradient; the others are written chunk by chunk.
+        fill::zero(queue, dx.reborrow())?;
+        for (loss_rows, targets) in self.chunks(context)? {
+            let mut inner = arena.inner();
+            let mut chunk = self.chunk(loss_rows.shape().elements(), &mut inner)?;
+            self.chunk_logits(queue, weights, x, loss_rows, &mut chunk)?;
+            let sums = statistics.reborrow().range(statistic::LOSS_SUM, 2)?;
+            cross_entropy::forward_backward(queue, chunk.logits.reborrow(), targets, scale.0, sums)?;
+            self.chunk_backward(queue, weights, &mut chunk, gradients)?;
+            rows::scatter(queue, chunk.dinput.as_view(), loss_rows, dx.reborrow())?;
+        }
+        Ok(())
+    }
+
+    /// Writes the logits of the rows of x that `picked` `[C]` names in `logits` `[C, V]`.
+    pub fn logits(
+        &self,
+        queue: &Queue,
+        weights: &[View<'_>],
+        x: View<'_>,
+        picked: View<'_>,
+        logits: ViewMut<'_>,
+        mut arena: Arena<'_>,
+    ) -> Result<(), OpError> {
+        let mut chunk = self.chunk(picked.shape().elements(), &mut arena)?;
+        self.chunk_logits(queue, weights, x, picked, &mut chunk)?;
+        fill::copy(queue, chunk.logits.as_view(), logits)
+    }
+
+    /// The rows with a target and their targets, chunk by chunk.
+    fn chunks<'a>(&self, context: &Context<'a>) -> Result<Vec<(View<'a>, View<'a>)>, OpError> {
+        let batch = &context.batch;
+        let count = batch.loss_rows.shape().elements();
+        let chunk = self.chunk_tokens(batch.tokens());
+        (0..count)
+            .step_by(chunk)
+            .map(|start| {
+                let length = chunk.min(count - start);
+                Ok((batch.loss_rows.range(start, length)?, batch.targets.range(start, length)?))
+            })
+            .collect()
+    }
+
+    fn chunk_logits(
+        &self,
+        queue: &Queue,
+        weights: &[View<'_>],
+        x: View<'_>,
+        loss_rows: View<'_>,
+        chunk: &mut Chunk<'_>,
+    ) -> Result<(), OpError> {
+        rows::gather(queue, x, loss_rows, chunk.input.reborrow())?;
+        let (normed, inverse_rms) = (chunk.normed.reborrow(), chunk.inverse_rms.reborrow());
+        rms_norm::forward(queue, chunk.input.as_view(), weights[NORM], self.epsilon, normed, inverse_rms)?;
+        linear::forward(queue, chunk.normed.as_view(), weights[MATRIX], chunk.logits.reborrow())
+    }
+
+    /// From the gradient of the logits to that of the chunk's input and of the parameters.
+    fn chunk_backward(
+        &self,
+        queue: &Queue,
+        weights: &[View<'_>],
+        chunk: &mut Chunk<'_>,
+        gradients: &mut [ViewMut<'_>],
+    ) -> Result<(), OpError> {
+        let dlogits = chunk.logits.as_view();
+        linear::backward_weight(queue, dlogits, chunk.normed.as_view(), gradients[MATRIX].reborrow())?;
+        linear::backward_input(queue, dlogits, weights[MATRIX], chunk.normed.reborrow())?;
+        fill::zero(queue, chunk.dinput.reborrow())?;
+        rms_norm::backward(
+            queue,
+            chunk.normed.as_view(),
+            chunk.input.as_view(),
+            weights[NORM],
+            chunk.inverse_rms.as_view(),
+            chunk.dinput.reborrow(),
+            gradients[NORM].reborrow(),
+        )
+    }
+}

@@ -1,0 +1,18 @@
+//! Model families: what a `config.json` says, which parameters follow from it, and the stages that compute with them.
+//!
+//! A model is an ordered list of stages: embedding, blocks, head. Each has one unit of parameters, a forward, and a
+//! backward written by hand; a block keeps its input only and can compute the rest again. The step loop decides when
+//! weights arrive and gradients leave; a stage sees views.
+
+mod block;
+pub mod config;
+mod head;
+mod model;
+mod stage;
+mod table;
+
+pub use block::Block;
+pub use head::{Head, LossScale};
+pub use model::Model;
+pub use stage::{Context, DecodeContext, MicroBatch};
+pub use table::{Initial, Parameter, Piece, Placed, Segment, UnitTable};

@@ -1,0 +1,23 @@
+//! Where events and metrics go: the files of the run folder and the report made from them.
+//!
+//! The run folder's JSON Lines files are the only record: what a terminal, a report or a tracking server shows
+//! is read from them, or is handed the same [`Record`] and [`Event`] values that were written to them. Every
+//! file survives the death of its writer at any moment, and a resumed run writes what a run never interrupted
+//! would have written.
+
+mod error;
+mod events;
+mod generations;
+mod jsonl;
+pub mod metrics;
+mod report;
+mod runs;
+mod throughput;
+
+pub use error::TrackError;
+pub use events::{Event, EventLog, EventType, RunStatus, read_events};
+pub use generations::{Generation, GenerationsLog, read_generations};
+pub use metrics::{MetricsLine, MetricsLog, Number, Record, names, read_metrics};
+pub use report::write_report;
+pub use runs::{RunListing, RunSummary, StoredFolder, list_runs, read_run};
+pub use throughput::{Speed, SpeedMonitor, StepWork};

@@ -1,0 +1,37 @@
+"""Runs the built `tessera` binary and reads what it left, for the comparisons with transformers."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("TESSERA_BINARY", ROOT / "target/release/tessera"))
+
+
+def train(run_file: Path, settings: dict) -> Path:
+    """Writes the run file, trains, and returns the run's folder."""
+    run_file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
+    ran = subprocess.run([BINARY, "train", run_file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if ran.returncode != 0:
+        raise SystemExit(f"tessera train {run_file} ended with {ran.returncode}:\n{ran.stdout[-3000:]}")
+    return Path(settings["save_folder"]) / settings["run_name"]
+
+
+def metrics(run_folder: Path, name: str) -> list[float]:
+    """The values of one metric in the order they were logged."""
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [line[name] for line in map(json.loads, lines) if name in line]
+
+
+def export_folder(run_folder: Path) -> Path:
+    """The newest Hugging Face export."""
+    exports = [folder for folder in (run_folder / "huggingface").iterdir() if folder.name.startswith("ba")]
+    return max(exports, key=lambda folder: int(folder.name.removeprefix("ba")))
+
+
+def report(what: str, difference: float, limit: float) -> bool:
+    """Prints one comparison; true where it holds."""
+    holds = difference <= limit
+    print(f"{'ok  ' if holds else 'FAIL'} {what}: {difference:.1e} (limit {limit:.0e})")
+    return holds
