@@ -1,0 +1,22 @@
+//! Models in Hugging Face's layout: opened from a folder, a `.gguf` file or the hub, and written as an export.
+//!
+//! A source gives its `config.json` and tokenizer as they are, and its weights as a [`WeightSource`] of tensors under
+//! their Hugging Face names; what the keys and names mean is the model's business, not ours.
+//!
+//! [`WeightSource`]: crate::WeightSource
+
+mod check;
+mod error;
+mod export;
+mod gguf;
+mod hub;
+mod model;
+mod safetensors;
+
+pub use check::{TensorMismatch, check_tensors};
+pub use error::HuggingFaceError;
+pub use export::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
+pub use gguf::{GgufFile, GgufTokenizer, GgufWeights};
+pub use hub::{HubOptions, HubProgress, HubProgressCallback};
+pub use model::{ModelLocation, ModelSource};
+pub use safetensors::SafetensorsSource;

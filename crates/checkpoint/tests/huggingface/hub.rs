@@ -1,0 +1,275 @@
+//! Fetching from the hub, played by a small HTTP server on the loopback interface.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use safetensors::Dtype;
+use serde_json::json;
+use tessera_checkpoint::huggingface::{HubOptions, HuggingFaceError, ModelLocation, ModelSource};
+use tessera_files::sha256_file;
+
+use crate::{TOKENIZER, f32_bytes, values, write_safetensors};
+
+const ID: &str = "entity/tiny";
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the server does wrong when the content of a file is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Sends a status and a text instead.
+    Status(u16),
+    /// Closes the connection after half of the content, as often as this.
+    Cut(usize),
+    /// Sends other bytes of the same length.
+    Forged,
+}
+
+struct Served {
+    bytes: Vec<u8>,
+    etag: String,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, Served>,
+    faults: BTreeMap<String, Fault>,
+    /// The status of the answer about the repository, if it is a refusal.
+    refusal: Option<u16>,
+    requests: Vec<String>,
+}
+
+struct Hub {
+    endpoint: String,
+    state: Arc<Mutex<State>>,
+    cache: tempfile::TempDir,
+}
+
+impl Hub {
+    /// A hub with one complete model.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_safetensors(
+            &folder.path().join("model.safetensors"),
+            Dtype::F32,
+            &[("w", &[64], f32_bytes(&[0.5; 64]))],
+        );
+        let mut hub = Self::start();
+        hub.add("config.json", br#"{"model_type": "llama"}"#);
+        hub.add("tokenizer.json", TOKENIZER.as_bytes());
+        hub.add("pytorch_model.bin", b"a pickle");
+        hub.add_large(&folder.path().join("model.safetensors"));
+        hub
+    }
+
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || answer(stream, &shared));
+            }
+        });
+        Self { endpoint, state, cache: tempfile::tempdir().unwrap() }
+    }
+
+    fn add(&mut self, name: &str, bytes: &[u8]) {
+        let served = Served { bytes: bytes.to_vec(), etag: format!("{:040x}", bytes.len()) };
+        self.state.lock().unwrap().files.insert(name.to_owned(), served);
+    }
+
+    /// A file that the hub stores under its SHA-256.
+    fn add_large(&mut self, path: &Path) {
+        let served = Served { bytes: fs::read(path).unwrap(), etag: sha256_file(path).unwrap() };
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        self.state.lock().unwrap().files.insert(name, served);
+    }
+
+    fn fault(&self, name: &str, fault: Fault) {
+        self.state.lock().unwrap().faults.insert(name.to_owned(), fault);
+    }
+
+    fn options(&self) -> HubOptions {
+        HubOptions {
+            offline: false,
+            endpoint: Some(self.endpoint.clone()),
+            token: Some("secret".to_owned()),
+            cache: self.cache.path().to_owned(),
+            retry_delay: Duration::from_millis(1),
+            progress: None,
+        }
+    }
+
+    fn open(&self, options: &HubOptions) -> Result<ModelSource, HuggingFaceError> {
+        ModelSource::open(&ModelLocation::parse(ID).unwrap(), options)
+    }
+
+    fn weights_error(&self) -> String {
+        let Err(error) = self.open(&self.options()).unwrap().open_weights() else { panic!("weights came") };
+        error.to_string()
+    }
+
+    /// Nothing of a file must be in the cache.
+    fn assert_not_cached(&self, name: &str) {
+        let folder = self.cache.path().join("models--entity--tiny");
+        assert!(!folder.join("snapshots").join(COMMIT).join(name).exists());
+        let etag = &self.state.lock().unwrap().files[name].etag;
+        assert!(!folder.join("blobs").join(etag).exists());
+        assert!(!folder.join(".unchecked").exists());
+    }
+
+    fn requests(&self, part: &str) -> usize {
+        self.state.lock().unwrap().requests.iter().filter(|request| request.contains(part)).count()
+    }
+}
+
+/// Answers one request of a connection and closes it.
+fn answer(stream: TcpStream, state: &Mutex<State>) {
+    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    let Some(request) = lines.next() else { return };
+    let headers: Vec<String> = lines.map(|line| line.to_ascii_lowercase()).collect();
+    let mut parts = request.split(' ');
+    let (method, path) = (parts.next().unwrap(), parts.next().unwrap());
+    let mut state = state.lock().unwrap();
+    state.requests.push(format!("{method} {path}"));
+    assert!(headers.iter().any(|header| header == "authorization: bearer secret"));
+    let send = |status: u16, extra: &str, body: &[u8], sent: usize| {
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n{extra}\r\n");
+        let body = if method == "HEAD" { &[][..] } else { &body[..sent] };
+        let _ = (&stream).write_all(&[head.as_bytes(), body].concat());
+    };
+    if path.starts_with("/api/") {
+        let body = if path.contains("/tree/") {
+            listing(&state)
+        } else {
+            json!({"id": ID, "sha": COMMIT}).to_string()
+        };
+        match state.refusal {
+            Some(status) => send(status, "", b"{\"error\": \"no\"}", 15),
+            None => send(200, "", body.as_bytes(), body.len()),
+        }
+        return;
+    }
+    let name = path.rsplit('/').next().unwrap();
+    let Some(served) = state.files.get(name) else { return send(404, "", b"", 0) };
+    let extra = format!("ETag: \"{}\"\r\nX-Repo-Commit: {COMMIT}\r\n", served.etag);
+    let (bytes, length) = (served.bytes.clone(), served.bytes.len());
+    match state.faults.get(name).copied().filter(|_| method == "GET") {
+        Some(Fault::Status(status)) => send(status, &extra, b"Access to this model is restricted", 34),
+        Some(Fault::Forged) => send(200, &extra, &vec![7; length], length),
+        Some(Fault::Cut(times)) if times > 0 => {
+            state.faults.insert(name.to_owned(), Fault::Cut(times - 1));
+            send(200, &extra, &bytes, length / 2);
+        }
+        _ => send(200, &extra, &bytes, length),
+    }
+}
+
+fn listing(state: &State) -> String {
+    let entry = |(name, served): (&String, &Served)| json!({"type": "file", "oid": "0", "size": served.bytes.len(), "path": name});
+    serde_json::Value::Array(state.files.iter().map(entry).collect()).to_string()
+}
+
+#[test]
+fn only_what_is_needed_is_fetched_and_only_once() {
+    let hub = Hub::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let options = HubOptions {
+        progress: Some(Arc::new(move |progress| {
+            told.lock().unwrap().push((progress.file.to_owned(), progress.done, progress.total));
+        })),
+        ..hub.options()
+    };
+    let model = hub.open(&options).unwrap();
+    assert_eq!(model.config, json!({"model_type": "llama"}));
+    assert_eq!(model.tokenizer_json, TOKENIZER.as_bytes());
+    assert_eq!(hub.requests("model.safetensors"), 0);
+    assert_eq!(values(&*model.open_weights().unwrap(), "w"), [0.5; 64]);
+    let size = hub.state.lock().unwrap().files["model.safetensors"].bytes.len() as u64;
+    assert!(seen.lock().unwrap().contains(&("model.safetensors".to_owned(), size, size)));
+    assert_eq!(hub.requests("pytorch_model.bin"), 0);
+    assert_eq!(hub.requests("GET /entity/tiny/resolve"), 3);
+
+    hub.open(&options).unwrap().open_weights().unwrap();
+    assert_eq!(hub.requests("GET /entity/tiny/resolve"), 3);
+}
+
+#[test]
+fn the_cache_serves_when_offline_or_when_the_hub_is_away() {
+    let hub = Hub::new();
+    let offline = HubOptions { offline: true, ..hub.options() };
+    let problem = hub.open(&offline).unwrap_err().to_string();
+    assert!(
+        problem.contains("HF_HUB_OFFLINE is set") && problem.contains("revision main is not in the cache")
+    );
+    hub.open(&hub.options()).unwrap().open_weights().unwrap();
+    let requests = hub.requests("");
+    assert_eq!(values(&*hub.open(&offline).unwrap().open_weights().unwrap(), "w"), [0.5; 64]);
+    assert_eq!(hub.requests(""), requests);
+    let away = HubOptions { endpoint: Some("http://127.0.0.1:9".to_owned()), ..hub.options() };
+    hub.open(&away).unwrap().open_weights().unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let problem = hub.open(&HubOptions { cache: empty.path().to_owned(), ..away }).unwrap_err().to_string();
+    assert!(problem.contains("the hub cannot be reached"), "{problem}");
+}
+
+#[test]
+fn refused_content_is_an_error_and_does_not_enter_the_cache() {
+    let hub = Hub::new();
+    hub.fault("model.safetensors", Fault::Status(403));
+    let problem = hub.weights_error();
+    assert!(problem.contains("model.safetensors") && problem.contains("accept the licence"), "{problem}");
+    hub.assert_not_cached("model.safetensors");
+}
+
+#[test]
+fn a_broken_body_is_asked_for_again() {
+    let hub = Hub::new();
+    hub.fault("model.safetensors", Fault::Cut(4));
+    let weights = hub.open(&hub.options()).unwrap().open_weights().unwrap();
+    assert_eq!(values(&*weights, "w"), [0.5; 64]);
+    let hub = Hub::new();
+    hub.fault("model.safetensors", Fault::Cut(1000));
+    let problem = hub.weights_error();
+    assert!(problem.contains("in 5 attempts"), "{problem}");
+    hub.assert_not_cached("model.safetensors");
+}
+
+#[test]
+fn other_bytes_of_the_same_length_are_found_out() {
+    let hub = Hub::new();
+    hub.fault("model.safetensors", Fault::Forged);
+    let problem = hub.weights_error();
+    assert!(problem.contains("its SHA-256 is"), "{problem}");
+    hub.assert_not_cached("model.safetensors");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    for (status, part) in
+        [(401, "set HF_TOKEN"), (403, "accept the licence"), (404, "Check the repository's name")]
+    {
+        let hub = Hub::new();
+        hub.state.lock().unwrap().refusal = Some(status);
+        let problem = hub.open(&hub.options()).unwrap_err().to_string();
+        assert!(problem.contains(part) && problem.contains(ID), "{status}: {problem}");
+    }
+}
+
+#[test]
+fn a_repository_of_pickles_is_refused() {
+    let hub = Hub::new();
+    hub.state.lock().unwrap().files.remove("model.safetensors");
+    assert!(hub.weights_error().contains("pytorch_model.bin, a pickle"));
+    assert_eq!(hub.requests("pytorch_model.bin"), 0);
+}
