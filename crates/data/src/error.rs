@@ -1,0 +1,181 @@
+//! Everything that can be wrong with data, a tokenizer or a template, told so that the user can repair it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use tessera_files::FileError;
+
+use crate::settings::Task;
+
+/// How many bad rows an error shows; the rest are counted.
+const SHOWN: usize = 20;
+
+/// One row that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowProblem {
+    /// The text file it is in, where the data is a folder.
+    pub file: Option<PathBuf>,
+    /// The line, from 1.
+    pub line: usize,
+    /// What was found and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for RowProblem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(formatter, "{}, ", file.display())?;
+        }
+        write!(formatter, "line {}: {}", self.line, self.message)
+    }
+}
+
+/// Collects bad rows in the order of the data, keeping the first few.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    total: usize,
+    shown: Vec<RowProblem>,
+}
+
+impl Problems {
+    pub(crate) fn push(&mut self, problem: RowProblem) {
+        self.total += 1;
+        if self.shown.len() < SHOWN {
+            self.shown.push(problem);
+        }
+    }
+
+    pub(crate) fn none(&self) -> bool {
+        self.total == 0
+    }
+
+    /// `Ok` if no row was bad.
+    pub(crate) fn into_result(self, path: &std::path::Path, task: Task) -> Result<(), DataError> {
+        if self.none() {
+            return Ok(());
+        }
+        Err(DataError::InvalidData { path: path.to_owned(), task, total: self.total, shown: self.shown })
+    }
+}
+
+/// Data could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    /// Rows that break the rules of their task.
+    #[error("{}", invalid_data(path, *task, *total, shown))]
+    InvalidData {
+        /// The data file or folder.
+        path: PathBuf,
+        /// What the rows were to be.
+        task: Task,
+        /// How many rows are bad.
+        total: usize,
+        /// The first 20 of them.
+        shown: Vec<RowProblem>,
+    },
+
+    /// Nothing is at the path.
+    #[error("{path}: no such file or folder; {task} expects {expected}", path = path.display())]
+    NotFound {
+        /// Where the data was said to be.
+        path: PathBuf,
+        /// What it was to be used for.
+        task: Task,
+        /// What the task reads.
+        expected: &'static str,
+    },
+
+    /// Something is at the path, but not what the task reads.
+    #[error("{path} is {found}; {task} expects {expected}", path = path.display())]
+    WrongKind {
+        /// Where the data was said to be.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What it was to be used for.
+        task: Task,
+        /// What the task reads.
+        expected: &'static str,
+    },
+
+    /// The file or folder has no example in it.
+    #[error("{path} is empty: {task} expects {expected}", path = path.display())]
+    Empty {
+        /// The data file or folder.
+        path: PathBuf,
+        /// What it was to be used for.
+        task: Task,
+        /// What the task reads.
+        expected: &'static str,
+    },
+
+    /// Every example was dropped.
+    #[error(
+        "{path}: none of the {examples} examples can be trained on: {empty} have an empty text, {no_loss_token} have no \
+         loss token within the first {context_length} tokens; a larger context_length or shorter prompts would help",
+        path = path.display()
+    )]
+    AllDropped {
+        /// The data file or folder.
+        path: PathBuf,
+        /// Examples in it.
+        examples: usize,
+        /// Examples whose prompt, response or text is empty.
+        empty: usize,
+        /// Examples that truncation leaves without a loss token.
+        no_loss_token: usize,
+        /// Where examples are truncated.
+        context_length: usize,
+    },
+
+    /// The tokenizer makes ids that the model has no embedding for.
+    #[error(
+        "{place}: the tokenizer turns {token:?} into id {id}, but the model's vocab_size is {vocab_size}, so ids must be \
+         below it; use the tokenizer that belongs to the model"
+    )]
+    TokenOutsideVocabulary {
+        /// File and line.
+        place: String,
+        /// The token's text in the vocabulary.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// The model's limit.
+        vocab_size: usize,
+    },
+
+    /// The tokenizer's files cannot be used.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+
+    /// The chat template cannot be parsed, or fails on a prompt.
+    #[error("chat template: {0}")]
+    Template(String),
+
+    /// What was just written cannot be read back.
+    #[error("{folder}: the rows just written there cannot be read back; check the disk", folder = folder.display())]
+    CacheUnreadable {
+        /// The cache folder.
+        folder: PathBuf,
+    },
+
+    /// Rows were to have no token.
+    #[error("context_length is 0; a row needs at least one token")]
+    NoContext,
+}
+
+fn invalid_data(path: &std::path::Path, task: Task, total: usize, shown: &[RowProblem]) -> String {
+    let rows = if total == 1 { "1 row" } else { &format!("{total} rows") };
+    let mut text = format!("{}: {rows} cannot be used for {task}", path.display());
+    for problem in shown {
+        text.push_str(&format!("\n  {problem}"));
+    }
+    if total > shown.len() {
+        text.push_str(&format!("\n  … and {} more", total - shown.len()));
+    }
+    text
+}

@@ -1,0 +1,32 @@
+//! From a source file to the batch at a position.
+//!
+//! The pipeline, a module a stage: `source` reads lines or text files, `validate` makes examples of them and
+//! refuses bad ones by name, `template` renders conversations and cuts them into turns, `tokenize` makes tokens
+//! and a loss mask, [`pack`] puts examples into rows, `cache` keeps all that on disk, [`order`] says which rows a
+//! batch has and `batch` gathers them. [`prepare()`] runs the stages; [`inspect`] shows what came out. Nothing
+//! here knows of models or devices.
+
+mod batch;
+mod cache;
+mod error;
+pub mod inspect;
+pub mod order;
+pub mod pack;
+mod prepare;
+mod progress;
+mod settings;
+mod source;
+mod summary;
+mod template;
+mod tokenize;
+mod validate;
+
+pub use batch::{Dataset, IGNORED_LABEL, MicroBatch};
+pub use error::{DataError, RowProblem};
+pub use order::{Order, split};
+pub use prepare::prepare;
+pub use progress::{Progress, Report, Stage};
+pub use settings::{DataSettings, Packing, TargetResponses, Task};
+pub use summary::{LengthHistogram, Summary};
+pub use tokenize::TextTokenizer;
+pub use validate::validate;

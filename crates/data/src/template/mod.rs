@@ -1,0 +1,155 @@
+//! Chat templates: the Jinja text that a tokenizer brings, rendered as transformers renders it, and ChatML for
+//! a tokenizer that brings none.
+//!
+//! A template may print the day. The day is therefore fixed when the template is made, so that one data set
+//! is rendered with one day, and it is part of the template's identity exactly if the template asks for it.
+
+mod python;
+mod turns;
+
+use std::collections::BTreeMap;
+
+use jiff::civil::Date;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use crate::error::DataError;
+
+/// The format of a tokenizer that has no template of its own.
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
+                      + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
+                      {% endif %}";
+
+/// The only name in the environment.
+const NAME: &str = "chat_template";
+
+/// A parsed chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    special_tokens: BTreeMap<String, String>,
+    date: Date,
+}
+
+impl ChatTemplate {
+    /// Parses `source`, or takes ChatML. `special_tokens` are visible to the template by name (`bos_token`,
+    /// `eos_token`, …).
+    pub fn new(
+        source: Option<&str>,
+        special_tokens: BTreeMap<String, String>,
+        date: Date,
+    ) -> Result<Self, DataError> {
+        let source = source.unwrap_or(CHATML).to_owned();
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| DataError::Template(error.to_string()))?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", python::to_json);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", move |format: &str| python::strftime(date, format));
+        environment
+            .add_template_owned(NAME, source.clone())
+            .map_err(|error| DataError::Template(format!("it cannot be parsed: {}", reason(&error))))?;
+        Ok(Self { environment, source, special_tokens, date })
+    }
+
+    /// What tells two templates apart: the source, the special tokens and, if it can be printed, the day.
+    pub(crate) fn identity(&self) -> String {
+        let prints_day = self.source.contains("strftime_now") || self.source.contains("date_string");
+        let day = if prints_day { self.date.to_string() } else { String::new() };
+        format!("{:?}", (&self.source, &self.special_tokens, day))
+    }
+
+    /// The text of `messages`, as transformers' `apply_chat_template(tokenize=False)` gives it. `Err` is what
+    /// the template said against them.
+    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, String> {
+        let context = minijinja::context! {
+            messages => messages,
+            add_generation_prompt => add_generation_prompt,
+            tools => (),
+            documents => (),
+            date_string => self.date.strftime("%d %b %Y").to_string(),
+            ..Value::from(&self.special_tokens)
+        };
+        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
+        rendered.map_err(|error| format!("the chat template refuses this conversation: {}", reason(&error)))
+    }
+}
+
+/// What templates call on input that they do not take.
+fn raise_exception(message: &str) -> Result<(), Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+}
+
+/// An error's own words and the template line, without the engine's wrapping.
+fn reason(error: &Error) -> String {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(line) => format!("{detail} (line {line} of the template)"),
+        None => detail,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn render(source: &str) -> Result<String, String> {
+        let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
+        let template = ChatTemplate::new(Some(source), special, jiff::civil::date(2024, 7, 26)).unwrap();
+        template.render(&[], true)
+    }
+
+    #[test]
+    fn the_day_is_the_one_given() {
+        assert_eq!(
+            render("{{ strftime_now('%d %b %Y') }}|{{ date_string }}").unwrap(),
+            "26 Jul 2024|26 Jul 2024"
+        );
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        assert_eq!(render(r#"{{ ["a<'é", 1, none, 1.5] | tojson }}"#).unwrap(), r#"["a<'é", 1, null, 1.5]"#);
+        assert_eq!(
+            render("{{ {'a': [1, {}], 'b': []} | tojson(indent=2) }}").unwrap(),
+            "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
+        );
+        assert_eq!(render("{{ 'é𝄞' | tojson(ensure_ascii=true) }}").unwrap(), r#""\u00e9\ud834\udd1e""#);
+    }
+
+    #[test]
+    fn blocks_and_methods_behave_as_in_transformers() {
+        let source = "{{ bos_token }}\n  {% if tools is none %}\n{{ ' x '.strip() }}\n  {% endif %}\n";
+        assert_eq!(render(source).unwrap(), "<s>\nx\n");
+    }
+
+    #[test]
+    fn refusals_carry_the_templates_words() {
+        let error = render("\n{{ raise_exception('no system, please') }}").unwrap_err();
+        assert_eq!(
+            error,
+            "the chat template refuses this conversation: no system, please (line 2 of the template)"
+        );
+    }
+
+    #[test]
+    fn a_template_that_is_none_is_refused() {
+        let error = ChatTemplate::new(Some("{% if %}"), BTreeMap::new(), jiff::civil::date(2024, 1, 1))
+            .err()
+            .unwrap();
+        assert!(error.to_string().starts_with("chat template: it cannot be parsed: "), "{error}");
+    }
+
+    #[test]
+    fn the_day_matters_only_to_templates_that_print_it() {
+        let identity = |source, day| {
+            ChatTemplate::new(Some(source), BTreeMap::new(), jiff::civil::date(2024, 1, day))
+                .unwrap()
+                .identity()
+        };
+        assert_eq!(identity("a", 1), identity("a", 2));
+        assert_ne!(identity("{{ date_string }}", 1), identity("{{ date_string }}", 2));
+    }
+}

@@ -1,0 +1,160 @@
+//! Text to tokens, with what a tokenizer's files say about the tokens that frame a text.
+//!
+//! BOS comes only from a chat template or from the tokenizer's post-processor, never from us. One EOS ends an
+//! example or document, unless it is there already.
+
+mod example;
+mod special;
+mod split;
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+pub(crate) use example::Tokenized;
+pub(crate) use split::Splitter;
+
+use crate::error::DataError;
+use crate::settings::Task;
+use crate::source::hex;
+use crate::template::ChatTemplate;
+
+/// A tokenizer with its chat template.
+pub struct TextTokenizer {
+    inner: Tokenizer,
+    template: ChatTemplate,
+    splitter: Splitter,
+    /// What the post-processor puts before a text: BOS, or nothing.
+    prefix: Vec<u32>,
+    /// Tokens of the blank that SentencePiece puts before a text.
+    added_blank: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    files_digest: String,
+}
+
+impl TextTokenizer {
+    /// Reads `tokenizer.json` and, for the names of BOS and EOS and the chat template,
+    /// `tokenizer_config.json`. A `chat_template` given beside them (`chat_template.jinja`) comes first; where
+    /// there is none at all, ChatML is used. Templates that print the day print today.
+    pub fn new(
+        tokenizer_json: &[u8],
+        tokenizer_config: Option<&Value>,
+        chat_template: Option<&str>,
+    ) -> Result<Self, DataError> {
+        Self::with_date(tokenizer_json, tokenizer_config, chat_template, jiff::Zoned::now().date())
+    }
+
+    /// [`TextTokenizer::new`] with the day that templates print, so that a resumed run prints the day it began.
+    pub fn with_date(
+        tokenizer_json: &[u8],
+        tokenizer_config: Option<&Value>,
+        chat_template: Option<&str>,
+        date: jiff::civil::Date,
+    ) -> Result<Self, DataError> {
+        let unusable =
+            |error: &dyn std::fmt::Display| DataError::Tokenizer(format!("tokenizer.json: {error}"));
+        let json: Value = serde_json::from_slice(tokenizer_json).map_err(|error| unusable(&error))?;
+        let mut inner = Tokenizer::from_bytes(tokenizer_json).map_err(|error| unusable(&error))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| unusable(&error))?;
+
+        let prefix = special::prefix(&inner)?;
+        let mut names = special::names(tokenizer_config);
+        let bos = special::id(&inner, &names, "bos_token")?.or(prefix.first().copied());
+        let eos = special::id(&inner, &names, "eos_token")?;
+        if let Some(token) = bos.and_then(|id| inner.id_to_token(id)) {
+            names.entry("bos_token".to_owned()).or_insert(token);
+        }
+        let source = chat_template.or_else(|| special::template(tokenizer_config));
+        Ok(Self {
+            splitter: Splitter::new(&json),
+            added_blank: special::added_blank(&inner)?,
+            template: ChatTemplate::new(source, names, date)?,
+            files_digest: hex(tokenizer_json),
+            inner,
+            prefix,
+            bos,
+            eos,
+        })
+    }
+
+    /// The token that begins a text, where the files name one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text, where the files name one. Without it examples end as they are.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Whether the post-processor begins a text with BOS.
+    pub fn adds_bos(&self) -> bool {
+        self.bos.is_some() && self.prefix.first().copied() == self.bos
+    }
+
+    /// The text of tokens.
+    pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
+        self.inner
+            .decode(tokens, skip_special_tokens)
+            .map_err(|error| DataError::Tokenizer(error.to_string()))
+    }
+
+    /// The tokens after which the model is to answer `prompt`: for conversations the prompt as one user message
+    /// with the generation prompt, else the prompt as it is.
+    pub fn encode_prompt(&self, prompt: &str, task: Task) -> Result<Vec<u32>, DataError> {
+        let mut tokens = Vec::new();
+        match task {
+            Task::ChatCompletion => {
+                let question = self.template.question(prompt).map_err(DataError::Template)?;
+                self.encode_into(&question, &mut tokens).map_err(DataError::Tokenizer)?;
+            }
+            Task::InstructionFinetune | Task::ContinuedPretrain => {
+                tokens.extend_from_slice(&self.prefix);
+                self.encode_into(prompt, &mut tokens).map_err(DataError::Tokenizer)?;
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Tells tokenizers apart that make different tokens of a task's examples.
+    pub(crate) fn identity(&self, task: Task) -> String {
+        let template = if task == Task::ChatCompletion { self.template.identity() } else { String::new() };
+        hex(format!("{} {:?} {:?} {:?} {template}", self.files_digest, self.prefix, self.bos, self.eos)
+            .as_bytes())
+    }
+
+    /// How long texts may be cut for tokenising.
+    pub(crate) fn splitter(&self) -> &Splitter {
+        &self.splitter
+    }
+
+    /// The tokenizer underneath, for walking over tokens.
+    pub(crate) fn inner(&self) -> &Tokenizer {
+        &self.inner
+    }
+
+    /// Appends the tokens of a part of a document as [`Splitter::parts`] cuts it, BOS before the first.
+    pub(crate) fn encode_part(&self, part: &str, first: bool, tokens: &mut Vec<u32>) -> Result<(), String> {
+        let start = tokens.len();
+        if first {
+            tokens.extend_from_slice(&self.prefix);
+        }
+        self.encode_into(part, tokens)?;
+        if !first && self.splitter == Splitter::BeforeLineEnd {
+            // Such a part begins with a line end, which nothing joins: what stands before is the added blank.
+            tokens.drain(start..start + self.added_blank.min(tokens.len() - start));
+        }
+        Ok(())
+    }
+
+    /// Appends the tokens of `text`, without special tokens around it.
+    pub(crate) fn encode_into(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), String> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| format!("the tokenizer fails on this text: {error}"))?;
+        tokens.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! The rules of CHAT_COMPLETION: one key `messages`; each message has `role` and `content`, both strings; an
+//! optional system message comes first; then user and assistant alternate; the assistant has the last word.
+
+use serde_json::{Map, Value};
+
+use super::{keys, kind};
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Sets the scene; only as the first message.
+    System,
+    /// Asks.
+    User,
+    /// Answers; has the loss.
+    Assistant,
+}
+
+impl Role {
+    /// Its name in data and templates.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message, as chat templates see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// The messages of a row that obeys the rules.
+pub(super) fn messages(mut row: Map<String, Value>) -> Result<Vec<Message>, String> {
+    if row.len() != 1 || !row.contains_key("messages") {
+        let hint =
+            if row.contains_key("prompt") { "; for prompts set task_type: INSTRUCTION_FINETUNE" } else { "" };
+        return Err(format!("found {}, expected the key `messages` alone{hint}", keys(&row)));
+    }
+    let list = match row.remove("messages") {
+        Some(Value::Array(list)) => list,
+        other => {
+            let found = other.as_ref().map_or("nothing", kind);
+            return Err(format!("`messages` is {found}, expected a list of messages"));
+        }
+    };
+    if list.len() < 2 {
+        return Err(format!(
+            "`messages` has {} of the at least two messages of a conversation (user, assistant)",
+            list.len()
+        ));
+    }
+    let numbered = list.into_iter().enumerate();
+    let messages: Vec<Message> =
+        numbered.map(|(index, value)| message(value, index + 1)).collect::<Result<_, _>>()?;
+    order(&messages)?;
+    Ok(messages)
+}
+
+fn message(value: Value, number: usize) -> Result<Message, String> {
+    let Value::Object(mut fields) = value else {
+        return Err(format!(
+            "message {number} is {}, expected an object with `role` and `content`",
+            kind(&value)
+        ));
+    };
+    if fields.len() != 2 || !fields.contains_key("role") || !fields.contains_key("content") {
+        return Err(format!("message {number} has {}, expected `role` and `content` alone", keys(&fields)));
+    }
+    let mut text = |key: &str| match fields.remove(key) {
+        Some(Value::String(text)) => Ok(text),
+        other => {
+            let found = other.as_ref().map_or("nothing", kind);
+            Err(format!("the {key} of message {number} is {found}, expected a string"))
+        }
+    };
+    let role = match text("role")?.as_str() {
+        "system" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        other => {
+            return Err(format!(
+                "message {number} has the role {other:?}, expected \"system\", \"user\" or \"assistant\""
+            ));
+        }
+    };
+    Ok(Message { role, content: text("content")? })
+}
+
+/// Who may speak when.
+fn order(messages: &[Message]) -> Result<(), String> {
+    if !messages.iter().any(|message| message.role == Role::Assistant) {
+        return Err("no message has the role \"assistant\": there is nothing to learn from".to_owned());
+    }
+    let mut previous = None;
+    for (index, Message { role, .. }) in messages.iter().enumerate() {
+        let number = index + 1;
+        match (previous, role) {
+            (Some(_), Role::System) => {
+                return Err(format!(
+                    "message {number} has the role \"system\", which only the first may have"
+                ));
+            }
+            (Some(before), role) if before == *role => {
+                return Err(format!(
+                    "message {number} repeats the role {:?}; user and assistant must alternate",
+                    role.name()
+                ));
+            }
+            (None | Some(Role::System), Role::Assistant) => {
+                return Err(format!("message {number} is the assistant's, but the user must speak first"));
+            }
+            _ => previous = Some(*role),
+        }
+    }
+    match messages.last() {
+        Some(Message { role: Role::Assistant, .. }) => Ok(()),
+        last => {
+            let found = last.map_or("nobody", |message| message.role.name());
+            Err(format!("the last message has the role {found:?}, expected \"assistant\""))
+        }
+    }
+}

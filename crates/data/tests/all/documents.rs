@@ -1,0 +1,132 @@
+//! Continued pre-training: text files into rows.
+
+use super::*;
+
+fn folder_of(files: &[(&str, &str)]) -> Bench {
+    let mut bench = Bench::new(Task::ContinuedPretrain, "note.md", "not read");
+    let root = bench.folder.path().join("texts");
+    for (name, content) in files {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    bench.settings.path = root;
+    bench
+}
+
+fn all_rows(dataset: &Dataset) -> tessera_data::MicroBatch {
+    dataset.micro_batch(&(0..dataset.rows()).map(Some).collect::<Vec<_>>())
+}
+
+#[test]
+fn files_come_in_the_order_of_paths_each_with_one_end() {
+    let files = [
+        ("b.txt", "two"),
+        ("a/z.txt", "one"),
+        ("skip.md", "x"),
+        ("c.txt", "\u{feff}three<|end|>"),
+        ("d.txt", ""),
+    ];
+    let mut bench = folder_of(&files);
+    bench.tokenizer = tokenizer(&with_bos(), "<|end|>", None);
+    assert_eq!(
+        bench.marked(),
+        ["<|begin|>[[one<|end|>]]", "<|begin|>[[two<|end|>]]", "<|begin|>[[three<|end|>]]"]
+    );
+    let (_, summary) = bench.prepare().unwrap();
+    assert_eq!((summary.examples, summary.dropped_empty, summary.rows), (4, 1, 1));
+}
+
+#[test]
+fn documents_cut_over_rows_lose_no_token_and_no_target() {
+    let texts: Vec<(String, String)> = (0..7)
+        .map(|number| (format!("{number}.txt"), "some words and more\n".repeat(3 + 5 * number)))
+        .collect();
+    let files: Vec<_> = texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let mut bench = folder_of(&files);
+    bench.settings.context_length = 64;
+    let inner = tokenizers::Tokenizer::from_bytes(TOKENIZER).unwrap();
+    let end = token_id("<|end|>");
+    let (mut tokens, mut labels) = (Vec::new(), Vec::new());
+    for (_, text) in &texts {
+        let mut document = inner.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
+        document.push(end);
+        labels.extend(document[1..].iter().map(|&token| token as i32).chain([-100]));
+        tokens.extend(document);
+    }
+    let (dataset, summary) = bench.prepare().unwrap();
+    let batch = all_rows(&dataset);
+    assert_eq!(batch.tokens, tokens);
+    assert_eq!(batch.labels, labels);
+    assert_eq!(batch.loss_tokens, tokens.len() - texts.len());
+    assert_eq!((summary.tokens as usize, summary.loss_tokens as usize), (tokens.len(), batch.loss_tokens));
+    let full = dataset.rows() - 1;
+    assert!((0..full).all(|row| dataset.tokens(row) == 64));
+    assert_eq!(dataset.tokens(full), tokens.len() - 64 * full);
+}
+
+#[test]
+fn without_packing_a_document_begins_a_row() {
+    let mut bench = folder_of(&[("a.txt", "aaaaaaaa"), ("b.txt", "b")]);
+    bench.settings.context_length = 6;
+    bench.settings.packing = Packing::None;
+    assert_eq!(bench.marked(), ["a[[aaaaa]]", "a[[a<|end|>]]", "b[[<|end|>]]"].map(|text| text.to_owned()));
+}
+
+/// 600 kB of lines with all kinds of line ends and blanks.
+fn long_text() -> String {
+    let lines = [
+        "the hello\n",
+        "  and you \n",
+        "\n\n",
+        "Ω-words, and in\n",
+        "ring 12 the\r\n",
+        "x = '<|im_end|>'\n",
+        "\tthe  end\n",
+    ];
+    let order = tessera_data::order::Permutation::new(3, 0, 60_000);
+    (0..60_000).map(|place| lines[order.at(place) % lines.len()]).collect()
+}
+
+/// Prepares the text and compares with the tokens of one call of the tokenizer.
+fn assert_tokens_of_the_whole(json: &str) {
+    let text = long_text();
+    let mut bench = Bench::new(Task::ContinuedPretrain, "a.txt", &text);
+    bench.tokenizer = tokenizer(json, "<|end|>", None);
+    bench.settings.vocab_size = 1000;
+    let inner = tokenizers::Tokenizer::from_bytes(json).unwrap();
+    let mut whole = inner.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
+    whole.push(inner.token_to_id("<|end|>").unwrap());
+    let (dataset, _) = bench.prepare().unwrap();
+    assert!(all_rows(&dataset).tokens == whole, "cut at a place that the tokenizer sees across");
+}
+
+#[test]
+fn a_long_text_gives_the_tokens_of_the_whole() {
+    assert_tokens_of_the_whole(TOKENIZER);
+}
+
+#[test]
+fn a_long_text_gives_the_tokens_of_the_whole_with_sentencepiece() {
+    let characters = "▁ahelonduriwgs,-=x'<|_>12".chars().map(String::from);
+    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+    let merged = ["▁t", "▁a", "he", "▁the", "in", "▁▁", "nd", "▁and"].map(String::from);
+    let tokens = bytes.chain(characters).chain(["t".to_owned()]).chain(merged);
+    let vocabulary: serde_json::Map<_, _> =
+        tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false})
+    };
+    let mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let json = json!({
+        "version": "1.0",
+        "added_tokens": [special(900, "<|begin|>"), special(901, "<|end|>"), special(902, "<|im_end|>")],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark]},
+        "model": {
+            "type": "BPE", "byte_fallback": true, "fuse_unk": true, "vocab": vocabulary,
+            "merges": [["▁", "t"], ["▁", "a"], ["h", "e"], ["▁t", "he"], ["i", "n"], ["▁", "▁"], ["n", "d"], ["▁a", "nd"]]
+        }
+    });
+    assert_tokens_of_the_whole(&json.to_string());
+}

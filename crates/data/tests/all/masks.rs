@@ -1,0 +1,113 @@
+//! Where the loss is, in the formats that matter.
+
+use super::*;
+
+const TWO_TURNS: [(&str, &str); 5] = [
+    ("system", "Be brief."),
+    ("user", "hello"),
+    ("assistant", "hello you"),
+    ("user", "and?"),
+    ("assistant", "no"),
+];
+
+#[test]
+fn chatml_has_loss_on_every_response_and_its_end() {
+    let bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS));
+    assert_eq!(
+        bench.marked(),
+        [
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n\
+          [[hello you<|im_end|>\n]]<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n\
+          [[no<|im_end|>\n<|end|>]]"
+        ]
+    );
+}
+
+#[test]
+fn target_responses_last_keeps_the_last_one() {
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS));
+    bench.settings.target_responses = TargetResponses::Last;
+    let marked = bench.marked();
+    assert!(marked[0].contains("\nhello you<|im_end|>\n<|im_start|>user"), "{marked:?}");
+    assert!(marked[0].ends_with("assistant\n[[no<|im_end|>\n<|end|>]]"), "{marked:?}");
+}
+
+#[test]
+fn a_template_with_bos_and_eot_gets_neither_twice() {
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS));
+    bench.tokenizer = tokenizer(&with_bos(), "<|eot|>", Some(ROLES));
+    assert_eq!(
+        bench.marked(),
+        ["<|begin|><|role|>system<|/role|>\nBe brief.<|eot|><|role|>user<|/role|>\nhello<|eot|>\
+          <|role|>assistant<|/role|>\n[[hello you<|eot|>]]<|role|>user<|/role|>\nand?<|eot|>\
+          <|role|>assistant<|/role|>\n[[no<|eot|>]]"]
+    );
+}
+
+#[test]
+fn instructions_have_one_bos_and_loss_on_the_response() {
+    let completion = json!({"prompt": "1+1=", "completion": "2"}).to_string();
+    let lines = format!("{}\n{completion}", pair("the ", "end"));
+    let mut bench = Bench::new(Task::InstructionFinetune, "a.jsonl", lines);
+    assert_eq!(bench.marked(), ["the [[end<|end|>]]", "1+1=[[2<|end|>]]"]);
+    bench.tokenizer = tokenizer(&with_bos(), "<|end|>", None);
+    assert!(bench.tokenizer.adds_bos());
+    assert_eq!(bench.marked(), ["<|begin|>the [[end<|end|>]]", "<|begin|>1+1=[[2<|end|>]]"]);
+}
+
+#[test]
+fn an_end_that_is_there_is_not_added() {
+    let bench = Bench::new(Task::InstructionFinetune, "a.jsonl", pair("q", "a<|end|>"));
+    assert_eq!(bench.marked(), ["q[[a<|end|>]]"]);
+}
+
+#[test]
+fn characters_of_several_tokens_are_shown_whole() {
+    let bench = Bench::new(Task::InstructionFinetune, "a.jsonl", pair("é", "日本"));
+    assert_eq!(bench.marked(), ["é[[日本<|end|>]]"]);
+}
+
+#[test]
+fn a_template_whose_texts_do_not_extend_each_other_is_refused() {
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS));
+    let mut error = |template: &str| {
+        bench.tokenizer = tokenizer(TOKENIZER, "<|end|>", Some(template));
+        bench.error()
+    };
+    let forgets = "{% for message in messages %}{{ message.content if message.role == 'user' or loop.last else '-' }}\
+                   {% endfor %}";
+    let found = error(forgets);
+    assert!(
+        found.contains("line 1: the chat template rewrites earlier messages: the text of the first 5"),
+        "{found}"
+    );
+    let found = error("{{ 'Q' if add_generation_prompt else 'A' }}");
+    assert!(found.contains("line 1: the chat template renders message 3 differently"), "{found}");
+}
+
+#[test]
+fn prompts_are_framed_as_the_task_frames_them() {
+    let tokenizer = tokenizer(&with_bos(), "<|eot|>", Some(ROLES));
+    let text = |task| tokenizer.decode(&tokenizer.encode_prompt("hello", task).unwrap(), false).unwrap();
+    assert_eq!(
+        text(Task::ChatCompletion),
+        "<|begin|><|role|>user<|/role|>\nhello<|eot|><|role|>assistant<|/role|>\n"
+    );
+    assert_eq!(text(Task::InstructionFinetune), "<|begin|>hello");
+    assert_eq!(chatml().encode_prompt("hello", Task::ContinuedPretrain).unwrap(), [token_id("hello")]);
+    let tokens = tokenizer.encode_prompt("hello", Task::ContinuedPretrain).unwrap();
+    assert_eq!(tokenizer.decode(&tokens, true).unwrap(), "hello");
+}
+
+#[test]
+fn a_template_in_the_configuration_is_used() {
+    for template in [
+        json!(NO_SYSTEM),
+        json!([{"name": "tool", "template": "x"}, {"name": "default", "template": NO_SYSTEM}]),
+    ] {
+        let config = json!({"eos_token": "<|end|>", "chat_template": template});
+        let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS[1..3]));
+        bench.tokenizer = TextTokenizer::new(TOKENIZER.as_bytes(), Some(&config), None).unwrap();
+        assert_eq!(bench.marked(), ["hello\n[[hello you<|end|>]]"]);
+    }
+}
