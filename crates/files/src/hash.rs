@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use sha2::Digest;
-pub use sha2::Sha256;
+pub use sha2::{Digest, Sha256};
 
 use crate::error::{FileError, IoContext};
 

@@ -12,6 +12,6 @@ mod map;
 
 pub use atomic::{AtomicFile, AtomicFolder, replace_symlink, sync_folder, write_atomic};
 pub use error::{FileError, IoContext};
-pub use hash::{Sha256, sha256_file, sha256_hex};
+pub use hash::{Digest, Sha256, sha256_file, sha256_hex};
 pub use lock::FolderLock;
 pub use map::MappedFile;

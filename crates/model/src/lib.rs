@@ -13,6 +13,6 @@ mod table;
 
 pub use block::Block;
 pub use head::{Head, LossScale};
-pub use model::Model;
+pub use model::{EMBEDDING, Model, OUTPUT};
 pub use stage::{Context, DecodeContext, MicroBatch};
 pub use table::{Initial, Parameter, Piece, Placed, Segment, UnitTable};

@@ -1,0 +1,47 @@
+//! Evaluation: forward only, the same chunks of logits, no gradient.
+
+use tessera_data::MicroBatch;
+use tessera_dist::DistError;
+use tessera_model::Context;
+use tessera_ops::step::statistic;
+use tessera_ops::{DType, fill};
+
+use super::Engine;
+use super::pass::{Keep, Pass, Targets, rope_view};
+
+/// Sums over an evaluated data set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evaluation {
+    /// Σ of the token losses.
+    pub loss_sum: f64,
+    /// Loss tokens whose target had the largest logit.
+    pub hits: f64,
+}
+
+impl Engine {
+    /// Adds the losses of one micro-batch.
+    pub fn evaluate_micro_batch(&mut self, batch: &MicroBatch) -> Result<(), DistError> {
+        let targets = Targets::of(batch);
+        let rope_table = rope_view(&self.rope_table, &self.model)?;
+        let context = Context { queue: &self.queue, batch: targets.views(batch), rope_table };
+        let pass = Pass { model: &self.model, units: &self.units, context };
+        let last = pass.forward(&mut self.workspace, Keep::Nothing, |_, _| Ok(()))?;
+        let x = pass.stream(&mut self.workspace.inputs[last])?;
+        let statistics = self.statistics.view_mut(DType::F64);
+        let arena = self.workspace.scratch.arena();
+        pass.with_weights(self.model.head_unit(), Some(0), |weights| {
+            Ok(self.model.head().evaluate(&context, weights, x.as_view(), statistics, arena)?)
+        })
+    }
+
+    /// Ends an evaluation: the sums over all ranks since the last step or evaluation.
+    pub fn finish_evaluation(&mut self) -> Result<Evaluation, DistError> {
+        self.units.group().all_reduce(&self.queue, self.statistics.view_mut(DType::F64))?.wait()?;
+        let view = self.statistics.view(DType::F64);
+        let statistics = view.as_slice::<f64>()?;
+        let evaluation =
+            Evaluation { loss_sum: statistics[statistic::LOSS_SUM], hits: statistics[statistic::HITS] };
+        fill::zero(&self.queue, self.statistics.view_mut(DType::F64))?;
+        Ok(evaluation)
+    }
+}

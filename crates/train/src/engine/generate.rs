@@ -1,0 +1,265 @@
+//! Answers to prompts: each prompt goes through the model once and leaves its keys and values in a cache; then all prompts
+//! grow together, one token a pass.
+
+use candle_core::{Device, Tensor};
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+use tessera_data::{IGNORED_LABEL, MicroBatch};
+use tessera_dist::DistError;
+use tessera_model::{Block, Context, DecodeContext};
+use tessera_ops::{Arena, Buffer, DType, OpError, View, ViewMut, embedding};
+
+use super::Engine;
+use super::pass::{Keep, Pass, Targets, rope_view, rows, two};
+use crate::error::TrainError;
+use crate::spec::GenerationSpec;
+
+/// How the next token is chosen from the logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sampler {
+    /// The most likely one.
+    Greedy,
+    /// A draw from the `top_k` most likely that make up `top_p` of the probability.
+    TopKTopP {
+        /// What logits are divided by.
+        temperature: f64,
+        /// How many tokens are considered.
+        top_k: usize,
+        /// The probability that the considered tokens make up.
+        top_p: f64,
+    },
+}
+
+/// What ends an answer, and what it is drawn with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationSettings {
+    /// The longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampler: Sampler,
+    /// The seed of the draws; prompt i uses `seed + i`.
+    pub seed: u64,
+    /// Tokens that end an answer; they are not part of it.
+    pub stop_tokens: Vec<u32>,
+}
+
+/// One prompt with its answer so far.
+struct Sequence {
+    processor: LogitsProcessor,
+    last_token: u32,
+    /// Tokens whose keys and values are in the cache.
+    length: usize,
+    answer: Vec<u32>,
+    finished: bool,
+}
+
+impl Sequence {
+    fn take(
+        &mut self,
+        logits: &[f32],
+        settings: &GenerationSettings,
+        capacity: usize,
+    ) -> Result<(), TrainError> {
+        let logits = Tensor::from_slice(logits, logits.len(), &Device::Cpu)?;
+        self.last_token = self.processor.sample(&logits)?;
+        if settings.stop_tokens.contains(&self.last_token) {
+            self.finished = true;
+        } else {
+            self.answer.push(self.last_token);
+            self.finished = self.answer.len() >= settings.max_new_tokens || self.length >= capacity;
+        }
+        Ok(())
+    }
+}
+
+/// The keys and values of every block, `[sequences, capacity, 2·Hkv·D]` each.
+struct Cache {
+    blocks: Vec<Buffer>,
+    capacity: usize,
+    row_width: usize,
+}
+
+impl Engine {
+    /// Answers `prompts` (token ids, none of them empty). A prompt longer than the engine's positions loses its front.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        settings: &GenerationSettings,
+    ) -> Result<Vec<Vec<u32>>, TrainError> {
+        let positions = self.settings.positions.min(self.settings.micro_batch_tokens);
+        let kept_front = |prompt: &Vec<u32>| prompt.len().saturating_sub(positions.saturating_sub(1));
+        let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt[kept_front(prompt)..]).collect();
+        let mut answers = Vec::with_capacity(prompts.len());
+        // A micro-batch's buffers hold one new token of this many sequences.
+        for (index, group) in prompts.chunks(self.settings.micro_batch_tokens).enumerate() {
+            let first = index * self.settings.micro_batch_tokens;
+            answers.extend(self.generate_together(group, settings, settings.seed + first as u64)?);
+        }
+        Ok(answers)
+    }
+
+    fn generate_together(
+        &mut self,
+        prompts: &[&[u32]],
+        settings: &GenerationSettings,
+        seed: u64,
+    ) -> Result<Vec<Vec<u32>>, TrainError> {
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let mut cache =
+            self.cache(prompts.len(), (longest + settings.max_new_tokens).min(self.settings.positions))?;
+        let mut sequences = Vec::with_capacity(prompts.len());
+        for (index, prompt) in prompts.iter().enumerate() {
+            let logits = self.prefill(prompt, index, prompts.len(), &mut cache)?;
+            let mut sequence = Sequence {
+                processor: settings.sampler.processor(seed + index as u64),
+                last_token: 0,
+                length: prompt.len(),
+                answer: Vec::new(),
+                finished: false,
+            };
+            sequence.take(&logits, settings, cache.capacity)?;
+            sequences.push(sequence);
+        }
+        while sequences.iter().any(|sequence| !sequence.finished) {
+            let logits = self.decode(&sequences, &mut cache)?;
+            let vocabulary = self.model.config().vocab_size;
+            for (sequence, logits) in sequences.iter_mut().zip(logits.chunks_exact(vocabulary)) {
+                if !sequence.finished {
+                    sequence.length += 1;
+                    sequence.take(logits, settings, cache.capacity)?;
+                }
+            }
+        }
+        Ok(sequences.into_iter().map(|sequence| sequence.answer).collect())
+    }
+
+    fn cache(&self, sequences: usize, capacity: usize) -> Result<Cache, DistError> {
+        let heads = self.model.config().heads();
+        let row_width = 2 * heads.key_value * heads.size;
+        let bytes = sequences * capacity * row_width * DType::F32.size();
+        let blocks = self.model.blocks().iter().map(|_| Buffer::zeroed(bytes)).collect::<Result<_, _>>()?;
+        Ok(Cache { blocks, capacity, row_width })
+    }
+
+    /// Sends a prompt through the model, fills its part of the cache, and returns the logits after its last token.
+    fn prefill(
+        &mut self,
+        prompt: &[u32],
+        index: usize,
+        sequences: usize,
+        cache: &mut Cache,
+    ) -> Result<Vec<f32>, DistError> {
+        let share = cache.capacity * cache.row_width;
+        self.last_logits(prompt, |block, context, kept| {
+            let whole = cache.blocks[block.0].view_mut(DType::F32).range(0, sequences * share)?;
+            let own = whole.range(index * share, share)?.reshape([1, cache.capacity, cache.row_width])?;
+            block.1.fill_cache(context, kept.arena(), own)
+        })
+    }
+
+    /// The logits of the token that follows `tokens`.
+    pub fn next_token_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, DistError> {
+        self.last_logits(tokens, |_, _, _| Ok(()))
+    }
+
+    fn last_logits(
+        &mut self,
+        tokens: &[u32],
+        mut after_block: impl FnMut((usize, &Block), &Context<'_>, &mut Buffer) -> Result<(), OpError>,
+    ) -> Result<Vec<f32>, DistError> {
+        let length = tokens.len() as u32;
+        let batch = MicroBatch {
+            tokens: tokens.to_vec(),
+            labels: vec![IGNORED_LABEL; tokens.len()],
+            positions: (0..length).collect(),
+            cu_seqlens: vec![0, length],
+            row_starts: vec![0, length],
+            loss_tokens: 0,
+        };
+        let targets = Targets::of(&batch);
+        let rope_table = rope_view(&self.rope_table, &self.model)?;
+        let context = Context { queue: &self.queue, batch: targets.views(&batch), rope_table };
+        let pass = Pass { model: &self.model, units: &self.units, context };
+        let blocks = self.model.blocks();
+        let last = pass.forward(&mut self.workspace, Keep::Nothing, |index, kept| {
+            after_block((index, &blocks[index]), &context, kept)
+        })?;
+        let x = pass.stream(&mut self.workspace.inputs[last])?;
+        pass.logits(x.as_view(), &[length - 1], self.workspace.scratch.arena())
+    }
+
+    /// Appends the last token of every sequence to the cache and returns the logits after it, one row each. A finished
+    /// sequence goes along without growing.
+    fn decode(&mut self, sequences: &[Sequence], cache: &mut Cache) -> Result<Vec<f32>, DistError> {
+        let count = sequences.len();
+        let hidden = self.model.config().hidden_size;
+        let tokens: Vec<u32> = sequences.iter().map(|sequence| sequence.last_token).collect();
+        let last_place = cache.capacity - 1;
+        let lengths: Vec<u32> =
+            sequences.iter().map(|sequence| sequence.length.min(last_place) as u32).collect();
+        let rows_of_all: Vec<u32> = (0..count as u32).collect();
+        // The stages of a pass see one document of one token for each sequence.
+        let batch = tessera_model::MicroBatch {
+            tokens: View::of(&tokens),
+            positions: View::of(&lengths),
+            cu_seqlens: View::of(&rows_of_all),
+            loss_rows: View::of(&rows_of_all),
+            targets: View::of(&rows_of_all),
+        };
+        let rope_table = rope_view(&self.rope_table, &self.model)?;
+        let context = DecodeContext { queue: &self.queue, lengths: View::of(&lengths), rope_table };
+        let pass = Pass {
+            model: &self.model,
+            units: &self.units,
+            context: Context { queue: &self.queue, batch, rope_table },
+        };
+        let (inputs, kept) = (&mut self.workspace.inputs, &mut self.workspace.kept[0]);
+        let first = rows(&mut inputs[0], count, hidden)?;
+        pass.with_weights(0, Some(1), |weights| {
+            Ok(embedding::forward(&self.queue, batch.tokens, weights[0], first)?)
+        })?;
+        let blocks = self.model.blocks();
+        for (index, block) in blocks.iter().enumerate() {
+            let (x, y) = two(inputs, index % 2, (index + 1) % 2);
+            let (x, y) = (rows(x, count, hidden)?, rows(y, count, hidden)?);
+            let shape = [count, cache.capacity, cache.row_width];
+            let own = cache.blocks[index].view_mut(DType::F32).reshape(shape)?;
+            let next = if index + 1 < blocks.len() { index + 2 } else { self.model.head_unit() };
+            pass.with_weights(1 + index, Some(next), |weights| {
+                Ok(block.decode(&context, weights, x.as_view(), y, own, kept.arena())?)
+            })?;
+        }
+        let x = rows(&mut inputs[blocks.len() % 2], count, hidden)?;
+        pass.logits(x.as_view(), &rows_of_all, self.workspace.scratch.arena())
+    }
+}
+
+impl Pass<'_> {
+    /// The logits of the rows of the head's input x that `picked` names, one row each.
+    fn logits(&self, x: View<'_>, picked: &[u32], scratch: Arena<'_>) -> Result<Vec<f32>, DistError> {
+        let vocabulary = self.model.config().vocab_size;
+        let mut logits = vec![0.0; picked.len() * vocabulary];
+        self.with_weights(self.model.head_unit(), Some(0), |weights| {
+            let logits = ViewMut::of(&mut logits).reshape([picked.len(), vocabulary])?;
+            Ok(self.model.head().logits(self.queue(), weights, x, View::of(picked), logits, scratch)?)
+        })?;
+        Ok(logits)
+    }
+}
+
+impl Sampler {
+    /// The sampler that a run file asks for.
+    pub fn of(spec: &GenerationSpec) -> Self {
+        let GenerationSpec { do_sample, temperature, top_k, top_p, .. } = *spec;
+        if do_sample { Self::TopKTopP { temperature, top_k, top_p } } else { Self::Greedy }
+    }
+
+    fn processor(self, seed: u64) -> LogitsProcessor {
+        let sampling = match self {
+            Self::Greedy => Sampling::ArgMax,
+            Self::TopKTopP { temperature, top_k, top_p } => {
+                Sampling::TopKThenTopP { k: top_k, p: top_p, temperature }
+            }
+        };
+        LogitsProcessor::from_sampling(seed, sampling)
+    }
+}

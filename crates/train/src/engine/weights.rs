@@ -1,0 +1,82 @@
+//! Where the first weights come from: a source on disk, read by ranges, or the seed.
+
+use std::ops::Range;
+
+use tessera_checkpoint::WeightSource;
+use tessera_dist::DistError;
+use tessera_model::{Initial, UnitTable};
+use tessera_ops::{DType, ViewMut, random};
+
+use super::Engine;
+use crate::error::TrainError;
+
+impl Engine {
+    /// This rank's slice of a unit, in elements of the unit.
+    pub fn slice(&self, unit: usize) -> Range<usize> {
+        let group = self.units.group();
+        let length = self.units.unit(unit).size().shard(group.world_size());
+        group.rank() * length..(group.rank() + 1) * length
+    }
+
+    /// Calls `body` with each unit's table, slice and master weights.
+    fn for_each_master(
+        &self,
+        mut body: impl FnMut(&UnitTable, Range<usize>, &mut [f32]) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        for (index, unit) in self.units.iter().enumerate() {
+            let mut state = unit.state().write().map_err(|_| DistError::Abandoned { unit: index })?;
+            let mut master = state.master.view_mut(DType::F32);
+            let master = master.as_slice_mut::<f32>().map_err(DistError::Op)?;
+            body(&self.model.units()[index], self.slice(index), master)?;
+        }
+        Ok(self.units.weights_changed()?)
+    }
+
+    /// Fills the master weights from `source`, reading this rank's ranges only. `read` is called with the number of
+    /// elements after each piece.
+    pub fn load_weights(
+        &self,
+        source: &dyn WeightSource,
+        mut read: impl FnMut(usize),
+    ) -> Result<(), TrainError> {
+        self.for_each_master(|table, slice, master| {
+            for piece in table.pieces(slice) {
+                let elements = piece.place.len();
+                source.read(&piece.parameter.name, piece.first, &mut master[piece.place])?;
+                read(elements);
+            }
+            Ok(())
+        })
+    }
+
+    /// Fills the master weights at random, keyed on the seed and each element's place in the whole model, so that any number
+    /// of ranks begins with the same weights.
+    pub fn initialise(&self, seed: u64) -> Result<(), TrainError> {
+        let mut before = 0;
+        self.for_each_master(|table, slice, master| {
+            for piece in table.pieces(slice) {
+                let first = before + first_in_unit(table, &piece.parameter.name) + piece.first;
+                let master = &mut master[piece.place];
+                match piece.parameter.initial {
+                    Initial::Constant(value) => master.fill(value),
+                    Initial::Normal(deviation) => {
+                        let master = ViewMut::of(master);
+                        random::normal(&self.queue, seed, first as u64, deviation, master)
+                            .map_err(DistError::Op)?;
+                    }
+                }
+            }
+            before += table.parameters().map(|placed| placed.parameter.elements()).sum::<usize>();
+            Ok(())
+        })
+    }
+}
+
+/// Elements of the parameters that stand before `name` in a unit.
+fn first_in_unit(table: &UnitTable, name: &str) -> usize {
+    table
+        .parameters()
+        .take_while(|placed| placed.parameter.name != name)
+        .map(|placed| placed.parameter.elements())
+        .sum()
+}

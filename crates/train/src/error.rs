@@ -1,0 +1,157 @@
+//! What can end a run, sorted by who can put it right.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use tessera_checkpoint::dcp::DcpError;
+use tessera_checkpoint::huggingface::{HuggingFaceError, TensorMismatch};
+use tessera_data::DataError;
+use tessera_dist::DistError;
+use tessera_files::FileError;
+use tessera_model::config::ConfigError;
+use tessera_ops::OpError;
+use tessera_track::TrackError;
+
+use crate::schedule::ScheduleError;
+use crate::settings::Difference;
+use crate::spec::SpecError;
+
+/// A run could not start or go on.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum TrainError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Model(#[from] HuggingFaceError),
+    #[error("{place}: {mismatch}")]
+    Tensors { place: String, mismatch: TensorMismatch },
+    #[error(transparent)]
+    Checkpoint(#[from] DcpError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    #[error(transparent)]
+    Engine(#[from] DistError),
+    /// Weights could not be read.
+    #[error("{0}")]
+    Weights(#[from] Box<dyn Error + Send + Sync>),
+    #[error("cannot draw a token: {0}")]
+    Sampling(#[from] candle_core::Error),
+    #[error("cannot write the settings as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("cannot write run.yaml: {0}")]
+    Yaml(#[from] serde_saphyr::ser::Error),
+    /// A value of the run file that this model or build cannot serve.
+    #[error("{key}: {found} cannot be had; expected {expected}")]
+    Unsupported { key: &'static str, found: String, expected: String },
+    #[error(
+        "{folder} is in use by another process; wait for it, stop it, or set another run_name",
+        folder = folder.display()
+    )]
+    Busy { folder: PathBuf },
+    #[error(
+        "{folder} holds checkpoints of an earlier run and autoresume is false; set autoresume: true to go on from the \
+         newest, or another run_name to start afresh",
+        folder = folder.display()
+    )]
+    AlreadyStarted { folder: PathBuf },
+    #[error(
+        "{checkpoint} was trained with {key} {before}, the run file says {now}. A resumed run keeps what its numbers depend \
+         on: set {key} back, or start a new run (another run_name) from these weights with custom_weights_path",
+        checkpoint = checkpoint.display(), key = difference.key, before = difference.before, now = difference.now
+    )]
+    Changed { checkpoint: PathBuf, difference: Difference },
+    #[error(
+        "{checkpoint} was trained on other data or with another tokenizer than {path} gives now; restore them, or start a \
+         new run (another run_name) from these weights with custom_weights_path",
+        checkpoint = checkpoint.display()
+    )]
+    OtherData { checkpoint: PathBuf, path: String },
+    #[error(
+        "{checkpoint}: `{missing}` is not there, so training cannot go on from it. Its weights can start a new run \
+         (another run_name) with custom_weights_path",
+        checkpoint = checkpoint.display()
+    )]
+    NotResumable { checkpoint: PathBuf, missing: String },
+    #[error(
+        "no checkpoint in {folder} can be read; the newest: {newest}. Restore one, or remove the folder to start afresh",
+        folder = folder.display()
+    )]
+    NoReadableCheckpoint { folder: PathBuf, newest: Box<TrainError> },
+    #[error(
+        "the run needs {needed} of memory with one row of {context_length} tokens at a time, but the machine has {total} \
+         ({states} for weights, gradients and optimizer); use a smaller model or context_length, save_async: false, or a \
+         larger machine"
+    )]
+    TooLarge { needed: String, total: String, states: String, context_length: usize },
+    #[error(
+        "loss or gradient was not finite in {count} steps in a row, the last being batch {batch}; nothing of them was kept. \
+         A lower learning_rate or a longer warm-up usually helps; the last good checkpoint is {checkpoint}"
+    )]
+    NotFinite { count: u64, batch: u64, checkpoint: String },
+    #[error("{name} holds a value that is not finite; it was not saved")]
+    NotFiniteWeights { name: String },
+    #[error("the thread that wrote a checkpoint failed")]
+    SaverFailed,
+    #[error("eval_prompts: prompt {number} has no token; remove it")]
+    EmptyPrompt { number: usize },
+    #[error("the final checkpoint could not be saved: {source}. Make room and run the same command again: it goes on from the last one")]
+    FinalSave { source: Box<TrainError> },
+}
+
+/// Who can put an error right: the binary's exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// What the user gave: run file, data, model.
+    Input,
+    /// The machine: memory, disk, device.
+    Machine,
+    /// Another rank or the network.
+    Network,
+}
+
+impl TrainError {
+    pub(crate) fn unsupported(key: &'static str, found: impl Display, expected: String) -> Self {
+        Self::Unsupported { key, found: found.to_string(), expected }
+    }
+
+    /// Whether a disk was full.
+    pub fn is_storage_full(&self) -> bool {
+        match self {
+            Self::Checkpoint(error) => error.is_storage_full(),
+            Self::File(error) => error.is_storage_full(),
+            Self::FinalSave { source } => source.is_storage_full(),
+            _ => false,
+        }
+    }
+
+    /// Who can put it right.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Engine(_)
+            | Self::File(_)
+            | Self::Track(_)
+            | Self::TooLarge { .. }
+            | Self::SaverFailed
+            | Self::FinalSave { .. }
+            | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
+            Self::Model(HuggingFaceError::Hub { .. }) => Fault::Network,
+            _ => Fault::Input,
+        }
+    }
+}
+
+impl From<OpError> for TrainError {
+    fn from(error: OpError) -> Self {
+        Self::Engine(error.into())
+    }
+}

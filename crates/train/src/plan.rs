@@ -1,0 +1,233 @@
+//! From a run file to a run that is ready to start: every default filled, every path read, every size known.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tessera_checkpoint::huggingface::{HubOptions, ModelLocation, ModelSource};
+use tessera_data::{Dataset, Order, Summary, TextTokenizer};
+use tessera_files::FileError;
+use tessera_model::Model;
+use tessera_model::config::LlamaConfig;
+use tessera_track::read_events;
+
+use crate::engine::{EngineSettings, MemoryPlan, Optimizer};
+use crate::error::TrainError;
+use crate::observe::{Observer, Split, Update};
+use crate::schedule::Schedule;
+use crate::settings::Settings;
+use crate::spec::{ActivationCheckpointing, MicrobatchSize, RunSpec};
+use crate::time::{EpochLength, RunLength};
+
+/// Tokens of a micro-batch from which on matrix products run at their best rate; more only cost memory.
+const GOOD_MICRO_BATCH_TOKENS: usize = 4096;
+/// The share of the machine's memory that a plan may use.
+const USABLE_MEMORY: f64 = 0.85;
+
+/// What a run will do and need.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunPlan {
+    /// The run file with every default filled in.
+    pub settings: Settings,
+    /// The number of parameters.
+    pub parameters: usize,
+    /// Operations of forward and backward for each token of a full row.
+    pub flops_per_token: f64,
+    /// Batches and samples of the run.
+    pub length: RunLength,
+    /// The learning rate over the run.
+    pub schedule: Schedule,
+    /// Bytes that the run needs.
+    pub memory: MemoryPlan,
+}
+
+impl RunPlan {
+    /// How long training takes at `flops_per_second`.
+    pub fn estimated_time(&self, flops_per_second: f64) -> Duration {
+        let epochs = self.length.total_batches as f64 / self.length.epoch.batches().max(1) as f64;
+        let tokens = self.length.epoch.tokens as f64 * epochs;
+        Duration::from_secs_f64(tokens * self.flops_per_token / flops_per_second.max(1.0))
+    }
+
+    /// What the engine is to be made with.
+    pub fn engine_settings(&self) -> EngineSettings {
+        engine_settings(&self.settings, self.settings.microbatch_rows())
+    }
+}
+
+/// A run that is ready to start.
+pub struct Prepared {
+    /// What it will do.
+    pub plan: RunPlan,
+    /// The model's config.
+    pub config: LlamaConfig,
+    /// The model's files.
+    pub source: ModelSource,
+    /// The model's tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// What is trained on.
+    pub train: Dataset,
+    /// What became of the training examples.
+    pub train_summary: Summary,
+    /// What is evaluated on.
+    pub eval: Option<(Dataset, Summary)>,
+}
+
+impl Prepared {
+    /// The order of the training rows.
+    pub fn order(&self) -> Order {
+        let settings = &self.plan.settings;
+        Order {
+            seed: settings.seed,
+            rows: self.train.rows(),
+            shuffle: settings.shuffle,
+            rows_per_batch: settings.global_train_batch_size,
+        }
+    }
+}
+
+/// A model whose files, but not weights, have been read.
+pub struct OpenedModel {
+    /// The model's files.
+    pub source: ModelSource,
+    /// What its `config.json` says.
+    pub config: LlamaConfig,
+}
+
+impl OpenedModel {
+    /// Opens what a run file's `model` names.
+    pub fn open(model: &str, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
+        let mut hub = HubOptions::from_env();
+        if let Some(observer) = observer {
+            hub.progress = Some(Arc::new(move |progress| observer.observe(Update::Downloading(progress))));
+        }
+        let source = ModelSource::open(&ModelLocation::parse(model)?, &hub)?;
+        let place = std::path::Path::new(model).join("config.json");
+        let config = LlamaConfig::parse(&source.config.to_string(), &place)?;
+        Ok(Self { source, config })
+    }
+}
+
+/// Reads the model's files and the data, and plans the run.
+///
+/// # Errors
+/// For everything that can be wrong with the run file, the model, the data, or the size of the machine.
+pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
+    let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
+    let mut settings = Settings::resolve(spec, &config)?;
+    // A template may print the day. A resumed run prints the day on which it began, or its data would change overnight.
+    let tokenizer = TextTokenizer::with_date(
+        &source.tokenizer_json,
+        source.tokenizer_config.as_ref(),
+        source.chat_template.as_deref(),
+        first_day(&settings)?,
+    )?;
+    let open = |path: &str, split: Split| -> Result<(Dataset, Summary), TrainError> {
+        let cache = std::path::Path::new(&settings.save_folder).join(".cache");
+        let report = |progress| observer.observe(Update::Preparing(split, progress));
+        let settings = settings.data_settings(path, &config);
+        let (dataset, summary) = tessera_data::prepare(&settings, &tokenizer, &cache, &report)?;
+        observer.observe(Update::Prepared(split, &summary));
+        Ok((dataset, summary))
+    };
+    let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
+    let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
+    let model = Model::new(config.clone());
+    let memory = decide_microbatch(&mut settings, &model)?;
+    let length = run_length(&settings, &train);
+    let plan = RunPlan {
+        parameters: model.parameter_count(),
+        flops_per_token: config.training_flops_per_token(settings.context_length).causal,
+        schedule: Schedule::resolve(&settings.scheduler, &length)?,
+        length,
+        memory,
+        settings,
+    };
+    observer.observe(Update::Planned(&plan));
+    Ok(Prepared { plan, config, source, tokenizer, train, train_summary, eval })
+}
+
+fn first_day(settings: &Settings) -> Result<jiff::civil::Date, TrainError> {
+    let today = jiff::Zoned::now();
+    let folder = settings.run_folder();
+    if !folder.is_dir() {
+        return Ok(today.date());
+    }
+    let first = read_events(&folder)?.into_iter().next();
+    Ok(first.map_or(today.date(), |event| event.time.to_zoned(today.time_zone().clone()).date()))
+}
+
+fn run_length(settings: &Settings, train: &Dataset) -> RunLength {
+    let rows = settings.global_train_batch_size as u64;
+    let epoch = EpochLength {
+        samples: train.rows() as u64,
+        samples_per_batch: NonZeroU64::new(rows).unwrap_or(NonZeroU64::MIN),
+        tokens: (0..train.rows()).map(|row| train.tokens(row) as u64).sum(),
+    };
+    RunLength { total_batches: settings.training_duration.total_batches(&epoch), epoch }
+}
+
+fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSettings {
+    EngineSettings {
+        micro_batch_tokens: microbatch_rows * settings.context_length,
+        positions: settings.context_length,
+        recompute: settings.activation_checkpointing == ActivationCheckpointing::Block,
+        optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
+        max_grad_norm: settings.max_grad_norm,
+    }
+}
+
+/// Decides `device_train_microbatch_size: auto` from the memory plan and the machine's total memory: the same machine always
+/// decides the same.
+fn decide_microbatch(settings: &mut Settings, model: &Model) -> Result<MemoryPlan, TrainError> {
+    let plan = |rows: usize| MemoryPlan::new(model, 1, &engine_settings(settings, rows));
+    let needed = |plan: &MemoryPlan| {
+        let snapshot = if settings.save_async { plan.snapshot_bytes() } else { 0 };
+        plan.state_bytes() + snapshot + plan.workspace_bytes()
+    };
+    let total = total_memory();
+    let usable = (total as f64 * USABLE_MEMORY) as usize;
+    let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
+    let mut rows = match settings.device_train_microbatch_size {
+        MicrobatchSize::Auto => good.min(settings.global_train_batch_size),
+        MicrobatchSize::Rows(rows) => rows.get(),
+    };
+    while rows > 1
+        && settings.device_train_microbatch_size == MicrobatchSize::Auto
+        && needed(&plan(rows)) > usable
+    {
+        rows /= 2;
+    }
+    let memory = plan(rows);
+    if needed(&memory) > usable {
+        return Err(TrainError::TooLarge {
+            needed: gibibytes(needed(&memory)),
+            total: gibibytes(total),
+            states: gibibytes(memory.state_bytes()),
+            context_length: settings.context_length * rows,
+        });
+    }
+    if let Some(rows) = std::num::NonZeroUsize::new(rows) {
+        settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
+    }
+    Ok(memory)
+}
+
+/// The machine's memory in bytes, or the control group's limit where that is less; no limit where the system does not
+/// tell.
+pub fn total_memory() -> usize {
+    let Ok(mut system) = sysinfo::System::new() else { return usize::MAX };
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    usize::try_from(system.total_memory().min(limit)).unwrap_or(usize::MAX)
+}
+
+/// A number of bytes as people read it.
+pub fn gibibytes(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// An error of the file system, for the crate's own file operations.
+pub(crate) fn file_error(action: &'static str, path: &std::path::Path, source: std::io::Error) -> TrainError {
+    FileError { action, path: path.to_owned(), source }.into()
+}

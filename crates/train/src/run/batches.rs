@@ -1,0 +1,187 @@
+//! The batches of a run, one after the other.
+
+use std::time::Instant;
+
+use tessera_data::{MicroBatch, Order, split};
+use tessera_model::LossScale;
+use tessera_track::{
+    EventLog, EventType, GenerationsLog, MetricsLog, Record, SpeedMonitor, StepWork, names,
+};
+
+use super::between::Between;
+use super::{Outcome, RunFolder, StopSignal};
+use crate::engine::{Engine, StepOutcome};
+use crate::error::TrainError;
+use crate::observe::{Observer, StepReport, Update};
+use crate::plan::Prepared;
+use crate::position::Position;
+use crate::speed::measured_flops_per_second;
+
+/// Steps without a finite gradient in a row after which a run gives up.
+const MOST_SKIPPED_STEPS: u64 = 5;
+
+/// What a run is made of, besides the engine.
+pub(super) struct Parts<'a> {
+    pub prepared: &'a Prepared,
+    pub folder: &'a RunFolder,
+    pub events: &'a mut EventLog,
+    pub observer: &'a dyn Observer,
+    pub stop: &'a StopSignal,
+}
+
+/// Trains from `resumed` (or the beginning) to the end, or until a signal comes.
+pub(super) fn run(
+    parts: Parts<'_>,
+    engine: Engine,
+    resumed: Option<Position>,
+) -> Result<Outcome, TrainError> {
+    let Parts { prepared, folder, events, observer, stop } = parts;
+    let resume_batch = resumed.map(|position| position.batch);
+    let mut metrics = MetricsLog::open(folder.path(), resume_batch)?;
+    let generations = GenerationsLog::open(folder.path(), resume_batch)?;
+    let mut between = Between::new(prepared, folder, observer, generations);
+    let mut position = resumed.unwrap_or_default();
+    let mut training = Training::new(prepared, engine);
+    let total = prepared.plan.length.total_batches;
+    if position.batch == 0 {
+        between.before_the_first_batch(&mut training.engine, &mut metrics)?;
+    }
+    events.record(
+        EventType::TrainStarted,
+        format!("batch {} of {total}", position.batch),
+        &[("batch", position.batch.into())],
+    )?;
+    observer.observe(Update::TrainingStarts { batch: position.batch, total });
+    while position.batch < total {
+        let before = position;
+        let step = training.step(&mut position, &between, stop)?;
+        metrics.append(&training.record(&step, &before, &position))?;
+        observer.observe(Update::Step(&step.report));
+        if step.outcome.skipped_in_a_row >= MOST_SKIPPED_STEPS {
+            return Err(between.give_up(step.outcome.skipped_in_a_row, before.batch));
+        }
+        if !step.outcome.applied {
+            let batch = before.batch;
+            observer.observe(Update::Warning(&format!(
+                "batch {batch}: loss or gradient is not finite; the weights stay as they are"
+            )));
+        }
+        let last = position.batch == total;
+        between.after_batch(&mut training.engine, &before, &position, &mut metrics, events)?;
+        if let Some(signal) = stop.requested().filter(|_| step.outcome.stop_wanted && !last) {
+            let checkpoint = between.save_now(&training.engine, &position, &metrics, events)?;
+            let message = format!("stopped by signal {signal} after batch {}", position.batch);
+            events.record(EventType::Stopped, message, &[("batch", position.batch.into())])?;
+            return Ok(Outcome::Stopped { signal, batch: position.batch, checkpoint });
+        }
+    }
+    events.record(EventType::TrainFinished, "all batches are done", &[("batch", total.into())])?;
+    let checkpoint = between.finish(&training.engine, &position, events)?;
+    metrics.sync()?;
+    events.record(EventType::Completed, "everything is saved", &[("batch", total.into())])?;
+    Ok(Outcome::Completed(folder.finished(total, checkpoint)?))
+}
+
+/// The engine with what it is fed and measured by.
+struct Training<'a> {
+    prepared: &'a Prepared,
+    engine: Engine,
+    order: Order,
+    batch: MicroBatch,
+    speed: SpeedMonitor,
+}
+
+/// What a step came to.
+struct Step {
+    outcome: StepOutcome,
+    report: StepReport,
+    speed: tessera_track::Speed,
+    loss_tokens: u64,
+}
+
+impl<'a> Training<'a> {
+    fn new(prepared: &'a Prepared, engine: Engine) -> Self {
+        let peak = measured_flops_per_second();
+        Self {
+            prepared,
+            engine,
+            order: prepared.order(),
+            batch: MicroBatch::default(),
+            speed: SpeedMonitor::new(1, Some(peak)),
+        }
+    }
+
+    /// One batch: its micro-batches, then the update, which waits for whatever a snapshot has not copied.
+    fn step(
+        &mut self,
+        position: &mut Position,
+        between: &Between<'_>,
+        stop: &StopSignal,
+    ) -> Result<Step, TrainError> {
+        let started = Instant::now();
+        let plan = &self.prepared.plan;
+        let data = &self.prepared.train;
+        let rows = self.order.rows_of(position.epoch, position.batch_in_epoch as usize);
+        let real: Vec<usize> = rows.iter().copied().flatten().collect();
+        let tokens = real.iter().map(|&row| data.tokens(row) as u64).sum();
+        let loss_tokens: usize = real.iter().map(|&row| data.loss_tokens(row)).sum();
+        // A batch without a single target has no loss and no gradient; its update only decays the moments.
+        let scale = 1.0 / loss_tokens.max(1) as f64;
+        let group = self.engine.units().group();
+        let own = split(&rows, group.rank(), group.world_size());
+        for rows in own.chunks(plan.settings.microbatch_rows()) {
+            data.micro_batch_into(rows, &mut self.batch);
+            self.engine.train_micro_batch(&self.batch, LossScale(scale))?;
+        }
+        let multiplier = plan.schedule.multiplier(position.batch);
+        let stop_wanted = stop.requested().is_some();
+        let outcome =
+            self.engine.finish_step(multiplier, stop_wanted, |unit| between.wait_until_copied(unit))?;
+        let elapsed = started.elapsed();
+        let batch = position.batch;
+        let epoch_length = plan.length.epoch.batches();
+        position.advance(real.len() as u64, tokens, elapsed, epoch_length);
+        let work = StepWork {
+            elapsed,
+            tokens,
+            samples: real.len() as u64,
+            flops: tokens as f64 * plan.flops_per_token,
+        };
+        let speed = self.speed.observe(work);
+        let total_batches = plan.length.total_batches;
+        let report = StepReport {
+            batch,
+            total_batches,
+            loss: outcome.loss_sum * scale,
+            learning_rate: plan.settings.learning_rate * multiplier,
+            gradient_norm: outcome.gradient_norm,
+            tokens_per_second: speed.tokens,
+            mfu: speed.mfu,
+            remaining: speed.remaining(total_batches - position.batch),
+        };
+        Ok(Step { outcome, report, speed, loss_tokens: loss_tokens as u64 })
+    }
+
+    /// The batch's line of `metrics.jsonl`. Times are those before the batch, as Composer logs them.
+    fn record(&self, step: &Step, before: &Position, after: &Position) -> Record {
+        let StepReport { loss, learning_rate, gradient_norm, .. } = step.report;
+        let class = self.engine.settings().optimizer.class_name();
+        let hours = |duration: std::time::Duration| duration.as_secs_f64() / 3600.0;
+        let microbatch = self.prepared.plan.settings.microbatch_rows();
+        let record = Record::training(before.batch, loss)
+            .with(names::EPOCH, before.epoch)
+            .with(names::SAMPLE, before.sample)
+            .with(names::TOKEN, after.token)
+            .with(names::BATCH_IN_EPOCH, before.batch_in_epoch)
+            .with(names::SAMPLE_IN_EPOCH, before.sample_in_epoch)
+            .with(names::TRAIN_CROSS_ENTROPY, loss)
+            .with(names::TRAIN_PERPLEXITY, loss.exp())
+            .with(names::TRAIN_ACCURACY, step.outcome.hits / step.loss_tokens.max(1) as f64)
+            .with(names::learning_rate(class, 0), learning_rate)
+            .with(names::GRADIENT_NORM, gradient_norm)
+            .with(names::MICROBATCH_SIZE, microbatch as u64)
+            .with(names::TRAIN_HOURS, hours(after.elapsed))
+            .with(names::REMAINING_HOURS, hours(step.report.remaining));
+        step.speed.write_to(record)
+    }
+}

@@ -1,0 +1,75 @@
+//! The run's folder: its paths, its lock, its resolved run file.
+
+use std::path::{Path, PathBuf};
+
+use tessera_files::{FolderLock, write_atomic};
+use tessera_track::{names, read_metrics};
+
+use crate::error::TrainError;
+use crate::observe::EvaluationReport;
+use crate::plan::file_error;
+use crate::run::Finished;
+use crate::settings::Settings;
+
+/// A run's folder, held by this process alone.
+pub struct RunFolder {
+    path: PathBuf,
+    _lock: FolderLock,
+}
+
+impl RunFolder {
+    /// Creates the folder if it is not there, and takes it for this process.
+    ///
+    /// # Errors
+    /// When it cannot be written, or another process has it.
+    pub fn open(path: PathBuf) -> Result<Self, TrainError> {
+        std::fs::create_dir_all(&path).map_err(|source| file_error("create", &path, source))?;
+        match FolderLock::try_take(&path)? {
+            Some(lock) => Ok(Self { path, _lock: lock }),
+            None => Err(TrainError::Busy { folder: path }),
+        }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Where the model is after `batch` batches, in Hugging Face layout.
+    pub fn export(&self, batch: u64) -> PathBuf {
+        self.path.join("huggingface").join(format!("ba{batch}"))
+    }
+
+    /// Writes `run.yaml`.
+    pub fn write_settings(&self, settings: &Settings) -> Result<(), TrainError> {
+        let yaml = serde_saphyr::to_string(settings)?;
+        Ok(write_atomic(&self.path.join("run.yaml"), yaml.as_bytes())?)
+    }
+
+    /// What a finished run has to show.
+    pub fn finished(&self, batch: u64, checkpoint: PathBuf) -> Result<Finished, TrainError> {
+        let (mut first_evaluation, mut last_evaluation) = (None, None);
+        for line in read_metrics(&self.path)? {
+            let line = line?;
+            let numbers = (line.number(names::EVAL_CROSS_ENTROPY), line.number(names::EVAL_ACCURACY));
+            if let ((Some(cross_entropy), Some(accuracy)), Some(batch)) = (numbers, line.batch()) {
+                let evaluation = EvaluationReport { batch, cross_entropy, accuracy };
+                first_evaluation.get_or_insert(evaluation);
+                last_evaluation = Some(evaluation);
+            }
+        }
+        Ok(Finished {
+            folder: self.path.clone(),
+            batch,
+            checkpoint,
+            export: self.export(batch),
+            first_evaluation,
+            last_evaluation,
+        })
+    }
+}

@@ -1,0 +1,352 @@
+//! Saving a checkpoint, beside the training or before it goes on.
+//!
+//! Weights and moments change only in the optimizer's update. So a thread copies them unit by unit while the next forward
+//! and backward run, and the update waits only for a unit that is not yet copied; the copy is then written at leisure.
+//! Without `save_async` each unit is written under its lock and nothing is copied.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use tessera_checkpoint::dcp::pickle::Value;
+use tessera_checkpoint::dcp::{
+    CheckpointName, ElementType, RankWriter, StatePath, point_latest, retain, write_metadata,
+};
+use tessera_dist::{DistError, UnitState};
+use tessera_files::AtomicFolder;
+use tessera_model::{EMBEDDING, OUTPUT, UnitTable};
+use tessera_ops::{Buffer, DType};
+
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::plan::RunPlan;
+use crate::position::Position;
+use crate::spec::OptimizerSpec;
+
+/// What our own part of the state is called: `state.tessera.…`.
+pub(crate) const OWN: &str = "tessera";
+
+/// How checkpoints of a run are kept.
+#[derive(Debug, Clone)]
+pub struct SaverSettings {
+    /// The run's `checkpoints` folder.
+    pub folder: PathBuf,
+    /// How many stay; `None`: all.
+    pub keep: Option<usize>,
+    /// Whether the optimizer's state is left out.
+    pub weights_only: bool,
+    /// Whether training goes on meanwhile.
+    pub beside: bool,
+}
+
+/// Saves the checkpoints of one run, one at a time.
+pub struct Saver {
+    settings: SaverSettings,
+    running: Option<Running>,
+}
+
+/// A checkpoint being saved by a thread.
+struct Running {
+    thread: JoinHandle<Result<PathBuf, TrainError>>,
+    copied: Arc<Copied>,
+}
+
+/// How many units a snapshot has copied.
+#[derive(Default)]
+struct Copied {
+    units: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Copied {
+    fn set(&self, units: usize) {
+        *self.units.lock().unwrap_or_else(PoisonError::into_inner) = units;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, unit: usize) {
+        let mut units = self.units.lock().unwrap_or_else(PoisonError::into_inner);
+        while *units <= unit {
+            units = self.changed.wait(units).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Lets every waiter go, however the copying ended.
+struct Release<'a>(&'a Copied);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.set(usize::MAX);
+    }
+}
+
+impl Saver {
+    /// A saver for a run.
+    pub fn new(settings: SaverSettings) -> Self {
+        Self { settings, running: None }
+    }
+
+    /// Starts to save. An earlier checkpoint that is still being saved is waited for, and its outcome returned.
+    pub fn save(
+        &mut self,
+        engine: &Engine,
+        plan: &RunPlan,
+        position: &Position,
+        data_identity: &str,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let earlier = self.finish()?;
+        let job = Job::new(engine, plan, position, data_identity, self.settings.clone())?;
+        if self.settings.beside {
+            let copied = Arc::new(Copied::default());
+            let shared = copied.clone();
+            let thread = std::thread::Builder::new()
+                .name("checkpoint".into())
+                .spawn(move || job.run_beside(&shared))
+                .map_err(|source| crate::plan::file_error("start a thread for", &self.settings.folder, source))?;
+            self.running = Some(Running { thread, copied });
+            return Ok(earlier);
+        }
+        job.run_in_place().map(Some)
+    }
+
+    /// Waits until the snapshot under way, if any, has copied `unit`.
+    pub fn wait_until_copied(&self, unit: usize) {
+        if let Some(running) = &self.running {
+            running.copied.wait_for(unit);
+        }
+    }
+
+    /// Whether a checkpoint is complete whose outcome has not been asked for.
+    pub fn has_news(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.thread.is_finished())
+    }
+
+    /// Waits for the checkpoint being saved, if any, and returns its folder.
+    pub fn finish(&mut self) -> Result<Option<PathBuf>, TrainError> {
+        let Some(running) = self.running.take() else { return Ok(None) };
+        running.thread.join().map_err(|_| TrainError::SaverFailed)?.map(Some)
+    }
+}
+
+/// One unit as it is to be saved.
+struct SavedUnit {
+    table: UnitTable,
+    slice: std::ops::Range<usize>,
+    state: Arc<RwLock<UnitState>>,
+}
+
+/// Everything that one checkpoint is made of.
+struct Job {
+    settings: SaverSettings,
+    name: CheckpointName,
+    rank: usize,
+    units: Vec<SavedUnit>,
+    tied: bool,
+    /// The optimizer's class, the names of its moments, and its count of updates.
+    optimizer: (&'static str, &'static [&'static str], u64),
+    objects: Vec<(StatePath, Value)>,
+}
+
+impl Job {
+    fn new(
+        engine: &Engine,
+        plan: &RunPlan,
+        position: &Position,
+        data_identity: &str,
+        settings: SaverSettings,
+    ) -> Result<Self, TrainError> {
+        let optimizer = &engine.settings().optimizer;
+        let units = engine.units().iter().zip(engine.model().units()).enumerate();
+        let units = units
+            .map(|(index, (unit, table))| SavedUnit {
+                table: table.clone(),
+                slice: engine.slice(index),
+                state: unit.state().clone(),
+            })
+            .collect();
+        let counts = engine.optimizer_counts()?;
+        let mut objects = run_objects(plan, position, data_identity)?;
+        let count = |value: u64| Value::Int(value.into());
+        objects.push((own("skipped"), count(counts.skipped)));
+        objects.push((own("skipped_in_a_row"), count(counts.skipped_in_a_row)));
+        if !settings.weights_only {
+            objects.push((own("updates"), count(counts.updates)));
+            objects.extend(parameter_group(engine, plan));
+        }
+        Ok(Self {
+            settings,
+            name: position.checkpoint_name(),
+            rank: engine.units().group().rank(),
+            units,
+            tied: engine.model().config().tie_word_embeddings,
+            optimizer: (optimizer.class_name(), optimizer.moments(), counts.updates),
+            objects,
+        })
+    }
+
+    /// Copies every unit, letting the optimizer go on behind it, then writes the copies.
+    fn run_beside(self, copied: &Copied) -> Result<PathBuf, TrainError> {
+        let mut copies = Vec::with_capacity(self.units.len());
+        {
+            let _release = Release(copied);
+            for (index, unit) in self.units.iter().enumerate() {
+                let state = unit.state.read().map_err(|_| DistError::Abandoned { unit: index })?;
+                copies.push(self.copy(&state)?);
+                drop(state);
+                copied.set(index + 1);
+            }
+        }
+        let mut copies = copies.into_iter();
+        self.write(|_, write| match copies.next() {
+            Some(state) => write(&state),
+            None => Ok(()),
+        })
+    }
+
+    fn run_in_place(self) -> Result<PathBuf, TrainError> {
+        self.write(|index, write| {
+            let state = self.units[index].state.read().map_err(|_| DistError::Abandoned { unit: index })?;
+            write(&state)
+        })
+    }
+
+    fn copy(&self, state: &UnitState) -> Result<UnitState, TrainError> {
+        let copy = |buffer: &Buffer| -> Result<Buffer, TrainError> {
+            let mut copy = Buffer::zeroed(buffer.len())?;
+            let from = buffer.view(DType::F32);
+            copy.view_mut(DType::F32).as_slice_mut::<f32>()?.copy_from_slice(from.as_slice::<f32>()?);
+            Ok(copy)
+        };
+        let moments = if self.settings.weights_only { &[] } else { state.moments.as_slice() };
+        Ok(UnitState {
+            master: copy(&state.master)?,
+            moments: moments.iter().map(copy).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Writes the folder; `with_state` hands the state of one unit after the other to the writer.
+    fn write(
+        &self,
+        mut with_state: impl FnMut(usize, &mut StateWriter<'_>) -> Result<(), TrainError>,
+    ) -> Result<PathBuf, TrainError> {
+        let folder = &self.settings.folder;
+        let path = folder.join(self.name.to_string());
+        std::fs::create_dir_all(folder).map_err(|source| crate::plan::file_error("create", folder, source))?;
+        let partial = AtomicFolder::create(&path)?;
+        let mut writer = RankWriter::create(partial.folder(), self.rank)?;
+        for (path, value) in &self.objects {
+            writer.write_object(path, value)?;
+        }
+        for (index, unit) in self.units.iter().enumerate() {
+            with_state(index, &mut |state| self.write_unit(&mut writer, unit, state))?;
+        }
+        if self.tied {
+            writer.alias(&StatePath::weight(OUTPUT), &StatePath::weight(EMBEDDING))?;
+        }
+        let metadata = writer.finish()?;
+        write_metadata(partial.folder(), vec![metadata])?;
+        partial.finish()?;
+        point_latest(folder, self.name)?;
+        retain(folder, self.settings.keep)?;
+        Ok(path)
+    }
+
+    fn write_unit(
+        &self,
+        writer: &mut RankWriter,
+        unit: &SavedUnit,
+        state: &UnitState,
+    ) -> Result<(), TrainError> {
+        let (class, moments, updates) = self.optimizer;
+        let master = state.master.view(DType::F32);
+        let master = master.as_slice::<f32>()?;
+        for piece in unit.table.pieces(unit.slice.clone()) {
+            let name = &piece.parameter.name;
+            let values = &master[piece.place.clone()];
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(TrainError::NotFiniteWeights { name: name.clone() });
+            }
+            let mut write = |path: &StatePath, values: &[f32]| {
+                writer.write_elements(path, ElementType::F32, &piece.parameter.shape, piece.first, values)
+            };
+            write(&StatePath::weight(name), values)?;
+            if self.settings.weights_only {
+                continue;
+            }
+            for (moment, buffer) in moments.iter().zip(&state.moments) {
+                let values = &buffer.view(DType::F32).as_slice::<f32>()?[piece.place.clone()];
+                write(&StatePath::optimizer_state(class, name, moment), values)?;
+            }
+            if piece.first == 0 {
+                let path = StatePath::optimizer_state(class, name, "step");
+                writer.write_bytes(&path, ElementType::F32, &[], 0, &(updates as f32).to_le_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type StateWriter<'a> = dyn FnMut(&UnitState) -> Result<(), TrainError> + 'a;
+
+/// A place in our own part of the state.
+pub(crate) fn own(key: &str) -> StatePath {
+    StatePath::keys(&["state", OWN, key])
+}
+
+/// What a checkpoint says about the run and its position.
+fn run_objects(
+    plan: &RunPlan,
+    position: &Position,
+    data_identity: &str,
+) -> Result<Vec<(StatePath, Value)>, TrainError> {
+    let timestamp = StatePath::keys(&["state", "timestamp", "Timestamp"]);
+    let mut objects: Vec<_> =
+        position.timestamp().into_iter().map(|(key, value)| (timestamp.clone().key(key), value)).collect();
+    objects.push((StatePath::keys(&["state", "run_name"]), plan.settings.run_name.as_str().into()));
+    let seed = Value::Int(plan.settings.seed.into());
+    objects.push((StatePath::keys(&["state", "rank_zero_seed"]), seed));
+    objects.push((own("settings"), plan.settings.to_json()?.to_string().as_str().into()));
+    objects.push((own("data"), data_identity.into()));
+    Ok(objects)
+}
+
+/// The optimizer's only parameter group, as torch's `state_dict` has it.
+fn parameter_group(engine: &Engine, plan: &RunPlan) -> Vec<(StatePath, Value)> {
+    let optimizer = &engine.settings().optimizer;
+    let pair = |[first, second]: [f64; 2]| Value::tuple([Value::Float(first), Value::Float(second)]);
+    let (betas, weight_decay, epsilon) = match optimizer.spec {
+        OptimizerSpec::AdamW(adam) | OptimizerSpec::DecoupledAdamW(adam) => {
+            (adam.betas, adam.weight_decay, Some(adam.eps))
+        }
+        OptimizerSpec::DecoupledLionW(lion) => (lion.betas, lion.weight_decay, None),
+    };
+    let learning_rate = plan.settings.learning_rate;
+    let mut settings = vec![
+        ("lr", Value::Float(learning_rate)),
+        ("initial_lr", Value::Float(learning_rate)),
+        ("betas", pair(betas)),
+        ("weight_decay", Value::Float(weight_decay)),
+    ];
+    settings.extend(epsilon.map(|epsilon| ("eps", Value::Float(epsilon))));
+    let class = optimizer.class_name();
+    settings
+        .into_iter()
+        .map(|(setting, value)| (StatePath::optimizer_setting(class, setting), value))
+        .collect()
+}
+
+/// Removes what saving left behind when a run was killed.
+pub(crate) fn remove_leftovers(checkpoints: &Path) -> Result<(), TrainError> {
+    let Ok(entries) = std::fs::read_dir(checkpoints) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(".ep") && name.ends_with(".partial") {
+            let path = entry.path();
+            std::fs::remove_dir_all(&path)
+                .map_err(|source| crate::plan::file_error("remove", &path, source))?;
+        }
+    }
+    Ok(())
+}

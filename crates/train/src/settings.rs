@@ -1,0 +1,280 @@
+//! The run file with every default filled in: what `run.yaml` holds, and what decides whether a checkpoint belongs to a run.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tessera_data::{DataSettings, Task};
+use tessera_files::{Digest, Sha256, sha256_hex};
+use tessera_model::config::{LlamaConfig, TorchDType};
+
+use crate::error::TrainError;
+use crate::spec::{
+    ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init, MicrobatchSize,
+    OptimizerSpec, Packing, Parallel, Precision, RunSpec, SchedulerSpec, ShardDegree, TargetResponses, TaskType,
+};
+use crate::time::{Interval, TrainingDuration};
+
+/// The longest row that is taken without being asked for.
+const DEFAULT_CONTEXT_LENGTH: usize = 8192;
+
+/// Every key of the run file. The meaning of each is told at [`RunSpec`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Settings {
+    pub model: String,
+    pub train_data_path: String,
+    pub task_type: TaskType,
+    pub eval_data_path: Option<String>,
+    pub eval_prompts: Vec<String>,
+    pub eval_generation: GenerationSpec,
+    pub custom_weights_path: Option<String>,
+    pub training_duration: TrainingDuration,
+    pub learning_rate: f64,
+    pub context_length: usize,
+    pub validate_inputs: bool,
+    pub init: Init,
+    pub run_name: String,
+    pub save_folder: String,
+    pub save_interval: Interval,
+    pub save_num_checkpoints_to_keep: CheckpointsToKeep,
+    pub save_weights_only: bool,
+    pub save_async: bool,
+    pub hf_save_interval: Interval,
+    pub hf_save_precision: HfSavePrecision,
+    pub autoresume: bool,
+    pub seed: u64,
+    pub global_train_batch_size: usize,
+    /// `auto` until the memory plan has decided.
+    pub device_train_microbatch_size: MicrobatchSize,
+    pub precision: Precision,
+    pub optimizer: OptimizerSpec,
+    pub scheduler: SchedulerSpec,
+    pub max_grad_norm: f64,
+    pub target_responses: TargetResponses,
+    pub packing: Packing,
+    pub shuffle: bool,
+    pub activation_checkpointing: ActivationCheckpointing,
+    pub devices: Devices,
+    pub parallel: Parallel,
+    pub eval_interval: Interval,
+}
+
+/// Keys that a resumed run may change: they do not touch the numbers of training.
+const FREE_KEYS: [&str; 17] = [
+    "eval_data_path",
+    "eval_prompts",
+    "eval_generation",
+    "validate_inputs",
+    "run_name",
+    "save_folder",
+    "save_interval",
+    "save_num_checkpoints_to_keep",
+    "save_weights_only",
+    "save_async",
+    "hf_save_interval",
+    "hf_save_precision",
+    "autoresume",
+    "activation_checkpointing",
+    "devices",
+    "parallel",
+    "eval_interval",
+];
+
+impl Settings {
+    /// Fills in what `spec` leaves open, for a model of this config.
+    ///
+    /// # Errors
+    /// When the model or this build cannot do what is asked for.
+    pub fn resolve(spec: RunSpec, config: &LlamaConfig) -> Result<Self, TrainError> {
+        let maximum = config.max_position_embeddings;
+        let context_length = spec.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH.min(maximum));
+        if context_length > maximum {
+            return Err(TrainError::unsupported(
+                "context_length",
+                context_length,
+                format!("at most {maximum}, the model's max_position_embeddings"),
+            ));
+        }
+        let mut settings = Self {
+            task_type: spec.task_type.unwrap_or(TaskType::ChatCompletion),
+            eval_prompts: spec.eval_prompts.unwrap_or_default(),
+            eval_generation: spec.eval_generation.unwrap_or_default(),
+            training_duration: spec.training_duration.unwrap_or(TrainingDuration::ONE_EPOCH),
+            learning_rate: spec.learning_rate.unwrap_or(1.0e-5),
+            context_length,
+            validate_inputs: spec.validate_inputs.unwrap_or(true),
+            init: spec.init.unwrap_or(Init::Pretrained),
+            run_name: spec.run_name.unwrap_or_default(),
+            save_folder: spec.save_folder.unwrap_or_else(|| "runs".into()),
+            save_interval: spec.save_interval.unwrap_or(Interval::EACH_EPOCH),
+            save_num_checkpoints_to_keep: spec
+                .save_num_checkpoints_to_keep
+                .unwrap_or(CheckpointsToKeep::All),
+            save_weights_only: spec.save_weights_only.unwrap_or(false),
+            save_async: spec.save_async.unwrap_or(true),
+            hf_save_interval: spec.hf_save_interval.unwrap_or(Interval::AT_THE_END),
+            hf_save_precision: export_precision(spec.hf_save_precision, config)?,
+            autoresume: spec.autoresume.unwrap_or(true),
+            seed: spec.seed.unwrap_or(17),
+            global_train_batch_size: spec.global_train_batch_size.unwrap_or(8),
+            device_train_microbatch_size: spec.device_train_microbatch_size.unwrap_or(MicrobatchSize::Auto),
+            precision: precision(spec.precision)?,
+            optimizer: spec.optimizer.unwrap_or_default(),
+            scheduler: spec.scheduler.unwrap_or_default(),
+            max_grad_norm: spec.max_grad_norm.unwrap_or(1.0),
+            target_responses: spec.target_responses.unwrap_or(TargetResponses::All),
+            packing: spec.packing.unwrap_or(Packing::BestFit),
+            shuffle: spec.shuffle.unwrap_or(true),
+            activation_checkpointing: spec
+                .activation_checkpointing
+                .unwrap_or(ActivationCheckpointing::Block),
+            devices: devices(spec.devices)?,
+            parallel: parallel(spec.parallel)?,
+            eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
+            model: spec.model,
+            train_data_path: spec.train_data_path,
+            eval_data_path: spec.eval_data_path,
+            custom_weights_path: spec.custom_weights_path,
+        };
+        if let MicrobatchSize::Rows(rows) = settings.device_train_microbatch_size
+            && rows.get() > settings.global_train_batch_size
+        {
+            return Err(TrainError::unsupported(
+                "device_train_microbatch_size",
+                rows,
+                format!("at most global_train_batch_size, which is {}", settings.global_train_batch_size),
+            ));
+        }
+        if settings.run_name.is_empty() {
+            settings.run_name = settings.derived_name()?;
+        }
+        Ok(settings)
+    }
+
+    /// `<model>-<hash>`: the same run file gives the same name, so that running it again resumes.
+    fn derived_name(&self) -> Result<String, TrainError> {
+        let model = self.model.trim_end_matches('/').rsplit('/').next().unwrap_or("run");
+        let model = model.split('@').next().unwrap_or(model).trim_start_matches('.');
+        let digest = sha256_hex(Sha256::new_with_prefix(serde_json::to_string(self)?));
+        Ok(format!("{}-{}", model.strip_suffix(".gguf").unwrap_or(model), &digest[..8]))
+    }
+
+    /// The run's folder.
+    pub fn run_folder(&self) -> PathBuf {
+        PathBuf::from(&self.save_folder).join(&self.run_name)
+    }
+
+    /// Rows of a micro-batch, once they are decided.
+    pub fn microbatch_rows(&self) -> usize {
+        match self.device_train_microbatch_size {
+            MicrobatchSize::Auto => 1,
+            MicrobatchSize::Rows(rows) => rows.get(),
+        }
+    }
+
+    /// What data preparation needs to know, for the data at `path`.
+    pub fn data_settings(&self, path: &str, config: &LlamaConfig) -> DataSettings {
+        DataSettings {
+            path: path.into(),
+            task: self.task(),
+            context_length: self.context_length,
+            target_responses: match self.target_responses {
+                TargetResponses::All => tessera_data::TargetResponses::All,
+                TargetResponses::Last => tessera_data::TargetResponses::Last,
+            },
+            packing: match self.packing {
+                Packing::BestFit => tessera_data::Packing::BestFit,
+                Packing::None => tessera_data::Packing::None,
+            },
+            seed: self.seed,
+            vocab_size: config.vocab_size,
+        }
+    }
+
+    /// What an example is.
+    pub fn task(&self) -> Task {
+        match self.task_type {
+            TaskType::ChatCompletion => Task::ChatCompletion,
+            TaskType::InstructionFinetune => Task::InstructionFinetune,
+            TaskType::ContinuedPretrain => Task::ContinuedPretrain,
+        }
+    }
+
+    /// The settings as a flat JSON object, as checkpoints keep them.
+    pub fn to_json(&self) -> Result<serde_json::Value, TrainError> {
+        Ok(serde_json::to_value(self)?)
+    }
+
+    /// The first key that differs from the `saved` settings of a checkpoint and touches the numbers of training, with the
+    /// saved value and this one's.
+    pub fn difference(&self, saved: &serde_json::Value) -> Result<Option<Difference>, TrainError> {
+        let own = self.to_json()?;
+        let keys = own.as_object().into_iter().flatten();
+        let null = serde_json::Value::Null;
+        Ok(keys.filter(|(key, _)| !FREE_KEYS.contains(&key.as_str())).find_map(|(key, now)| {
+            let before = saved.get(key).unwrap_or(&null);
+            (now != before).then(|| Difference {
+                key: key.clone(),
+                before: before.to_string(),
+                now: now.to_string(),
+            })
+        }))
+    }
+}
+
+/// A key whose value in a checkpoint is another than in the run file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// The checkpoint's value, as JSON.
+    pub before: String,
+    /// The run file's value, as JSON.
+    pub now: String,
+}
+
+fn export_precision(given: Option<HfSavePrecision>, config: &LlamaConfig) -> Result<HfSavePrecision, TrainError> {
+    match given.unwrap_or(HfSavePrecision::Auto) {
+        HfSavePrecision::Auto => Ok(match config.stored_dtype {
+            Some(TorchDType::Float32) => HfSavePrecision::Fp32,
+            // A source in half precision is exported in bf16: trained weights may leave fp16's range.
+            Some(TorchDType::BFloat16 | TorchDType::Float16) | None => HfSavePrecision::Bf16,
+        }),
+        precision => Ok(precision),
+    }
+}
+
+fn precision(given: Option<Precision>) -> Result<Precision, TrainError> {
+    match given.unwrap_or(Precision::Auto) {
+        Precision::Auto | Precision::Fp32 => Ok(Precision::Fp32),
+        Precision::AmpBf16 => Err(TrainError::unsupported(
+            "precision",
+            Precision::AmpBf16,
+            "fp32 or auto: this build computes on the CPU in fp32 only".into(),
+        )),
+    }
+}
+
+fn devices(given: Option<Devices>) -> Result<Devices, TrainError> {
+    match given.unwrap_or(Devices::Auto) {
+        Devices::Auto => Ok(Devices::Cpu { ranks: NonZeroUsize::MIN }),
+        Devices::Cpu { ranks } if ranks == NonZeroUsize::MIN => Ok(Devices::Cpu { ranks }),
+        devices => Err(TrainError::unsupported(
+            "devices",
+            devices,
+            "cpu or auto: this build trains on one CPU device".into(),
+        )),
+    }
+}
+
+fn parallel(given: Option<Parallel>) -> Result<Parallel, TrainError> {
+    let parallel = given.unwrap_or_default();
+    let sharded = matches!(parallel.shard, ShardDegree::Ranks(ranks) if ranks.get() > 1);
+    if sharded || parallel.replicate.get() > 1 || parallel.context.get() > 1 {
+        let found = serde_json::to_string(&parallel)?;
+        let expected = "one rank: shard -1 or 1, replicate 1, context 1, since this build trains on one device";
+        return Err(TrainError::unsupported("parallel", found, expected.into()));
+    }
+    Ok(parallel)
+}

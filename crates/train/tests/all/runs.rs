@@ -1,0 +1,187 @@
+//! Whole runs against themselves: stopped and resumed, saved one way and another, continued from damage.
+
+use std::fs;
+
+use tessera_train::TrainError;
+use tessera_train::run::Outcome;
+
+use crate::tiny::Tiny;
+
+#[test]
+fn a_run_learns_and_leaves_what_the_folder_promises() {
+    let tiny = Tiny::new();
+    let (outcome, watcher) = tiny.train(&[], None);
+    let Outcome::Completed(finished) = outcome.unwrap() else { panic!("the run should be complete") };
+    let losses = watcher.losses.lock().unwrap().clone();
+    assert_eq!(losses.len() as u64, finished.batch);
+    assert!(losses.last().unwrap().1 < 0.8 * losses[0].1, "{losses:?}");
+    let (first, last) = (finished.first_evaluation.unwrap(), finished.last_evaluation.unwrap());
+    assert!(last.cross_entropy < first.cross_entropy);
+    let run = tiny.path("runs/tiny");
+    for file in ["run.yaml", "events.jsonl", "metrics.jsonl", "generations.jsonl", "report.html"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        assert!(finished.export.join(file).is_file(), "{file}");
+    }
+    let latest = fs::read_link(run.join("checkpoints/latest-sharded-rank0")).unwrap();
+    assert_eq!(run.join("checkpoints").join(latest), finished.checkpoint);
+    let text = fs::read_to_string(run.join("events.jsonl")).unwrap();
+    for event in ["CREATED", "DATA_VALIDATED", "MODEL_INITIALIZED", "TRAIN_STARTED", "CHECKPOINT_SAVED", "COMPLETED"] {
+        assert!(text.contains(event), "{event}");
+    }
+    assert!(watcher.warnings.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_finished_run_says_so_and_completes_a_missing_export() {
+    let tiny = Tiny::new();
+    tiny.train(&[], None).0.unwrap();
+    assert!(matches!(tiny.train(&[], None).0.unwrap(), Outcome::AlreadyCompleted(_)));
+    let exported = tiny.exported("tiny");
+    fs::remove_dir_all(tiny.path("runs/tiny/huggingface")).unwrap();
+    assert!(matches!(tiny.train(&[], None).0.unwrap(), Outcome::Completed(_)));
+    assert_eq!(tiny.exported("tiny"), exported);
+}
+
+#[test]
+fn the_resolved_run_file_gives_the_same_run() {
+    let tiny = Tiny::new();
+    tiny.train(&[], None).0.unwrap();
+    let yaml = fs::read_to_string(tiny.path("runs/tiny/run.yaml")).unwrap();
+    let path = tiny.path("again.yaml");
+    fs::write(&path, yaml).unwrap();
+    let spec = tessera_train::spec::RunSpec::load(&path, &["run_name=again".into()]).unwrap();
+    let observer: std::sync::Arc<dyn tessera_train::observe::Observer> =
+        std::sync::Arc::new(tessera_train::observe::Silent);
+    tessera_train::run::train(spec, &observer, &Default::default()).unwrap();
+    assert_eq!(tiny.exported("again"), tiny.exported("tiny"));
+}
+
+#[test]
+fn stopped_anywhere_and_resumed_it_is_the_same_run() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=whole"], None).0.unwrap();
+    for stop in 1..5 {
+        let name = format!("run_name=stopped{stop}");
+        let (outcome, _) = tiny.train(&[&name], Some(stop));
+        assert!(matches!(outcome.unwrap(), Outcome::Stopped { batch, signal: 15, .. } if batch == stop));
+        let (outcome, watcher) = tiny.train(&[&name], None);
+        outcome.unwrap();
+        assert_eq!(watcher.losses.lock().unwrap()[0].0, stop);
+        assert_eq!(tiny.exported(&format!("stopped{stop}")), tiny.exported("whole"));
+        assert_eq!(tiny.metrics(&format!("stopped{stop}")), tiny.metrics("whole"));
+    }
+}
+
+#[test]
+fn numbers_do_not_depend_on_how_memory_is_used() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=a"], None).0.unwrap();
+    tiny.train(&["run_name=b", "activation_checkpointing=none", "save_async=false"], None).0.unwrap();
+    assert_eq!(tiny.exported("a"), tiny.exported("b"));
+}
+
+#[test]
+fn evaluation_and_answers_leave_training_alone() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=a"], None).0.unwrap();
+    tiny.train(&["run_name=b", "eval_data_path=null", "eval_prompts=[]"], None).0.unwrap();
+    assert_eq!(tiny.exported("a"), tiny.exported("b"));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=whole"], None).0.unwrap();
+    tiny.train(&["save_interval=1ba"], Some(4)).0.unwrap();
+    let checkpoints = tiny.path("runs/tiny/checkpoints");
+    let newest = fs::read_link(checkpoints.join("latest-sharded-rank0")).unwrap();
+    let shard = checkpoints.join(newest).join("__0_0.distcp");
+    let bytes = fs::read(&shard).unwrap();
+    fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
+    let (outcome, watcher) = tiny.train(&["save_interval=1ba"], None);
+    outcome.unwrap();
+    assert_eq!(watcher.losses.lock().unwrap()[0].0, 3);
+    assert!(watcher.warnings.lock().unwrap()[0].contains("damaged"));
+    assert_eq!(tiny.exported("tiny"), tiny.exported("whole"));
+}
+
+#[test]
+fn retention_keeps_the_newest() {
+    let tiny = Tiny::new();
+    tiny.train(&["save_interval=1ba", "save_num_checkpoints_to_keep=2"], None).0.unwrap();
+    let kept = fs::read_dir(tiny.path("runs/tiny/checkpoints")).unwrap();
+    let kept = kept.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("ep"));
+    assert_eq!(kept.count(), 2);
+}
+
+#[test]
+fn a_changed_key_is_refused_by_name() {
+    let tiny = Tiny::new();
+    tiny.train(&[], Some(2)).0.unwrap();
+    let (outcome, _) = tiny.train(&["learning_rate=1.0e-3"], None);
+    let error = outcome.unwrap_err();
+    assert!(matches!(&error, TrainError::Changed { .. }), "{error}");
+    assert!(error.to_string().contains("learning_rate"), "{error}");
+    fs::write(tiny.path("train.jsonl"), fs::read(tiny.path("eval.jsonl")).unwrap()).unwrap();
+    assert!(matches!(tiny.train(&[], None).0.unwrap_err(), TrainError::OtherData { .. }));
+}
+
+#[test]
+fn a_checkpoint_starts_another_run() {
+    let tiny = Tiny::new();
+    let (outcome, _) = tiny.train(&[], None);
+    let Outcome::Completed(first) = outcome.unwrap() else { panic!("the run should be complete") };
+    let latest = tiny.path("runs/tiny/checkpoints/latest-sharded-rank0.symlink");
+    let argument = format!("custom_weights_path={}", latest.display());
+    let (outcome, _) = tiny.train(&["run_name=second", &argument], None);
+    let Outcome::Completed(second) = outcome.unwrap() else { panic!("the run should be complete") };
+    let (end, start) = (first.last_evaluation.unwrap(), second.first_evaluation.unwrap());
+    assert_eq!((end.cross_entropy, end.accuracy), (start.cross_entropy, start.accuracy));
+}
+
+#[test]
+fn a_rate_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint() {
+    let tiny = Tiny::new();
+    let (outcome, watcher) = tiny.train(
+        &["learning_rate=1.0e+30", "save_interval=1ba", "training_duration=12ba", "scheduler={name: constant_with_warmup, t_warmup: 0ba}"],
+        None,
+    );
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { count: 5, .. } | TrainError::NotFiniteWeights { .. }), "{error}");
+    assert!(!watcher.warnings.lock().unwrap().is_empty());
+    for entry in fs::read_dir(tiny.path("runs/tiny/checkpoints")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tessera_checkpoint::dcp::DcpReader::open(&path).unwrap().verify().unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_task_and_rule_trains() {
+    let tiny = Tiny::new();
+    let pairs: String = (0..12)
+        .map(|index| format!("{{\"prompt\": \"count {index} \", \"response\": \"up to {}\"}}\n", index + 1))
+        .collect();
+    fs::write(tiny.path("pairs.jsonl"), pairs).unwrap();
+    fs::create_dir(tiny.path("texts")).unwrap();
+    fs::write(tiny.path("texts/one.txt"), "to be or not to be ".repeat(60)).unwrap();
+    let pairs = format!("train_data_path={}", tiny.path("pairs.jsonl").display());
+    let texts = format!("train_data_path={}", tiny.path("texts").display());
+    let alone = "eval_data_path=null";
+    for (name, arguments) in [
+        ("pairs", vec![pairs.as_str(), alone, "task_type=INSTRUCTION_FINETUNE", "optimizer={name: decoupled_adamw}"]),
+        ("texts", vec![texts.as_str(), alone, "task_type=CONTINUED_PRETRAIN", "optimizer={name: decoupled_lionw}", "learning_rate=1.0e-3"]),
+        ("alone", vec!["packing=none", "shuffle=false", "target_responses=last", "scheduler={name: cosine_with_warmup}"]),
+        ("light", vec!["save_weights_only=true"]),
+    ] {
+        let name = format!("run_name={name}");
+        let arguments: Vec<&str> = arguments.into_iter().chain([name.as_str()]).collect();
+        let (outcome, watcher) = tiny.train(&arguments, None);
+        outcome.unwrap();
+        let losses = watcher.losses.lock().unwrap();
+        assert!(losses.last().unwrap().1 < losses[0].1, "{name}: {losses:?}");
+    }
+}
