@@ -11,6 +11,7 @@ pub const IGNORED_LABEL: i32 = -100;
 /// the caller and panics, as a slice index does.
 #[derive(Debug)]
 pub struct Dataset {
+    identity: String,
     columns: Columns,
 }
 
@@ -59,8 +60,14 @@ impl MicroBatch {
 }
 
 impl Dataset {
-    pub(crate) fn new(columns: Columns) -> Self {
-        Self { columns }
+    pub(crate) fn new(identity: String, columns: Columns) -> Self {
+        Self { identity, columns }
+    }
+
+    /// A digest of everything that the rows depend on: content, tokenizer, template, settings. Data sets of one identity
+    /// have the same rows.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Number of packed rows.

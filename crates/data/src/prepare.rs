@@ -44,12 +44,12 @@ pub fn prepare(
     fs::create_dir_all(cache).context("create", cache)?;
     let _lock = lock(cache, report)?;
     if let Some((columns, summary)) = entry.open()? {
-        return Ok((Dataset::new(columns), summary));
+        return Ok((Dataset::new(entry.key().to_owned(), columns), summary));
     }
     check(&source, settings.task, report)?;
     Builder { settings, tokenizer, report, total: source.size(), done: 0 }.build(&source, &entry)?;
     match entry.open()? {
-        Some((columns, summary)) => Ok((Dataset::new(columns), summary)),
+        Some((columns, summary)) => Ok((Dataset::new(entry.key().to_owned(), columns), summary)),
         None => Err(DataError::CacheUnreadable { folder: cache.to_owned() }),
     }
 }

@@ -18,6 +18,19 @@ pub(crate) fn shape(
     Err(OpError::Shape { operator, argument, found, expected: format!("{expected:?}") })
 }
 
+/// The extent of a vector.
+pub(crate) fn vector(operator: &'static str, argument: &'static str, found: Shape) -> Result<usize, OpError> {
+    match *found.extents() {
+        [length] => Ok(length),
+        _ => Err(OpError::Shape {
+            operator,
+            argument,
+            found: found.extents().to_vec(),
+            expected: "a vector".into(),
+        }),
+    }
+}
+
 /// The two extents of a matrix, which may have no rows but has columns.
 pub(crate) fn matrix(
     operator: &'static str,

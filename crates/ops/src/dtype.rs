@@ -136,7 +136,7 @@ impl Float for f32 {
         let n = shifted - SHIFT;
         let r = x - n * LN_2_HIGH - n * LN_2_LOW;
         let mut p = 1.987_569_1e-4;
-        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1] {
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
             p = p * r + coefficient;
         }
         let p = p * r * r + r + 1.0;

@@ -15,8 +15,9 @@ use crate::queue::{Device, Queue};
 pub fn forward(queue: &Queue, tokens: View<'_>, weight: View<'_>, mut x: ViewMut<'_>) -> Result<(), OpError> {
     const OPERATOR: &str = "embedding::forward";
     let (vocabulary, width) = check::matrix(OPERATOR, "weight", weight.shape())?;
+    let count = check::vector(OPERATOR, "tokens", tokens.shape())?;
     let tokens = tokens.as_slice::<u32>()?;
-    check::shape(OPERATOR, "x", x.shape(), [tokens.len(), width])?;
+    check::shape(OPERATOR, "x", x.shape(), [count, width])?;
     check::indices(OPERATOR, tokens, vocabulary)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, weight, F => {
@@ -40,8 +41,9 @@ pub fn backward(
 ) -> Result<(), OpError> {
     const OPERATOR: &str = "embedding::backward";
     let (vocabulary, width) = check::matrix(OPERATOR, "dweight", dweight.shape())?;
+    let count = check::vector(OPERATOR, "tokens", tokens.shape())?;
     let tokens = tokens.as_slice::<u32>()?;
-    check::shape(OPERATOR, "dx", dx.shape(), [tokens.len(), width])?;
+    check::shape(OPERATOR, "dx", dx.shape(), [count, width])?;
     check::indices(OPERATOR, tokens, vocabulary)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dx, F => {

@@ -44,14 +44,15 @@ pub fn update(
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, gradient, F => {
             let decision = decision.as_slice::<f64>()?;
+            let (p, g) = (parameters.as_slice_mut::<F>()?, gradient.as_slice::<F>()?);
+            let m = moment.as_slice_mut::<F>()?;
             if decision[decision::APPLY] == 0.0 {
                 return Ok(());
             }
             let clip = F::from_f64(decision[decision::CLIP_FACTOR]);
-            parameters.as_slice_mut::<F>()?
-                .par_chunks_mut(PIECE)
-                .zip(gradient.as_slice::<F>()?.par_chunks(PIECE))
-                .zip(moment.as_slice_mut::<F>()?.par_chunks_mut(PIECE))
+            p.par_chunks_mut(PIECE)
+                .zip(g.par_chunks(PIECE))
+                .zip(m.par_chunks_mut(PIECE))
                 .enumerate()
                 .for_each(|(piece, ((p, g), m))| {
                     let decayed = decayed.saturating_sub(piece * PIECE).min(p.len());

@@ -13,9 +13,10 @@ use crate::queue::{Device, Queue};
 pub fn gather(queue: &Queue, x: View<'_>, index: View<'_>, mut y: ViewMut<'_>) -> Result<(), OpError> {
     const OPERATOR: &str = "rows::gather";
     let (rows, width) = check::matrix(OPERATOR, "x", x.shape())?;
+    let count = check::vector(OPERATOR, "index", index.shape())?;
     let index = index.as_slice::<u32>()?;
     check::indices(OPERATOR, index, rows)?;
-    check::shape(OPERATOR, "y", y.shape(), [index.len(), width])?;
+    check::shape(OPERATOR, "y", y.shape(), [count, width])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, x, F => {
             let x = x.as_slice::<F>()?;
@@ -33,9 +34,10 @@ pub fn gather(queue: &Queue, x: View<'_>, index: View<'_>, mut y: ViewMut<'_>) -
 pub fn scatter(queue: &Queue, y: View<'_>, index: View<'_>, mut x: ViewMut<'_>) -> Result<(), OpError> {
     const OPERATOR: &str = "rows::scatter";
     let (rows, width) = check::matrix(OPERATOR, "x", x.shape())?;
+    let count = check::vector(OPERATOR, "index", index.shape())?;
     let index = index.as_slice::<u32>()?;
     check::indices(OPERATOR, index, rows)?;
-    check::shape(OPERATOR, "y", y.shape(), [index.len(), width])?;
+    check::shape(OPERATOR, "y", y.shape(), [count, width])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, y, F => {
             let x = x.as_slice_mut::<F>()?;

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
+use crate::dtype::Float;
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 use crate::simd::{LANES, sum, vectorised};
@@ -27,7 +28,7 @@ pub fn add(queue: &Queue, x: View<'_>, mut total: ViewMut<'_>) -> Result<(), OpE
                     let mut lanes = [0.0_f64; LANES];
                     for chunk in piece.chunks(LANES) {
                         for (lane, &value) in lanes.iter_mut().zip(chunk) {
-                            let value = f64::from(value);
+                            let value = value.to_f64();
                             *lane = value.mul_add(value, *lane);
                         }
                     }

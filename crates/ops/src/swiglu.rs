@@ -43,20 +43,28 @@ pub fn backward(queue: &Queue, dactivation: View<'_>, mut gate_up: ViewMut<'_>) 
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dactivation, F => {
             let dactivation = dactivation.as_slice::<F>()?;
-            for_row_blocks_of(gate_up.as_slice_mut::<F>()?, 2 * width, |first, rows| vectorised(#[inline(always)] || {
+            for_row_blocks_of(gate_up.as_slice_mut::<F>()?, 2 * width, |first, rows| {
                 let gradients = dactivation[first * width..].chunks_exact(width);
                 for (row, gradient) in rows.chunks_exact_mut(2 * width).zip(gradients) {
-                    let (gate, up) = row.split_at_mut(width);
-                    for ((g, u), &da) in gate.iter_mut().zip(up).zip(gradient) {
-                        let s = sigmoid(*g);
-                        let dg = da * *u * s * (F::ONE + *g * (F::ONE - s));
-                        *u = da * *g * s;
-                        *g = dg;
-                    }
+                    // One row at a time: over several rows g and u interleave, and the compiler's check that they do
+                    // not overlap would always choose the scalar loop.
+                    vectorised(#[inline(always)] || row_gradient(row, gradient));
                 }
-            }));
+            });
             Ok(())
         }),
+    }
+}
+
+/// Overwrites g and u of one row.
+#[inline(always)]
+fn row_gradient<T: Float>(row: &mut [T], dactivation: &[T]) {
+    let (gate, up) = row.split_at_mut(dactivation.len());
+    for ((gate, up), &da) in gate.iter_mut().zip(up).zip(dactivation) {
+        let (g, u) = (*gate, *up);
+        let s = sigmoid(g);
+        *gate = da * u * s * (T::ONE + g * (T::ONE - s));
+        *up = da * g * s;
     }
 }
 

@@ -4,9 +4,14 @@
 //! the model, the data and the machine. [`engine`] computes; [`run`] says when, and what happens between batches: `saving`,
 //! `resuming`, `exporting`. Nothing here prints: whoever watches is told through [`observe`].
 
+pub mod advice;
+pub mod checkpoints;
 pub mod engine;
 mod error;
 mod exporting;
+mod first_weights;
+mod fit;
+pub mod generate;
 pub mod observe;
 pub mod plan;
 mod position;
@@ -20,4 +25,6 @@ pub mod speed;
 pub mod time;
 
 pub use error::{Fault, TrainError};
+pub use exporting::export;
+pub use first_weights::load_from;
 pub use position::Position;

@@ -13,6 +13,7 @@ use tessera_track::read_events;
 
 use crate::engine::{EngineSettings, MemoryPlan, Optimizer};
 use crate::error::TrainError;
+use crate::first_weights;
 use crate::observe::{Observer, Split, Update};
 use crate::schedule::Schedule;
 use crate::settings::Settings;
@@ -115,6 +116,10 @@ impl OpenedModel {
 pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
     let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
     let mut settings = Settings::resolve(spec, &config)?;
+    let model = Model::new(config.clone());
+    if settings.validate_inputs {
+        first_weights::check(&settings, &source, &model)?;
+    }
     // A template may print the day. A resumed run prints the day on which it began, or its data would change overnight.
     let tokenizer = TextTokenizer::with_date(
         &source.tokenizer_json,
@@ -132,7 +137,6 @@ pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, 
     };
     let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
     let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
-    let model = Model::new(config.clone());
     let memory = decide_microbatch(&mut settings, &model)?;
     let length = run_length(&settings, &train);
     let plan = RunPlan {

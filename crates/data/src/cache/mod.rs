@@ -76,6 +76,11 @@ impl Entry {
         Self { folder: cache.join(&key), key }
     }
 
+    /// The digest that names the entry.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The entry's content if it is there and whole. One that is there and not whole is removed.
     pub(crate) fn open(&self) -> Result<Option<(Columns, Summary)>, DataError> {
         if !self.folder.exists() {

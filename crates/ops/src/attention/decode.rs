@@ -59,11 +59,12 @@ pub fn fill_cache(
     mut cache: ViewMut<'_>,
 ) -> Result<(), OpError> {
     const OPERATOR: &str = "attention::fill_cache";
+    heads.check(OPERATOR)?;
     let (rows, width) = check::matrix(OPERATOR, "qkv", qkv.shape())?;
     check::shape(OPERATOR, "qkv", qkv.shape(), [rows, heads.row_width()])?;
     let documents: Vec<_> = documents(OPERATOR, cu_seqlens, rows)?.collect();
     let row_width = 2 * heads.key_value * heads.size;
-    let capacity = cache.shape().elements() / (documents.len() * row_width).max(1);
+    let capacity = cache.shape().extents().get(1).copied().unwrap_or(0);
     check::shape(OPERATOR, "cache", cache.shape(), [documents.len(), capacity, row_width])?;
     if let Some(document) = documents.iter().find(|document| document.length > capacity) {
         return Err(OpError::Index { operator: OPERATOR, index: document.length - 1, bound: capacity });
@@ -91,15 +92,15 @@ fn attend<T: Float>(heads: Heads, head: usize, query: &[T], cache: &[T], output:
     let value_start = heads.value_start(head) - heads.output_width();
     let row_width = 2 * heads.key_value * size;
     let scale = T::from_f64(heads.scale());
+    let mut weights = vec![T::ZERO; cache.len() / row_width];
     vectorised(
         #[inline(always)]
         || {
-            let mut weights: Vec<T> = cache
-                .chunks_exact(row_width)
-                .map(|row| dot(query, &row[key_start..][..size]) * scale)
-                .collect();
+            for (weight, row) in weights.iter_mut().zip(cache.chunks_exact(row_width)) {
+                *weight = dot(query, &row[key_start..][..size]) * scale;
+            }
             let largest = maximum(&weights);
-            for weight in &mut weights {
+            for weight in weights.iter_mut() {
                 *weight = (*weight - largest).exp();
             }
             let factor = T::ONE / sum(&weights);

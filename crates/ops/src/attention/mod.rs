@@ -18,6 +18,7 @@ pub use decode::{decode, fill_cache};
 pub use forward::forward;
 
 use crate::buffer::View;
+use crate::check;
 use crate::error::OpError;
 
 /// Rows of queries, and of keys, that are worked on at once: a block of scores stays in the second-level cache.
@@ -96,6 +97,7 @@ fn documents(
     cu_seqlens: View<'_>,
     rows: usize,
 ) -> Result<impl Iterator<Item = Document> + Clone, OpError> {
+    check::vector(operator, "cu_seqlens", cu_seqlens.shape())?;
     let bounds = cu_seqlens.as_slice::<u32>()?;
     let covers = bounds.first() == Some(&0)
         && bounds.last().is_some_and(|&last| last as usize == rows)

@@ -19,17 +19,23 @@ struct Argument {
     dtype: DType,
     extents: Vec<usize>,
     free: Option<usize>,
+    /// Whether it may hold either kind of floats, since no other argument must hold the same.
+    either_float: bool,
     /// The content, if it is not zeros.
     content: Vec<u32>,
 }
 
 fn argument(dtype: DType, extents: impl Into<Vec<usize>>) -> Argument {
-    Argument { dtype, extents: extents.into(), free: None, content: Vec::new() }
+    Argument { dtype, extents: extents.into(), free: None, either_float: false, content: Vec::new() }
 }
 
 impl Argument {
     fn free(self, axis: usize) -> Self {
         Self { free: Some(axis), ..self }
+    }
+
+    fn either_float(self) -> Self {
+        Self { either_float: true, ..self }
     }
 
     fn containing(self, content: Vec<u32>) -> Self {
@@ -50,7 +56,7 @@ impl Argument {
     fn wrong(&self) -> Vec<Self> {
         let mut wrong: Vec<Self> = [F32, F64, U32, DType::I32]
             .into_iter()
-            .filter(|&dtype| dtype != self.dtype)
+            .filter(|&dtype| dtype != self.dtype && !(self.either_float && dtype == F64))
             .map(|dtype| Self { dtype, ..self.clone() })
             .collect();
         let mut shapes: Vec<Vec<usize>> = Vec::new();
@@ -105,7 +111,7 @@ const LION: lion::Hyperparameters =
     lion::Hyperparameters { learning_rate: 0.1, betas: (0.9, 0.99), decay: 0.0 };
 const HEADS: Heads = Heads { query: 4, key_value: 2, size: 6, window: None };
 
-/// Calls `$function` with the views of its arguments, read-only ones and mutable ones apart.
+/// An operator whose call `$call` sees its arguments as views, read-only ones and mutable ones apart.
 macro_rules! operator {
     ($name:path, [$($input:ident = $input_argument:expr),*], [$($output:ident = $output_argument:expr),*],
      $queue:ident => $call:expr) => {
@@ -158,10 +164,10 @@ fn row_operators(t: usize) -> Vec<Operator> {
         operator!(swiglu::backward, [da = argument(F32, [t, inputs])], [gate_up = argument(F32, [t, 2 * inputs])],
             queue => swiglu::backward(queue, da, gate_up)),
         operator!(cross_entropy::forward, [targets = argument(U32, [t])],
-            [z = argument(F32, [t, inputs]).free(1), s = argument(F64, [2])],
+            [z = argument(F32, [t, inputs]).free(1).either_float(), s = argument(F64, [2])],
             queue => cross_entropy::forward(queue, z, targets, s)),
         operator!(cross_entropy::forward_backward, [targets = argument(U32, [t])],
-            [z = argument(F32, [t, inputs]).free(1), s = argument(F64, [2])],
+            [z = argument(F32, [t, inputs]).free(1).either_float(), s = argument(F64, [2])],
             queue => cross_entropy::forward_backward(queue, z, targets, 1.0, s)),
     ]
 }
@@ -191,7 +197,8 @@ fn attention_operators(t: usize) -> Vec<Operator> {
     let qkv = argument(F32, [t, HEADS.row_width()]);
     let output = argument(F32, [t, HEADS.output_width()]);
     let log_sum_exp = argument(F32, [t, HEADS.query]);
-    let bounds = argument(U32, [2]).containing(vec![0, t as u32]);
+    // A longer list of zeros is a list of empty documents, right where there are no rows.
+    let bounds = argument(U32, [2]).free(0).containing(vec![0, t as u32]);
     let scratch = argument(F32, [attention::backward_scratch(HEADS, t)]);
     let cache = argument(F32, [t, 3, 2 * HEADS.key_value * HEADS.size]).free(1);
     vec![
@@ -206,6 +213,9 @@ fn attention_operators(t: usize) -> Vec<Operator> {
         operator!(attention::decode, [qkv = qkv.clone(), lengths = argument(U32, [t])],
             [cache = cache.clone(), output = output.clone()],
             queue => attention::decode(queue, qkv, cache, lengths, HEADS, output)),
+        operator!(attention::fill_cache, [qkv = qkv.clone(), bounds = bounds.clone()],
+            [cache = argument(F32, [1, t + 1, 2 * HEADS.key_value * HEADS.size]).free(1)],
+            queue => attention::fill_cache(queue, qkv, bounds, HEADS, cache)),
     ]
 }
 
@@ -279,7 +289,7 @@ fn operators_of_floats_refuse_integers() {
 fn indices_must_be_below_their_bound() {
     let queue = Queue::cpu();
     for bad in [9_u32, u32::MAX] {
-        for operator in table_operators(3).iter().chain(&attention_operators(3)[2..]) {
+        for operator in table_operators(3).iter().chain(&attention_operators(3)[2..3]) {
             let arguments: Vec<Argument> = operator
                 .arguments
                 .iter()
@@ -317,6 +327,20 @@ fn documents_must_cover_the_rows_in_order() {
     for wrong in [&[][..], &[0], &[3], &[0, 2], &[1, 3], &[0, 4], &[0, 2, 1, 3], &[0, u32::MAX, 3]] {
         assert!(matches!(attend(wrong), Err(OpError::Shape { .. })), "{wrong:?}");
     }
+}
+
+#[test]
+fn prompts_must_fit_in_the_cache() {
+    let width = HEADS.row_width();
+    let fill = |capacity: usize| {
+        let cached_width = width - HEADS.output_width();
+        let mut cache = vec![0.0_f32; 2 * capacity * cached_width];
+        let cache = view_mut(&mut cache, [2, capacity, cached_width]);
+        let qkv = vec![0.0_f32; 5 * width];
+        attention::fill_cache(&Queue::cpu(), view(&qkv, [5, width]), View::of(&[0, 2, 5_u32]), HEADS, cache)
+    };
+    fill(3).unwrap();
+    assert!(matches!(fill(2), Err(OpError::Index { index: 2, bound: 2, .. })));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use tessera_ops::attention::{self, Heads};
 use tessera_ops::{Float, Queue};
 
 use crate::attention::{Layer, heads};
-use crate::support::{Seeded, assert_close, unwritten, view, view_mut};
+use crate::support::{Seeded, assert_close, scaled, unwritten, view, view_mut};
 
 /// The output of the last `steps` tokens of each sequence, decoded after a cache of what is before them.
 fn decoded<T: Float>(layer: &Layer, qkv: &[T], steps: usize, capacity: usize) -> Vec<Vec<T>> {
@@ -16,12 +16,22 @@ fn decoded<T: Float>(layer: &Layer, qkv: &[T], steps: usize, capacity: usize) ->
     };
     // What is not a key or value yet must not be read: it is NaN.
     let mut cache = unwritten::<T>(sequences * capacity * cached_width);
-    for (sequence, &length) in layer.documents.iter().enumerate() {
-        for token in 0..length - steps {
-            cache[(sequence * capacity + token) * cached_width..][..cached_width]
-                .copy_from_slice(&row(sequence, token)[heads.output_width()..]);
-        }
-    }
+    let prompts = Layer { heads, documents: layer.documents.iter().map(|&length| length - steps).collect() };
+    let prompt_rows: Vec<T> = prompts
+        .documents
+        .iter()
+        .enumerate()
+        .flat_map(|(sequence, &length)| (0..length).flat_map(move |token| row(sequence, token).to_vec()))
+        .collect();
+    let (cu_seqlens, cache_shape) = (prompts.cu_seqlens(), [sequences, capacity, cached_width]);
+    attention::fill_cache(
+        &Queue::cpu(),
+        view(&prompt_rows, [prompts.rows(), width]),
+        view(&cu_seqlens, [cu_seqlens.len()]),
+        heads,
+        view_mut(&mut cache, cache_shape),
+    )
+    .unwrap();
     let mut outputs = vec![Vec::new(); sequences];
     for step in 0..steps {
         let lengths: Vec<u32> =
@@ -35,7 +45,7 @@ fn decoded<T: Float>(layer: &Layer, qkv: &[T], steps: usize, capacity: usize) ->
         attention::decode(
             &Queue::cpu(),
             view(&rows, [sequences, width]),
-            view_mut(&mut cache, [sequences, capacity, cached_width]),
+            view_mut(&mut cache, cache_shape),
             view(&lengths, [sequences]),
             heads,
             view_mut(&mut output, [sequences, heads.output_width()]),
@@ -51,10 +61,15 @@ fn decoded<T: Float>(layer: &Layer, qkv: &[T], steps: usize, capacity: usize) ->
 fn decoding_is_the_forward<T: Float>(heads: Heads, documents: Vec<usize>, steps: usize, tolerance: f64) {
     let layer = Layer { heads, documents };
     let qkv = Seeded::new(1).values::<T>(layer.rows() * heads.row_width());
-    let output = layer.forward(&qkv).output;
+    compare(&layer, &qkv, steps, tolerance);
+}
+
+fn compare<T: Float>(layer: &Layer, qkv: &[T], steps: usize, tolerance: f64) {
+    let heads = layer.heads;
+    let output = layer.forward(qkv).output;
     let capacity = layer.documents.iter().max().unwrap() + 3;
     let width = heads.output_width();
-    for (sequence, decoded) in decoded(&layer, &qkv, steps, capacity).iter().enumerate() {
+    for (sequence, decoded) in decoded(layer, qkv, steps, capacity).iter().enumerate() {
         let end = layer.cu_seqlens()[sequence + 1] as usize;
         let what = format!("{heads:?}, sequence {sequence}");
         assert_close(&what, decoded, &output[(end - steps) * width..end * width], tolerance);
@@ -75,4 +90,11 @@ fn decoding_after_long_prompts_is_the_forward() {
         decoding_is_the_forward::<f64>(heads(4, 2, 16, window), vec![3, 300, 129, 131, 57], 3, 1e-14);
         decoding_is_the_forward::<f32>(heads(4, 4, 64, window), vec![300, 4], 3, 1e-6);
     }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let layer = Layer { heads: heads(2, 1, 8, None), documents: vec![150] };
+    let qkv = scaled(&Seeded::new(2).values::<f64>(150 * layer.heads.row_width()), 60.0);
+    compare(&layer, &qkv, 10, 1e-10);
 }

@@ -26,15 +26,17 @@ fn backward<T: Float>((rows, inputs, outputs): Sizes, x: &[T], weight: &[T], dy:
     (dx, dweight)
 }
 
-fn sizes(seeded: &mut Seeded) -> Sizes {
-    (seeded.extent(70), seeded.extent(130), seeded.extent(90))
+/// Random sizes, and one row or one output beside many: products of a vector go another way.
+fn many_sizes(seeded: &mut Seeded) -> Vec<Sizes> {
+    let vectors = [(1, 40, 1500), (1, 1500, 40), (50, 1500, 1), (1, 700, 513), (1, 1, 1025)];
+    let random = (0..30).map(|_| (seeded.extent(70), seeded.extent(130), seeded.extent(90)));
+    vectors.into_iter().chain(random).collect()
 }
 
 #[test]
 fn backward_is_the_derivative() {
     let mut seeded = Seeded::new(1);
-    for _ in 0..30 {
-        let sizes = sizes(&mut seeded);
+    for sizes in many_sizes(&mut seeded) {
         let (rows, inputs, outputs) = sizes;
         let (x, weight) = (seeded.values(rows * inputs), seeded.values(outputs * inputs));
         let dy = seeded.values(rows * outputs);
@@ -46,8 +48,7 @@ fn backward_is_the_derivative() {
 
 fn agrees_with_candle<T: Float + WithDType>(tolerance: f64) {
     let mut seeded = Seeded::new(2);
-    for _ in 0..40 {
-        let sizes = sizes(&mut seeded);
+    for sizes in many_sizes(&mut seeded) {
         let (rows, inputs, outputs) = sizes;
         let (x, weight) = (seeded.values::<T>(rows * inputs), seeded.values::<T>(outputs * inputs));
         let dy = seeded.values::<T>(rows * outputs);
@@ -76,8 +77,7 @@ fn agrees_with_candle_in_fp64() {
 fn what_adds_adds() {
     let mut seeded = Seeded::new(3);
     let queue = Queue::cpu();
-    for _ in 0..20 {
-        let sizes = sizes(&mut seeded);
+    for sizes in many_sizes(&mut seeded) {
         let (rows, inputs, outputs) = sizes;
         let (x, weight) = (seeded.values::<f64>(rows * inputs), seeded.values(outputs * inputs));
         let (dy, before) = (seeded.values(rows * outputs), seeded.values::<f64>(rows * outputs));

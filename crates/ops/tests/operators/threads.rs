@@ -9,7 +9,7 @@ use crate::support::{Seeded, bits, unwritten, view, view_mut};
 /// Asserts that pools of 1, 2, 3 and 5 threads give the same bits.
 fn assert_same_bits(what: &str, results: impl Fn() -> Vec<Vec<u64>> + Sync) {
     let with =
-        |threads: usize| ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| results());
+        |threads: usize| ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(&results);
     let one = with(1);
     for threads in [2, 3, 5] {
         assert!(one == with(threads), "{what}: other bits with {threads} threads");

@@ -8,26 +8,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use tessera_checkpoint::WeightSource;
 use tessera_checkpoint::dcp::ComposerWeights;
-use tessera_checkpoint::huggingface::check_tensors;
 use tessera_dist::Single;
-use tessera_model::{Model, UnitTable};
+use tessera_model::Model;
 use tessera_track::{EventLog, EventType, write_report};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::observe::{EvaluationReport, Observer, Update};
+use crate::first_weights;
+use crate::observe::{EvaluationReport, Observer};
 use crate::plan::{Prepared, prepare};
 use crate::position::Position;
 use crate::resuming;
 use crate::saving::remove_leftovers;
-use crate::spec::{Init, MicrobatchSize, RunSpec};
+use crate::spec::{MicrobatchSize, RunSpec};
 
 pub use folder::RunFolder;
-
-/// Names of buffers that old checkpoints carry and that are no parameters.
-const IGNORABLE_TENSORS: [&str; 1] = ["rotary_emb.inv_freq"];
 
 /// Set from a signal handler: which signal asked the run to stop, 0 while none has.
 #[derive(Debug, Clone, Default)]
@@ -194,46 +190,7 @@ fn resume_or_load(
     let identity = prepared.train.identity();
     let resumed = resuming::resume(&folder.checkpoints(), engine, settings, identity, observer.as_ref())?;
     if resumed.is_none() {
-        load_first_weights(prepared, engine, observer.as_ref())?;
+        first_weights::load(&prepared.plan.settings, &prepared.source, engine, observer.as_ref())?;
     }
     Ok(resumed)
-}
-
-/// Fills the engine with the weights that a fresh run starts from.
-fn load_first_weights(
-    prepared: &Prepared,
-    engine: &Engine,
-    observer: &dyn Observer,
-) -> Result<(), TrainError> {
-    let settings = &prepared.plan.settings;
-    match (&settings.custom_weights_path, settings.init) {
-        (Some(path), _) => {
-            let weights = ComposerWeights::open(std::path::Path::new(path))?;
-            load_weights(engine, &weights, path, observer)
-        }
-        (None, Init::Random) => engine.initialise(settings.seed),
-        (None, Init::Pretrained) => {
-            let weights = prepared.source.open_weights()?;
-            load_weights(engine, weights.as_ref(), &settings.model, observer)
-        }
-    }
-}
-
-/// Checks that `source` has the engine's tensors, and reads them.
-pub(crate) fn load_weights(
-    engine: &Engine,
-    source: &dyn WeightSource,
-    place: &str,
-    observer: &dyn Observer,
-) -> Result<(), TrainError> {
-    let parameters = engine.model().units().iter().flat_map(UnitTable::parameters);
-    let expected: Vec<_> =
-        parameters.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect();
-    check_tensors(source, &expected, &IGNORABLE_TENSORS)
-        .map_err(|mismatch| TrainError::Tensors { place: place.to_owned(), mismatch })?;
-    let (mut done, total) = (0, engine.model().parameter_count());
-    engine.load_weights(source, |elements| {
-        done += elements;
-        observer.observe(Update::LoadingWeights { done, total });
-    })
 }

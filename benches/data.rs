@@ -1,0 +1,217 @@
+//! From text to packed rows: [`prepare`] with an empty cache against `encode_batch` and `encode_batch_fast` of the
+//! tokenizers crate on the same texts, and packing alone.
+//!
+//! The texts are generated from seeded words, as text files and as prompts with responses; the plays and poems of
+//! `scripts/fetch shakespeare` are a third corpus where they have been fetched. The tokenizer is that of SmolLM2
+//! where `scripts/fetch smollm2` has brought it, else a fixture with 20 merges; names of benches say which.
+//! [`prepare`] does more than tokenise: it hashes and checks the source, writes rows with loss masks to disk, syncs
+//! and maps them. It begins with nothing in its cache each time.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use serde_json::json;
+use tempfile::TempDir;
+use tessera_checkpoint::huggingface::GgufFile;
+use tessera_data::{DataSettings, Packing, TargetResponses, Task, TextTokenizer, pack, prepare};
+use tokenizers::Tokenizer;
+
+const CONTEXT: usize = 2048;
+const DOCUMENTS: usize = 64;
+const DOCUMENT_BYTES: usize = 64 << 10;
+const EXAMPLES: usize = 8192;
+const PACKED: usize = 1_000_000;
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/data/tests/fixtures/tokenizer.json");
+
+/// Marsaglia's xorshift64 ("Xorshift RNGs", 2003): the same numbers on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn between(&mut self, low: usize, high: usize) -> usize {
+        low + (self.next() % (high - low) as u64) as usize
+    }
+
+    /// A place in `0..length`, the low ones more frequent, as words are in a language.
+    fn skewed(&mut self, length: usize) -> usize {
+        let uniform = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+        (length as f64 * uniform.powi(4)) as usize
+    }
+}
+
+/// Writes texts of lines of words.
+struct Writer {
+    random: Random,
+    words: Vec<String>,
+}
+
+impl Writer {
+    fn new() -> Self {
+        let mut random = Random(17);
+        let mut letter = |letters: &[u8]| char::from(letters[random.between(0, letters.len())]);
+        let syllables: Vec<[char; 3]> =
+            (0..512).map(|_| [letter(b"bcdfghjklmnprstvwz"), letter(b"aeiou"), letter(b"dlmnrst")]).collect();
+        let word = |_| {
+            let count = random.between(1, 4);
+            (0..count).flat_map(|_| syllables[random.skewed(syllables.len())]).collect()
+        };
+        let words = (0..8192).map(word).collect();
+        Self { random, words }
+    }
+
+    /// A text of at least `bytes` bytes.
+    fn text(&mut self, bytes: usize) -> String {
+        let mut text = String::new();
+        while text.len() < bytes {
+            let count = self.random.between(4, 16);
+            let line: Vec<&str> =
+                (0..count).map(|_| self.words[self.random.skewed(self.words.len())].as_str()).collect();
+            text.push_str(&line.join(" "));
+            text.push_str(".\n");
+        }
+        text
+    }
+}
+
+/// A source for [`prepare`], and the texts in it.
+struct Corpus {
+    name: &'static str,
+    path: PathBuf,
+    task: Task,
+    texts: Vec<String>,
+}
+
+impl Corpus {
+    fn generated_files(folder: &Path, writer: &mut Writer) -> Self {
+        let path = folder.join("documents");
+        fs::create_dir(&path).unwrap();
+        let texts: Vec<String> = (0..DOCUMENTS).map(|_| writer.text(DOCUMENT_BYTES)).collect();
+        for (number, text) in texts.iter().enumerate() {
+            fs::write(path.join(format!("{number:03}.txt")), text).unwrap();
+        }
+        Self { name: "generated text files", path, task: Task::ContinuedPretrain, texts }
+    }
+
+    fn generated_examples(folder: &Path, writer: &mut Writer) -> Self {
+        let path = folder.join("examples.jsonl");
+        let (mut texts, mut rows) = (Vec::new(), String::new());
+        for _ in 0..EXAMPLES {
+            let (prompt, response) = (writer.random.between(32, 224), writer.random.between(64, 832));
+            let (prompt, response) = (writer.text(prompt), writer.text(response));
+            rows.push_str(&format!("{}\n", json!({"prompt": prompt, "response": response})));
+            texts.extend([prompt, response]);
+        }
+        fs::write(&path, rows).unwrap();
+        Self { name: "generated prompts and responses", path, task: Task::InstructionFinetune, texts }
+    }
+
+    fn shakespeare() -> Option<Self> {
+        let path = fetched("shakespeare").filter(|path| path.is_dir())?;
+        let files = fs::read_dir(&path).unwrap();
+        let texts = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+        Some(Self { name: "Shakespeare", path, task: Task::ContinuedPretrain, texts })
+    }
+
+    fn settings(&self, vocab_size: usize) -> DataSettings {
+        DataSettings {
+            path: self.path.clone(),
+            task: self.task,
+            context_length: CONTEXT,
+            target_responses: TargetResponses::All,
+            packing: Packing::BestFit,
+            seed: 17,
+            vocab_size,
+        }
+    }
+}
+
+/// Where `scripts/fetch` puts an input, whether or not it is there.
+fn fetched(input: &str) -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let below_cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let cache = set("TESSERA_CACHE").or_else(|| Some(below_cache()?.join("tessera")))?;
+    Some(cache.join("inputs").join(input))
+}
+
+/// The tokenizer's name, and the same tokenizer for [`prepare`] and alone.
+fn tokenizer() -> (&'static str, TextTokenizer, Tokenizer) {
+    let smollm2 = fetched("smollm2").map(|folder| folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"));
+    let (name, json, config) = match smollm2.filter(|file| file.is_file()) {
+        Some(file) => {
+            let files = GgufFile::open(&file).unwrap().tokenizer().unwrap();
+            ("SmolLM2's tokenizer", files.tokenizer.to_string().into_bytes(), Some(files.config))
+        }
+        None => ("fixture tokenizer", fs::read(FIXTURE).unwrap(), None),
+    };
+    let text_tokenizer = TextTokenizer::new(&json, config.as_ref(), None).unwrap();
+    (name, text_tokenizer, Tokenizer::from_bytes(&json).unwrap())
+}
+
+fn tokenising(criterion: &mut Criterion) {
+    let folder = temporary();
+    let mut writer = Writer::new();
+    let mut corpora = vec![
+        Corpus::generated_files(folder.path(), &mut writer),
+        Corpus::generated_examples(folder.path(), &mut writer),
+    ];
+    corpora.extend(Corpus::shakespeare());
+    let (tokenizer_name, text_tokenizer, tokenizer) = tokenizer();
+    for corpus in corpora {
+        let settings = corpus.settings(tokenizer.get_vocab_size(true));
+        let texts: Vec<&str> = corpus.texts.iter().map(String::as_str).collect();
+        let mut group = criterion.benchmark_group(format!("{}, {tokenizer_name}", corpus.name));
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        group.throughput(Throughput::Bytes(bytes as u64)).sample_size(10).sampling_mode(SamplingMode::Flat);
+        group.bench_function("prepare", |bencher| {
+            let run = |cache: TempDir| {
+                let prepared = prepare(&settings, &text_tokenizer, cache.path(), &|_| {}).unwrap();
+                (prepared, cache)
+            };
+            bencher.iter_batched(temporary, run, BatchSize::PerIteration);
+        });
+        group.bench_function("encode_batch", |bencher| {
+            let run = |texts| tokenizer.encode_batch(texts, false).unwrap();
+            bencher.iter_batched(|| texts.clone(), run, BatchSize::PerIteration);
+        });
+        group.bench_function("encode_batch_fast", |bencher| {
+            let run = |texts| tokenizer.encode_batch_fast(texts, false).unwrap();
+            bencher.iter_batched(|| texts.clone(), run, BatchSize::PerIteration);
+        });
+        group.finish();
+    }
+}
+
+/// A folder on the disk that holds the build: the system's temporary one may be memory, where syncing is nothing.
+fn temporary() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn packing(criterion: &mut Criterion) {
+    let mut random = Random(17);
+    let lengths: Vec<u32> = (0..PACKED).map(|_| 1 + random.skewed(CONTEXT) as u32).collect();
+    let mut group = criterion.benchmark_group("packing");
+    group.throughput(Throughput::Elements(PACKED as u64)).sample_size(10);
+    group.bench_function("best_fit, 1 M examples", |bencher| {
+        bencher.iter(|| pack::best_fit(&lengths, CONTEXT as u32, 17));
+    });
+    group.finish();
+}
+
+/// Ten samples each, in about three seconds: the whole file within a minute.
+fn brief() -> Criterion {
+    Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3))
+}
+
+criterion_group! { name = benches; config = brief(); targets = tokenising, packing }
+criterion_main!(benches);

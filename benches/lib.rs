@@ -1,0 +1,1 @@
+//! Nothing: a package needs a library, and the benches beside it share none.

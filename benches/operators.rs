@@ -1,0 +1,244 @@
+//! Each operator, forward and backward, at the shapes of a Llama of 56 million parameters: 2048 tokens in four
+//! documents, hidden size 512, 8 query and 4 key-value heads of 64, feed-forward size 1376, 32000 tokens in the
+//! vocabulary, the head in chunks of 1024 tokens.
+//!
+//! Products and attention report floating-point operations as their elements (1 Gelem/s is 1 GFLOP/s), everything else
+//! the elements of its largest tensor.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use criterion::measurement::WallTime;
+use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use tessera_ops::attention::{self, Heads};
+use tessera_ops::{
+    Element, Queue, Shape, View, ViewMut, adamw, bias, cross_entropy, embedding, linear, lion, random,
+    rms_norm, rope, rows, squared_norm, swiglu,
+};
+
+const TOKENS: usize = 2048;
+const DOCUMENT: usize = 512;
+const HIDDEN: usize = 512;
+const FEED_FORWARD: usize = 1376;
+const VOCABULARY: usize = 32_000;
+const CHUNK: usize = 1024;
+const HEADS: Heads = Heads { query: 8, key_value: 4, size: 64, window: None };
+/// Parameters of one block and its norms, about.
+const FLAT: usize = 3 << 20;
+
+fn values(count: usize) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    random::normal(&Queue::cpu(), count as u64, 0, 1.0, ViewMut::of(&mut values)).unwrap();
+    values
+}
+
+fn view<T: Element>(values: &[T], shape: impl Into<Shape>) -> View<'_> {
+    View::of(values).reshape(shape).unwrap()
+}
+
+fn view_mut<T: Element>(values: &mut [T], shape: impl Into<Shape>) -> ViewMut<'_> {
+    ViewMut::of(values).reshape(shape).unwrap()
+}
+
+fn ids(count: usize, bound: usize) -> Vec<u32> {
+    (0..count).map(|index| (index * 7919 % bound) as u32).collect()
+}
+
+/// Measures `run`, which works on `elements` elements.
+fn measure(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    elements: usize,
+    mut run: impl FnMut(&Queue),
+) {
+    let queue = Queue::cpu();
+    group.throughput(Throughput::Elements(elements as u64));
+    group.bench_function(name, |bencher| bencher.iter(|| run(&queue)));
+}
+
+fn products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("linear");
+    group.sample_size(10);
+    for (name, tokens, inputs, outputs) in [
+        ("queries, keys and values", TOKENS, HIDDEN, HEADS.row_width()),
+        ("attention output", TOKENS, HEADS.output_width(), HIDDEN),
+        ("gate and up", TOKENS, HIDDEN, 2 * FEED_FORWARD),
+        ("down", TOKENS, FEED_FORWARD, HIDDEN),
+        ("head, a chunk", CHUNK, HIDDEN, VOCABULARY),
+    ] {
+        let (x, weight) = (values(tokens * inputs), values(outputs * inputs));
+        let dy = values(tokens * outputs);
+        let (mut y, mut dx) = (vec![0.0_f32; tokens * outputs], vec![0.0_f32; tokens * inputs]);
+        let mut dweight = vec![0.0_f32; outputs * inputs];
+        let (x, weight) = (view(&x, [tokens, inputs]), view(&weight, [outputs, inputs]));
+        let dy = view(&dy, [tokens, outputs]);
+        let operations = 2 * tokens * inputs * outputs;
+        measure(&mut group, &format!("{name}/y"), operations, |queue| {
+            linear::forward(queue, x, weight, view_mut(&mut y, [tokens, outputs])).unwrap();
+        });
+        measure(&mut group, &format!("{name}/dx"), operations, |queue| {
+            linear::backward_input(queue, dy, weight, view_mut(&mut dx, [tokens, inputs])).unwrap();
+        });
+        measure(&mut group, &format!("{name}/dW"), operations, |queue| {
+            linear::backward_weight(queue, dy, x, view_mut(&mut dweight, [outputs, inputs])).unwrap();
+        });
+    }
+    let (x, weight) = (values(HIDDEN), values(VOCABULARY * HIDDEN));
+    let mut y = vec![0.0_f32; VOCABULARY];
+    measure(&mut group, "head, one token/y", 2 * HIDDEN * VOCABULARY, |queue| {
+        let weight = view(&weight, [VOCABULARY, HIDDEN]);
+        linear::forward(queue, view(&x, [1, HIDDEN]), weight, view_mut(&mut y, [1, VOCABULARY])).unwrap();
+    });
+}
+
+fn attention(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention");
+    group.sample_size(10);
+    let (width, output_width) = (HEADS.row_width(), HEADS.output_width());
+    let (qkv, doutput) = (values(TOKENS * width), values(TOKENS * output_width));
+    let cu_seqlens: Vec<u32> = (0..=TOKENS as u32).step_by(DOCUMENT).collect();
+    let (mut output, mut log_sum_exp) =
+        (vec![0.0_f32; TOKENS * output_width], vec![0.0_f32; TOKENS * HEADS.query]);
+    let (mut dqkv, mut scratch) =
+        (vec![0.0_f32; TOKENS * width], vec![0.0_f32; attention::backward_scratch(HEADS, TOKENS)]);
+    let (qkv, cu_seqlens) = (view(&qkv, [TOKENS, width]), View::of(&cu_seqlens));
+    // Half of a document's score matrix is worked on: two products forward, five backward.
+    let product = TOKENS * DOCUMENT * output_width;
+    measure(&mut group, "forward", 2 * product, |queue| {
+        let output = view_mut(&mut output, [TOKENS, output_width]);
+        let log_sum_exp = view_mut(&mut log_sum_exp, [TOKENS, HEADS.query]);
+        attention::forward(queue, qkv, cu_seqlens, HEADS, output, log_sum_exp).unwrap();
+    });
+    measure(&mut group, "backward", 5 * product, |queue| {
+        let output = view(&output, [TOKENS, output_width]);
+        let log_sum_exp = view(&log_sum_exp, [TOKENS, HEADS.query]);
+        let (dqkv, scratch) = (view_mut(&mut dqkv, [TOKENS, width]), ViewMut::of(&mut scratch));
+        let doutput = view(&doutput, [TOKENS, output_width]);
+        attention::backward(queue, doutput, qkv, output, log_sum_exp, cu_seqlens, HEADS, dqkv, scratch)
+            .unwrap();
+    });
+    let cached_width = width - output_width;
+    let mut cache = values(DOCUMENT * cached_width);
+    let mut decoded = vec![0.0_f32; output_width];
+    let row = qkv.range(0, width).unwrap().reshape([1, width]).unwrap();
+    measure(&mut group, "decode", 4 * DOCUMENT * output_width, |queue| {
+        let cache = view_mut(&mut cache, [1, DOCUMENT, cached_width]);
+        let lengths = [DOCUMENT as u32 - 1];
+        let output = view_mut(&mut decoded, [1, output_width]);
+        attention::decode(queue, row, cache, View::of(&lengths), HEADS, output).unwrap();
+    });
+}
+
+fn row_wise(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("row-wise");
+    group.sample_size(20);
+    let shape = [TOKENS, HIDDEN];
+    let (x, dy, weight) = (values(TOKENS * HIDDEN), values(TOKENS * HIDDEN), values(HIDDEN));
+    let (mut y, mut inverse_rms) = (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; TOKENS]);
+    let (mut dx, mut dweight) = (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; HIDDEN]);
+    let (x, dy, weight) = (view(&x, shape), view(&dy, shape), View::of(&weight));
+    measure(&mut group, "rms_norm/forward", TOKENS * HIDDEN, |queue| {
+        let inverse_rms = ViewMut::of(&mut inverse_rms);
+        rms_norm::forward(queue, x, weight, 1e-5, view_mut(&mut y, shape), inverse_rms).unwrap();
+    });
+    measure(&mut group, "rms_norm/backward", TOKENS * HIDDEN, |queue| {
+        let (dx, dweight) = (view_mut(&mut dx, shape), ViewMut::of(&mut dweight));
+        rms_norm::backward(queue, dy, x, weight, View::of(&inverse_rms), dx, dweight).unwrap();
+    });
+    measure(&mut group, "bias/forward and backward", TOKENS * HIDDEN, |queue| {
+        bias::forward(queue, weight, view_mut(&mut y, shape)).unwrap();
+        bias::backward(queue, dy, ViewMut::of(&mut dweight)).unwrap();
+    });
+    let every_second: Vec<u32> = (0..TOKENS as u32).step_by(2).collect();
+    let (index, mut picked) = (View::of(&every_second), vec![0.0_f32; CHUNK * HIDDEN]);
+    measure(&mut group, "rows/gather and scatter", CHUNK * HIDDEN, |queue| {
+        rows::gather(queue, x, index, view_mut(&mut picked, [CHUNK, HIDDEN])).unwrap();
+        rows::scatter(queue, view(&picked, [CHUNK, HIDDEN]), index, view_mut(&mut dx, shape)).unwrap();
+    });
+    feed_forward(&mut group);
+    rotation(&mut group);
+}
+
+fn feed_forward(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let (wide, narrow) = ([TOKENS, 2 * FEED_FORWARD], [TOKENS, FEED_FORWARD]);
+    let (gate_up, gradient) = (values(TOKENS * 2 * FEED_FORWARD), values(TOKENS * FEED_FORWARD));
+    let mut activation = vec![0.0_f32; TOKENS * FEED_FORWARD];
+    measure(group, "swiglu/forward", TOKENS * FEED_FORWARD, |queue| {
+        swiglu::forward(queue, view(&gate_up, wide), view_mut(&mut activation, narrow)).unwrap();
+    });
+    // The backward overwrites its input, so each run gets a fresh one.
+    group.bench_function("swiglu/backward", |bencher| {
+        bencher.iter_batched_ref(
+            || gate_up.clone(),
+            |gate_up| {
+                swiglu::backward(&Queue::cpu(), view(&gradient, narrow), view_mut(gate_up, wide)).unwrap();
+            },
+            BatchSize::PerIteration,
+        );
+    });
+}
+
+fn rotation(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let shape = [TOKENS, HEADS.row_width()];
+    let mut qkv = values(TOKENS * HEADS.row_width());
+    let frequencies: Vec<f64> =
+        (0..HEADS.size / 2).map(|index| 1e4_f64.powf(-2.0 * index as f64 / HEADS.size as f64)).collect();
+    let mut table = vec![0.0_f32; DOCUMENT * HEADS.size];
+    rope::fill_table(&Queue::cpu(), &frequencies, view_mut(&mut table, [DOCUMENT, HEADS.size])).unwrap();
+    let (table, positions) = (view(&table, [DOCUMENT, HEADS.size]), ids(TOKENS, DOCUMENT));
+    let (turned, positions) = (HEADS.query + HEADS.key_value, View::of(&positions));
+    measure(group, "rope/forward and backward", TOKENS * turned * HEADS.size, |queue| {
+        rope::forward(queue, view_mut(&mut qkv, shape), turned, positions, table).unwrap();
+        rope::backward(queue, view_mut(&mut qkv, shape), turned, positions, table).unwrap();
+    });
+}
+
+fn vocabulary(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("vocabulary");
+    group.sample_size(10);
+    let (tokens, dx) = (ids(TOKENS, VOCABULARY), values(TOKENS * HIDDEN));
+    let (tokens, mut x) = (View::of(&tokens), vec![0.0_f32; TOKENS * HIDDEN]);
+    let mut weight = values(VOCABULARY * HIDDEN);
+    let (table, shape) = ([VOCABULARY, HIDDEN], [TOKENS, HIDDEN]);
+    measure(&mut group, "embedding/forward and backward", TOKENS * HIDDEN, |queue| {
+        embedding::forward(queue, tokens, view(&weight, table), view_mut(&mut x, shape)).unwrap();
+        embedding::backward(queue, tokens, view(&dx, shape), view_mut(&mut weight, table)).unwrap();
+    });
+    let (mut logits, targets) = (values(CHUNK * VOCABULARY), ids(CHUNK, VOCABULARY));
+    let mut statistics = [0.0_f64; 2];
+    // The gradient that is left serves as the logits of the next run: finite, and as costly.
+    measure(&mut group, "cross_entropy/forward and backward", CHUNK * VOCABULARY, |queue| {
+        let logits = view_mut(&mut logits, [CHUNK, VOCABULARY]);
+        let statistics = ViewMut::of(&mut statistics);
+        cross_entropy::forward_backward(queue, logits, View::of(&targets), 1.0, statistics).unwrap();
+    });
+}
+
+fn flat(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("flat");
+    group.sample_size(20);
+    let (mut p, gradient) = (values(FLAT), values(FLAT));
+    let (mut m, mut v) = (vec![0.0_f32; FLAT], vec![0.0_f32; FLAT]);
+    let gradient = View::of(&gradient);
+    let decision = [1.0, 1.0, 1.0, 0.0, 0.0];
+    let adamw =
+        adamw::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.95), epsilon: 1e-8, decay: 1e-5 };
+    measure(&mut group, "adamw", FLAT, |queue| {
+        let (p, m, v) = (ViewMut::of(&mut p), ViewMut::of(&mut m), ViewMut::of(&mut v));
+        adamw::update(queue, p, gradient, m, v, FLAT / 2, adamw, View::of(&decision)).unwrap();
+    });
+    let lion = lion::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.99), decay: 1e-5 };
+    measure(&mut group, "lion", FLAT, |queue| {
+        let (p, m) = (ViewMut::of(&mut p), ViewMut::of(&mut m));
+        lion::update(queue, p, gradient, m, FLAT / 2, lion, View::of(&decision)).unwrap();
+    });
+    let mut total = [0.0_f64];
+    measure(&mut group, "squared_norm", FLAT, |queue| {
+        squared_norm::add(queue, gradient, ViewMut::of(&mut total)).unwrap();
+    });
+    measure(&mut group, "random::normal", FLAT, |queue| {
+        random::normal(queue, 17, 0, 0.02, ViewMut::of(&mut p)).unwrap();
+    });
+}
+
+criterion_group!(operators, products, attention, row_wise, vocabulary, flat);
+criterion_main!(operators);
