@@ -104,7 +104,9 @@ pub enum TrainError {
     SaverFailed,
     #[error("eval_prompts: prompt {number} has no token; remove it")]
     EmptyPrompt { number: usize },
-    #[error("the final checkpoint could not be saved: {source}. Make room and run the same command again: it goes on from the last one")]
+    #[error(
+        "the final checkpoint could not be saved: {source}. Make room and run the same command again: it goes on from the last one"
+    )]
     FinalSave { source: Box<TrainError> },
 }
 

@@ -35,8 +35,10 @@ impl Resumable {
     fn open(folder: &Path) -> Result<Self, TrainError> {
         let reader = DcpReader::open(folder)?;
         let timestamp = StatePath::keys(&["state", "timestamp", "Timestamp"]);
-        let not_resumable =
-            |missing: &StatePath| TrainError::NotResumable { checkpoint: folder.to_owned(), missing: missing.to_string() };
+        let not_resumable = |missing: &StatePath| TrainError::NotResumable {
+            checkpoint: folder.to_owned(),
+            missing: missing.to_string(),
+        };
         let text = |path: StatePath| -> Result<String, TrainError> {
             let value = object(&reader, &path)?.ok_or_else(|| not_resumable(&path))?;
             value.as_str().map(str::to_owned).ok_or_else(|| not_resumable(&path))

@@ -103,7 +103,9 @@ impl Saver {
             let thread = std::thread::Builder::new()
                 .name("checkpoint".into())
                 .spawn(move || job.run_beside(&shared))
-                .map_err(|source| crate::plan::file_error("start a thread for", &self.settings.folder, source))?;
+                .map_err(|source| {
+                    crate::plan::file_error("start a thread for", &self.settings.folder, source)
+                })?;
             self.running = Some(Running { thread, copied });
             return Ok(earlier);
         }
@@ -232,7 +234,8 @@ impl Job {
     ) -> Result<PathBuf, TrainError> {
         let folder = &self.settings.folder;
         let path = folder.join(self.name.to_string());
-        std::fs::create_dir_all(folder).map_err(|source| crate::plan::file_error("create", folder, source))?;
+        std::fs::create_dir_all(folder)
+            .map_err(|source| crate::plan::file_error("create", folder, source))?;
         let partial = AtomicFolder::create(&path)?;
         let mut writer = RankWriter::create(partial.folder(), self.rank)?;
         for (path, value) in &self.objects {

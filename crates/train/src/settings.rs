@@ -10,8 +10,9 @@ use tessera_model::config::{LlamaConfig, TorchDType};
 
 use crate::error::TrainError;
 use crate::spec::{
-    ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init, MicrobatchSize,
-    OptimizerSpec, Packing, Parallel, Precision, RunSpec, SchedulerSpec, ShardDegree, TargetResponses, TaskType,
+    ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init,
+    MicrobatchSize, OptimizerSpec, Packing, Parallel, Precision, RunSpec, SchedulerSpec, ShardDegree,
+    TargetResponses, TaskType,
 };
 use crate::time::{Interval, TrainingDuration};
 
@@ -108,9 +109,7 @@ impl Settings {
             run_name: spec.run_name.unwrap_or_default(),
             save_folder: spec.save_folder.unwrap_or_else(|| "runs".into()),
             save_interval: spec.save_interval.unwrap_or(Interval::EACH_EPOCH),
-            save_num_checkpoints_to_keep: spec
-                .save_num_checkpoints_to_keep
-                .unwrap_or(CheckpointsToKeep::All),
+            save_num_checkpoints_to_keep: spec.save_num_checkpoints_to_keep.unwrap_or(CheckpointsToKeep::All),
             save_weights_only: spec.save_weights_only.unwrap_or(false),
             save_async: spec.save_async.unwrap_or(true),
             hf_save_interval: spec.hf_save_interval.unwrap_or(Interval::AT_THE_END),
@@ -126,9 +125,7 @@ impl Settings {
             target_responses: spec.target_responses.unwrap_or(TargetResponses::All),
             packing: spec.packing.unwrap_or(Packing::BestFit),
             shuffle: spec.shuffle.unwrap_or(true),
-            activation_checkpointing: spec
-                .activation_checkpointing
-                .unwrap_or(ActivationCheckpointing::Block),
+            activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Block),
             devices: devices(spec.devices)?,
             parallel: parallel(spec.parallel)?,
             eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
@@ -234,7 +231,10 @@ pub struct Difference {
     pub now: String,
 }
 
-fn export_precision(given: Option<HfSavePrecision>, config: &LlamaConfig) -> Result<HfSavePrecision, TrainError> {
+fn export_precision(
+    given: Option<HfSavePrecision>,
+    config: &LlamaConfig,
+) -> Result<HfSavePrecision, TrainError> {
     match given.unwrap_or(HfSavePrecision::Auto) {
         HfSavePrecision::Auto => Ok(match config.stored_dtype {
             Some(TorchDType::Float32) => HfSavePrecision::Fp32,
@@ -273,7 +273,8 @@ fn parallel(given: Option<Parallel>) -> Result<Parallel, TrainError> {
     let sharded = matches!(parallel.shard, ShardDegree::Ranks(ranks) if ranks.get() > 1);
     if sharded || parallel.replicate.get() > 1 || parallel.context.get() > 1 {
         let found = serde_json::to_string(&parallel)?;
-        let expected = "one rank: shard -1 or 1, replicate 1, context 1, since this build trains on one device";
+        let expected =
+            "one rank: shard -1 or 1, replicate 1, context 1, since this build trains on one device";
         return Err(TrainError::unsupported("parallel", found, expected.into()));
     }
     Ok(parallel)

@@ -4,9 +4,7 @@ use std::time::Instant;
 
 use tessera_data::{MicroBatch, Order, split};
 use tessera_model::LossScale;
-use tessera_track::{
-    EventLog, EventType, GenerationsLog, MetricsLog, Record, SpeedMonitor, StepWork, names,
-};
+use tessera_track::{EventLog, EventType, GenerationsLog, MetricsLog, Record, SpeedMonitor, StepWork, names};
 
 use super::between::Between;
 use super::{Outcome, RunFolder, StopSignal};
@@ -162,12 +160,15 @@ impl<'a> Training<'a> {
         Ok(Step { outcome, report, speed, loss_tokens: loss_tokens as u64 })
     }
 
-    /// The batch's line of `metrics.jsonl`. Times are those before the batch, as Composer logs them.
+    /// The batch's line of `metrics.jsonl`. Counts are those before the batch, as Composer logs them, but for the tokens, so
+    /// that the last line tells how many the run was trained on.
     fn record(&self, step: &Step, before: &Position, after: &Position) -> Record {
         let StepReport { loss, learning_rate, gradient_norm, .. } = step.report;
         let class = self.engine.settings().optimizer.class_name();
         let hours = |duration: std::time::Duration| duration.as_secs_f64() / 3600.0;
         let microbatch = self.prepared.plan.settings.microbatch_rows();
+        let memory = &self.prepared.plan.memory;
+        let allocated = memory.state_bytes() + memory.workspace_bytes();
         let record = Record::training(before.batch, loss)
             .with(names::EPOCH, before.epoch)
             .with(names::SAMPLE, before.sample)
@@ -180,6 +181,7 @@ impl<'a> Training<'a> {
             .with(names::learning_rate(class, 0), learning_rate)
             .with(names::GRADIENT_NORM, gradient_norm)
             .with(names::MICROBATCH_SIZE, microbatch as u64)
+            .with(names::CURRENT_MEMORY, allocated as f64 / 1e9)
             .with(names::TRAIN_HOURS, hours(after.elapsed))
             .with(names::REMAINING_HOURS, hours(step.report.remaining));
         step.speed.write_to(record)

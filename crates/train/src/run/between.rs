@@ -66,9 +66,8 @@ impl<'a> Between<'a> {
     ) -> Result<(), TrainError> {
         let settings = &self.prepared.plan.settings;
         let total = self.prepared.plan.length.total_batches;
-        let fires = |interval: crate::time::Interval| {
-            interval.fires(&before.progress(), &position.progress(), total)
-        };
+        let fires =
+            |interval: crate::time::Interval| interval.fires(&before.progress(), &position.progress(), total);
         if fires(settings.eval_interval) {
             self.evaluate(engine, position.batch, metrics)?;
         }
@@ -109,9 +108,6 @@ impl<'a> Between<'a> {
         position: &Position,
         events: &mut EventLog,
     ) -> Result<PathBuf, TrainError> {
-        if self.last_checkpoint.is_none() && position.batch > 0 {
-            self.settle(events)?;
-        }
         let checkpoint = self.last_is(position, events)?;
         if !self.folder.export(position.batch).is_dir() {
             self.export(engine, position.batch)?;
@@ -156,10 +152,11 @@ impl<'a> Between<'a> {
             Ok(None) => Ok(()),
             Ok(Some(path)) => {
                 let message = format!("checkpoint {}", path.display());
-                events.record(EventType::CheckpointSaved, message, &[(
-                    "path",
-                    path.display().to_string().into(),
-                )])?;
+                events.record(
+                    EventType::CheckpointSaved,
+                    message,
+                    &[("path", path.display().to_string().into())],
+                )?;
                 self.observer.observe(Update::CheckpointSaved(&path));
                 self.last_checkpoint = Some(path);
                 Ok(())
@@ -175,7 +172,8 @@ impl<'a> Between<'a> {
 
     /// The checkpoint of `position`, which must be the last that was saved.
     fn last_is(&mut self, position: &Position, events: &mut EventLog) -> Result<PathBuf, TrainError> {
-        let outcome = self.saver.finish().map_err(|source| TrainError::FinalSave { source: Box::new(source) });
+        let outcome =
+            self.saver.finish().map_err(|source| TrainError::FinalSave { source: Box::new(source) });
         if let Some(path) = outcome? {
             self.report(Ok(Some(path)), events)?;
         }
@@ -203,7 +201,8 @@ impl<'a> Between<'a> {
         metrics: &mut MetricsLog,
     ) -> Result<(), TrainError> {
         let Some((data, _)) = &self.prepared.eval else { return Ok(()) };
-        let report = evaluate(engine, data, self.prepared.plan.settings.microbatch_rows(), batch, self.observer)?;
+        let report =
+            evaluate(engine, data, self.prepared.plan.settings.microbatch_rows(), batch, self.observer)?;
         let record = Record::at(batch)
             .with(names::EVAL_CROSS_ENTROPY, report.cross_entropy)
             .with(names::EVAL_PERPLEXITY, report.perplexity())

@@ -88,13 +88,17 @@ pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> 
     let folder = RunFolder::open(prepared.plan.settings.run_folder())?;
     let mut events = EventLog::open(folder.path())?;
     let result = train_in(&mut prepared, &folder, &mut events, observer, stop);
-    if let Err(error) = &result {
-        let fields = [("batch", serde_json::Value::Null)];
-        events.record(EventType::FailedException, error.to_string(), &fields)?;
-    }
-    // A report of a failed run shows how far it came.
-    write_report(folder.path())?;
-    result
+    // What went wrong must not be hidden by a disk that is too full to note it. A report of a failed run shows how far it
+    // came.
+    let noted = match &result {
+        Ok(_) => Ok(()),
+        Err(error) => events.record(EventType::FailedException, error.to_string(), &[]).map(drop),
+    };
+    let reported = write_report(folder.path());
+    let outcome = result?;
+    noted?;
+    reported?;
+    Ok(outcome)
 }
 
 fn train_in(
@@ -121,11 +125,8 @@ fn train_in(
         return Ok(Outcome::AlreadyCompleted(folder.finished(total, checkpoint)?));
     }
     begin(events, folder, prepared, saved.is_some())?;
-    let mut engine = Engine::new(
-        Model::new(prepared.config.clone()),
-        Box::new(Single),
-        prepared.plan.engine_settings(),
-    )?;
+    let mut engine =
+        Engine::new(Model::new(prepared.config.clone()), Box::new(Single), prepared.plan.engine_settings())?;
     let resumed = match saved {
         // A finished run needs its weights for the export, whatever else its checkpoint lacks.
         Some(saved) if done => {
@@ -139,7 +140,11 @@ fn train_in(
         format!("{} parameters are in memory", prepared.plan.parameters),
         &[],
     )?;
-    batches::run(batches::Parts { prepared, folder, events, observer: observer.as_ref(), stop }, engine, resumed)
+    batches::run(
+        batches::Parts { prepared, folder, events, observer: observer.as_ref(), stop },
+        engine,
+        resumed,
+    )
 }
 
 /// A resumed run repeats what `auto` was resolved to, even on a machine of another size.

@@ -33,7 +33,9 @@ impl GenerationSpec {
         let top_p = reader::number(|value| value > 0.0 && value <= 1.0, "a number above 0 and at most 1");
         Self {
             do_sample: map.optional("do_sample", reader::boolean).unwrap_or(default.do_sample),
-            max_new_tokens: map.optional("max_new_tokens", reader::whole(1)).unwrap_or(default.max_new_tokens),
+            max_new_tokens: map
+                .optional("max_new_tokens", reader::whole(1))
+                .unwrap_or(default.max_new_tokens),
             temperature: map.optional("temperature", temperature).unwrap_or(default.temperature),
             top_k: map.optional("top_k", reader::whole(1)).unwrap_or(default.top_k),
             top_p: map.optional("top_p", top_p).unwrap_or(default.top_p),

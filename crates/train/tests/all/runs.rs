@@ -27,7 +27,9 @@ fn a_run_learns_and_leaves_what_the_folder_promises() {
     let latest = fs::read_link(run.join("checkpoints/latest-sharded-rank0")).unwrap();
     assert_eq!(run.join("checkpoints").join(latest), finished.checkpoint);
     let text = fs::read_to_string(run.join("events.jsonl")).unwrap();
-    for event in ["CREATED", "DATA_VALIDATED", "MODEL_INITIALIZED", "TRAIN_STARTED", "CHECKPOINT_SAVED", "COMPLETED"] {
+    for event in
+        ["CREATED", "DATA_VALIDATED", "MODEL_INITIALIZED", "TRAIN_STARTED", "CHECKPOINT_SAVED", "COMPLETED"]
+    {
         assert!(text.contains(event), "{event}");
     }
     assert!(watcher.warnings.lock().unwrap().is_empty());
@@ -145,11 +147,19 @@ fn a_checkpoint_starts_another_run() {
 fn a_rate_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint() {
     let tiny = Tiny::new();
     let (outcome, watcher) = tiny.train(
-        &["learning_rate=1.0e+30", "save_interval=1ba", "training_duration=12ba", "scheduler={name: constant_with_warmup, t_warmup: 0ba}"],
+        &[
+            "learning_rate=1.0e+30",
+            "save_interval=1ba",
+            "training_duration=12ba",
+            "scheduler={name: constant_with_warmup, t_warmup: 0ba}",
+        ],
         None,
     );
     let error = outcome.unwrap_err();
-    assert!(matches!(error, TrainError::NotFinite { count: 5, .. } | TrainError::NotFiniteWeights { .. }), "{error}");
+    assert!(
+        matches!(error, TrainError::NotFinite { count: 5, .. } | TrainError::NotFiniteWeights { .. }),
+        "{error}"
+    );
     assert!(!watcher.warnings.lock().unwrap().is_empty());
     for entry in fs::read_dir(tiny.path("runs/tiny/checkpoints")).unwrap() {
         let path = entry.unwrap().path();
@@ -172,9 +182,34 @@ fn every_task_and_rule_trains() {
     let texts = format!("train_data_path={}", tiny.path("texts").display());
     let alone = "eval_data_path=null";
     for (name, arguments) in [
-        ("pairs", vec![pairs.as_str(), alone, "task_type=INSTRUCTION_FINETUNE", "optimizer={name: decoupled_adamw}"]),
-        ("texts", vec![texts.as_str(), alone, "task_type=CONTINUED_PRETRAIN", "optimizer={name: decoupled_lionw}", "learning_rate=1.0e-3"]),
-        ("alone", vec!["packing=none", "shuffle=false", "target_responses=last", "scheduler={name: cosine_with_warmup}"]),
+        (
+            "pairs",
+            vec![
+                pairs.as_str(),
+                alone,
+                "task_type=INSTRUCTION_FINETUNE",
+                "optimizer={name: decoupled_adamw}",
+            ],
+        ),
+        (
+            "texts",
+            vec![
+                texts.as_str(),
+                alone,
+                "task_type=CONTINUED_PRETRAIN",
+                "optimizer={name: decoupled_lionw}",
+                "learning_rate=1.0e-3",
+            ],
+        ),
+        (
+            "alone",
+            vec![
+                "packing=none",
+                "shuffle=false",
+                "target_responses=last",
+                "scheduler={name: cosine_with_warmup}",
+            ],
+        ),
         ("light", vec!["save_weights_only=true"]),
     ] {
         let name = format!("run_name={name}");

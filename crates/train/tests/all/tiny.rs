@@ -69,7 +69,8 @@ impl Tiny {
                 index * 3
             )
         };
-        let lines = |range: std::ops::Range<usize>| range.map(|index| conversation(index) + "\n").collect::<String>();
+        let lines =
+            |range: std::ops::Range<usize>| range.map(|index| conversation(index) + "\n").collect::<String>();
         fs::write(folder.path().join("train.jsonl"), lines(0..64)).unwrap();
         fs::write(folder.path().join("eval.jsonl"), lines(64..70)).unwrap();
         Self { folder }

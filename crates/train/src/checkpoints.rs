@@ -1,0 +1,255 @@
+//! What a person does with checkpoints besides going on from them: list, look into, compare with their checksums, and turn
+//! one into a model in Hugging Face layout.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use tessera_checkpoint::dcp::pickle::Value;
+use tessera_checkpoint::dcp::{
+    CheckpointName, ComposerWeights, DcpError, DcpReader, ElementType, StatePath, list_checkpoints,
+};
+use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
+use tessera_checkpoint::{StoredDType, WeightSource};
+use tessera_model::Model;
+
+use crate::error::TrainError;
+use crate::fit::{check_fit, parameters};
+use crate::observe::{Observer, Update};
+use crate::plan::{OpenedModel, file_error};
+use crate::position::Position;
+use crate::saving::own;
+use crate::spec::HfSavePrecision;
+
+/// Elements that an export holds in memory at a time.
+const PIECE: usize = 1 << 24;
+
+/// A checkpoint of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListedCheckpoint {
+    /// `ep#-ba#`.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Completed epochs.
+    pub epoch: u64,
+    /// Completed batches.
+    pub batch: u64,
+    /// The size of its files.
+    pub bytes: u64,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoredTensor {
+    /// The element type.
+    pub dtype: ElementType,
+    /// Extents, slowest first.
+    pub shape: Vec<usize>,
+}
+
+/// What a checkpoint says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CheckpointDescription {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The run that saved it.
+    pub run_name: Option<String>,
+    /// How far the run had come.
+    #[serde(serialize_with = "serialize_position")]
+    pub position: Option<Position>,
+    /// The class of the optimizer whose state is kept.
+    pub optimizer: Option<String>,
+    /// Updates that were skipped since loss or gradient was not finite.
+    pub skipped_updates: Option<u64>,
+    /// The run's settings, if this engine wrote the checkpoint.
+    pub settings: Option<serde_json::Value>,
+    /// The model's weights, by Hugging Face name.
+    pub weights: BTreeMap<String, StoredTensor>,
+    /// Every other tensor, by its name in the checkpoint.
+    pub other_tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl CheckpointDescription {
+    /// The number of weights' elements. A tied head counts as the tensor that it is stored as.
+    pub fn weight_elements(&self) -> usize {
+        self.weights.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+}
+
+/// What was compared with its checksum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifiedCheckpoint {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Tensors, each whole.
+    pub tensors: usize,
+    /// Objects.
+    pub objects: usize,
+}
+
+/// The whole checkpoints of a run's folder, or of a folder `checkpoints`, newest first.
+///
+/// # Errors
+/// When the folder is not there or cannot be listed.
+pub fn list(folder: &Path) -> Result<Vec<ListedCheckpoint>, TrainError> {
+    let inner = folder.join("checkpoints");
+    let checkpoints = if inner.is_dir() { inner } else { folder.to_owned() };
+    std::fs::read_dir(&checkpoints).map_err(|source| file_error("list", &checkpoints, source))?;
+    let listed = |name: CheckpointName| {
+        let folder = checkpoints.join(name.to_string());
+        let bytes = size_of_files(&folder)?;
+        Ok(ListedCheckpoint { name: name.to_string(), folder, epoch: name.epoch, batch: name.batch, bytes })
+    };
+    list_checkpoints(&checkpoints)?.into_iter().map(listed).collect()
+}
+
+/// Reads what a checkpoint, ours or Composer's, says of itself.
+///
+/// # Errors
+/// When the folder is no whole checkpoint, or what is read of it is damaged.
+pub fn describe(folder: &Path) -> Result<CheckpointDescription, TrainError> {
+    let reader = open(folder)?;
+    let text = |path: StatePath| -> Result<Option<String>, DcpError> {
+        Ok(object(&reader, &path)?.and_then(|value| value.as_str().map(str::to_owned)))
+    };
+    let timestamp = StatePath::keys(&["state", "timestamp", "Timestamp"]);
+    let (mut weights, mut other_tensors) = (BTreeMap::new(), BTreeMap::new());
+    let root = StatePath::weight("").to_string();
+    for (name, tensor) in reader.tensors() {
+        let stored = StoredTensor { dtype: tensor.dtype(), shape: tensor.shape().to_vec() };
+        match name.strip_prefix(&root) {
+            Some(name) => weights.insert(name.to_owned(), stored),
+            None => other_tensors.insert(name.clone(), stored),
+        };
+    }
+    Ok(CheckpointDescription {
+        run_name: text(StatePath::keys(&["state", "run_name"]))?,
+        position: Position::from_timestamp(|name| {
+            object(&reader, &timestamp.clone().key(name)).ok().flatten()
+        }),
+        optimizer: reader.optimizer().map(str::to_owned),
+        skipped_updates: object(&reader, &own("skipped"))?
+            .and_then(|value| u64::try_from(value.as_int()?).ok()),
+        settings: text(own("settings"))?.map(|text| serde_json::from_str(&text)).transpose()?,
+        folder: folder.to_owned(),
+        weights,
+        other_tensors,
+    })
+}
+
+/// Compares everything in a checkpoint with its checksums.
+///
+/// # Errors
+/// For the first thing that is damaged.
+pub fn verify(folder: &Path) -> Result<VerifiedCheckpoint, TrainError> {
+    let reader = open(folder)?;
+    reader.verify()?;
+    let (tensors, objects) = (reader.tensors().len(), reader.objects().count());
+    Ok(VerifiedCheckpoint { folder: folder.to_owned(), tensors, objects })
+}
+
+/// Writes the weights of `checkpoint` (a folder `ep#-ba#`, a link or text file that names one, or a Composer `.pt`) with
+/// the config and tokenizer of `model` to `output`, in Hugging Face layout, a piece of a tensor in memory at a time.
+///
+/// # Errors
+/// When the checkpoint is not the model's, something is damaged, `output` is already there, or the disk is full.
+pub fn export(
+    checkpoint: &Path,
+    model: &str,
+    output: &Path,
+    precision: HfSavePrecision,
+    observer: &Arc<dyn Observer>,
+) -> Result<(), TrainError> {
+    if output.exists() {
+        let source = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        return Err(file_error("create", output, source));
+    }
+    let OpenedModel { source, config } = OpenedModel::open(model, Some(observer.clone()))?;
+    let weights = ComposerWeights::open(checkpoint)?;
+    let model = Model::new(config);
+    check_fit(&model, &weights, &checkpoint.display().to_string())?;
+    observer.observe(Update::Exporting(output));
+    let tensors = parameters(&model);
+    let options = ExportOptions {
+        dtype: export_dtype(precision, &weights),
+        max_shard_bytes: DEFAULT_SHARD_BYTES,
+        config: &source.config,
+        side_files: &source.files,
+    };
+    let mut export = Export::create(output, &tensors, &options)?;
+    let mut piece = Vec::new();
+    for (name, shape) in &tensors {
+        let elements: usize = shape.iter().product();
+        for start in (0..elements).step_by(PIECE) {
+            piece.resize(PIECE.min(elements - start), 0.0);
+            weights.read(name, start, &mut piece)?;
+            export.write_range(name, start, &piece)?;
+        }
+    }
+    export.finish()?;
+    observer.observe(Update::Exported(output));
+    Ok(())
+}
+
+/// `auto` keeps the checkpoint's own type; a mixed one becomes fp32, which holds every other.
+fn export_dtype(precision: HfSavePrecision, weights: &ComposerWeights) -> ExportDType {
+    let all = |dtype| weights.tensors().values().all(|tensor| tensor.dtype == dtype);
+    match precision {
+        HfSavePrecision::Fp32 => ExportDType::F32,
+        HfSavePrecision::Bf16 => ExportDType::Bf16,
+        HfSavePrecision::Auto if all(StoredDType::Bf16) => ExportDType::Bf16,
+        HfSavePrecision::Auto if all(StoredDType::F16) => ExportDType::F16,
+        HfSavePrecision::Auto => ExportDType::F32,
+    }
+}
+
+/// Opens a folder that is a whole checkpoint.
+fn open(folder: &Path) -> Result<DcpReader, TrainError> {
+    let found = if !folder.exists() {
+        "nothing is there"
+    } else if !folder.is_dir() {
+        "it is no folder"
+    } else if !folder.join(".metadata").exists() {
+        "it has no .metadata, which is written last: no checkpoint, or an unfinished one"
+    } else {
+        return Ok(DcpReader::open(folder)?);
+    };
+    Err(DcpError::NotACheckpoint { path: folder.to_owned(), found: found.into() }.into())
+}
+
+/// An object that may be missing.
+fn object(reader: &DcpReader, path: &StatePath) -> Result<Option<Value>, DcpError> {
+    let name = path.to_string();
+    let known = reader.objects().any(|known| known == name);
+    known.then(|| reader.object(&name)).transpose()
+}
+
+/// A position as a map, its time in seconds.
+fn serialize_position<S: Serializer>(position: &Option<Position>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(position) = position else { return serializer.serialize_none() };
+    let counts = [
+        ("epoch", position.epoch),
+        ("batch", position.batch),
+        ("sample", position.sample),
+        ("token", position.token),
+        ("batch_in_epoch", position.batch_in_epoch),
+        ("sample_in_epoch", position.sample_in_epoch),
+        ("token_in_epoch", position.token_in_epoch),
+    ];
+    let mut map = serializer.serialize_map(Some(counts.len() + 1))?;
+    for (name, count) in counts {
+        map.serialize_entry(name, &count)?;
+    }
+    map.serialize_entry("elapsed_seconds", &position.elapsed.as_secs_f64())?;
+    map.end()
+}
+
+fn size_of_files(folder: &Path) -> Result<u64, TrainError> {
+    let list = || -> std::io::Result<u64> {
+        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+    };
+    list().map_err(|source| file_error("list", folder, source))
+}

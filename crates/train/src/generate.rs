@@ -1,0 +1,154 @@
+//! Asking a model outside a run: the answers to prompts, and the logits behind the next token.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tessera_checkpoint::dcp::ComposerWeights;
+use tessera_data::{Task, TextTokenizer};
+use tessera_dist::Single;
+use tessera_model::Model;
+
+use crate::engine::{Engine, EngineSettings, GenerationSettings, Optimizer, Sampler};
+use crate::error::TrainError;
+use crate::first_weights::load_from;
+use crate::observe::{Answer, Observer};
+use crate::plan::OpenedModel;
+use crate::spec::{GenerationSpec, OptimizerSpec};
+
+/// The longest context that is taken without being asked for.
+const DEFAULT_CONTEXT_LENGTH: usize = 8192;
+
+/// Which model is to be asked, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GeneratorSettings {
+    /// Hub id, folder in Hugging Face layout, or `.gguf` file.
+    pub model: String,
+    /// A checkpoint whose weights replace the model's.
+    pub weights: Option<PathBuf>,
+    /// What a prompt is: for conversations it becomes a user message in the chat template, else it stays as it is. `None`:
+    /// a conversation if the model brings a chat template.
+    pub task: Option<Task>,
+    /// Tokens that a prompt and its answer may have together; `None`: what the model was made for, at most 8192.
+    pub context_length: Option<usize>,
+}
+
+/// A model that answers.
+pub struct Generator {
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    task: Task,
+    stop_tokens: Vec<u32>,
+}
+
+/// A token that may come next.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NextToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text.
+    pub text: String,
+    /// Its logit.
+    pub logit: f32,
+}
+
+impl Generator {
+    /// Reads the model's files and weights.
+    ///
+    /// # Errors
+    /// When they are missing, damaged, or do not belong together.
+    pub fn load(settings: &GeneratorSettings, observer: &Arc<dyn Observer>) -> Result<Self, TrainError> {
+        let OpenedModel { source, config } = OpenedModel::open(&settings.model, Some(observer.clone()))?;
+        let maximum = config.max_position_embeddings;
+        let positions = settings.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH.min(maximum));
+        if !(2..=maximum).contains(&positions) {
+            let expected = format!("2 to {maximum}, the model's max_position_embeddings");
+            return Err(TrainError::unsupported("context_length", positions, expected));
+        }
+        let tokenizer = TextTokenizer::new(
+            &source.tokenizer_json,
+            source.tokenizer_config.as_ref(),
+            source.chat_template.as_deref(),
+        )?;
+        let by_template =
+            if source.chat_template.is_some() { Task::ChatCompletion } else { Task::ContinuedPretrain };
+        let mut stop_tokens = config.eos_token_ids.clone();
+        stop_tokens.extend(tokenizer.eos());
+        let engine = Engine::new(Model::new(config), Box::new(Single), asking_only(positions))?;
+        match &settings.weights {
+            Some(path) => {
+                let weights = ComposerWeights::open(path)?;
+                load_from(&engine, &weights, &path.display().to_string(), observer.as_ref())?;
+            }
+            None => load_from(&engine, source.open_weights()?.as_ref(), &settings.model, observer.as_ref())?,
+        }
+        Ok(Self { engine, tokenizer, task: settings.task.unwrap_or(by_template), stop_tokens })
+    }
+
+    /// What a prompt is taken for.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// The answers to `prompts`, in their order.
+    ///
+    /// # Errors
+    /// When a prompt is empty, too long, or refused by the chat template.
+    pub fn answers(
+        &mut self,
+        prompts: &[String],
+        spec: &GenerationSpec,
+        seed: u64,
+    ) -> Result<Vec<Answer>, TrainError> {
+        let tokens = prompts.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>, _>>()?;
+        let settings = GenerationSettings {
+            max_new_tokens: spec.max_new_tokens,
+            sampler: Sampler::of(spec),
+            seed,
+            stop_tokens: self.stop_tokens.clone(),
+        };
+        let generated = self.engine.generate(&tokens, &settings)?;
+        let answer = |(prompt, tokens): (&String, Vec<u32>)| {
+            Ok(Answer { prompt: prompt.clone(), text: self.tokenizer.decode(&tokens, true)? })
+        };
+        prompts.iter().zip(generated).map(answer).collect()
+    }
+
+    /// The `count` tokens that most likely follow `prompt`, the likeliest first; equal ones in the order of their ids.
+    ///
+    /// # Errors
+    /// When the prompt is empty, too long, or refused by the chat template.
+    pub fn next_tokens(&mut self, prompt: &str, count: usize) -> Result<Vec<NextToken>, TrainError> {
+        let tokens = self.tokens(prompt)?;
+        let logits = self.engine.next_token_logits(&tokens)?;
+        let mut ranked: Vec<(u32, f32)> = (0..).zip(logits).collect();
+        ranked.sort_by(|(_, first), (_, second)| second.total_cmp(first));
+        let next = |(id, logit)| Ok(NextToken { id, text: self.tokenizer.decode(&[id], false)?, logit });
+        ranked.into_iter().take(count).map(next).collect()
+    }
+
+    fn tokens(&self, prompt: &str) -> Result<Vec<u32>, TrainError> {
+        let tokens = self.tokenizer.encode_prompt(prompt, self.task)?;
+        let (length, positions) = (tokens.len(), self.engine.settings().positions);
+        if length == 0 {
+            return Err(TrainError::unsupported("prompt", "an empty text", "at least one token".into()));
+        }
+        if length >= positions {
+            let expected = format!("less than context_length, which is {positions}");
+            return Err(TrainError::unsupported("prompt", format!("{length} tokens"), expected));
+        }
+        Ok(tokens)
+    }
+}
+
+/// An engine that is asked and not trained: buffers for gradients and moments are never touched, so they take addresses
+/// but no memory.
+fn asking_only(positions: usize) -> EngineSettings {
+    EngineSettings {
+        micro_batch_tokens: positions,
+        positions,
+        recompute: true,
+        optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 0.0 },
+        max_grad_norm: f64::INFINITY,
+    }
+}
