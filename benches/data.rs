@@ -1,7 +1,7 @@
 //! From text to packed rows: [`prepare`] with an empty cache against `encode_batch` and `encode_batch_fast` of the
 //! tokenizers crate on the same texts, and packing alone.
 //!
-//! The texts are generated from seeded words, as text files and as prompts with responses; the plays and poems of
+//! The texts are generated from seeded words, as text files and as prompts with responses; four plays of
 //! `scripts/fetch shakespeare` are a third corpus where they have been fetched. The tokenizer is that of SmolLM2
 //! where `scripts/fetch smollm2` has brought it, else a fixture with 20 merges; names of benches say which.
 //! [`prepare`] does more than tokenise: it hashes and checks the source, writes rows with loss masks to disk, syncs
@@ -22,9 +22,10 @@ use tessera_data::{DataSettings, Packing, TargetResponses, Task, TextTokenizer, 
 use tokenizers::Tokenizer;
 
 const CONTEXT: usize = 2048;
-const DOCUMENTS: usize = 64;
+const DOCUMENTS: usize = 16;
 const DOCUMENT_BYTES: usize = 64 << 10;
-const EXAMPLES: usize = 8192;
+const EXAMPLES: usize = 2048;
+const PLAYS: usize = 4;
 const PACKED: usize = 1_000_000;
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/data/tests/fixtures/tokenizer.json");
 
@@ -93,14 +94,18 @@ struct Corpus {
 }
 
 impl Corpus {
-    fn generated_files(folder: &Path, writer: &mut Writer) -> Self {
-        let path = folder.join("documents");
+    fn files(folder: &Path, name: &'static str, texts: Vec<String>) -> Self {
+        let path = folder.join(name);
         fs::create_dir(&path).unwrap();
-        let texts: Vec<String> = (0..DOCUMENTS).map(|_| writer.text(DOCUMENT_BYTES)).collect();
         for (number, text) in texts.iter().enumerate() {
             fs::write(path.join(format!("{number:03}.txt")), text).unwrap();
         }
-        Self { name: "generated text files", path, task: Task::ContinuedPretrain, texts }
+        Self { name, path, task: Task::ContinuedPretrain, texts }
+    }
+
+    fn generated_files(folder: &Path, writer: &mut Writer) -> Self {
+        let texts = (0..DOCUMENTS).map(|_| writer.text(DOCUMENT_BYTES)).collect();
+        Self::files(folder, "generated text files", texts)
     }
 
     fn generated_examples(folder: &Path, writer: &mut Writer) -> Self {
@@ -116,11 +121,12 @@ impl Corpus {
         Self { name: "generated prompts and responses", path, task: Task::InstructionFinetune, texts }
     }
 
-    fn shakespeare() -> Option<Self> {
-        let path = fetched("shakespeare").filter(|path| path.is_dir())?;
-        let files = fs::read_dir(&path).unwrap();
-        let texts = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
-        Some(Self { name: "Shakespeare", path, task: Task::ContinuedPretrain, texts })
+    fn shakespeare(folder: &Path) -> Option<Self> {
+        let fetched = fetched("shakespeare").filter(|path| path.is_dir())?;
+        let mut paths: Vec<_> = fs::read_dir(fetched).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        let texts = paths.iter().take(PLAYS).map(|path| fs::read_to_string(path).unwrap()).collect();
+        Some(Self::files(folder, "plays of Shakespeare", texts))
     }
 
     fn settings(&self, vocab_size: usize) -> DataSettings {
@@ -165,7 +171,7 @@ fn tokenising(criterion: &mut Criterion) {
         Corpus::generated_files(folder.path(), &mut writer),
         Corpus::generated_examples(folder.path(), &mut writer),
     ];
-    corpora.extend(Corpus::shakespeare());
+    corpora.extend(Corpus::shakespeare(folder.path()));
     let (tokenizer_name, text_tokenizer, tokenizer) = tokenizer();
     for corpus in corpora {
         let settings = corpus.settings(tokenizer.get_vocab_size(true));
@@ -208,9 +214,9 @@ fn packing(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Ten samples each, in about three seconds: the whole file within a minute.
+/// Ten samples each, in two to four seconds: the whole file within a minute.
 fn brief() -> Criterion {
-    Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3))
+    Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2))
 }
 
 criterion_group! { name = benches; config = brief(); targets = tokenising, packing }

@@ -85,6 +85,11 @@ impl Dataset {
         self.columns.row_loss_tokens[row] as usize
     }
 
+    /// Σ of the squared lengths of a row's documents, which the cost of attention follows.
+    pub fn squared_lengths(&self, row: usize) -> u64 {
+        self.pieces(row).map(|piece| (piece.range.len() as u64).pow(2)).sum()
+    }
+
     /// The rows, in the order given; `None` is an empty row.
     pub fn micro_batch(&self, rows: &[Option<usize>]) -> MicroBatch {
         let mut batch = MicroBatch::default();

@@ -142,7 +142,8 @@ impl Units {
         if let Some(pending) = slot.pending.take() {
             pending.wait()?;
         }
-        fill::zero(queue, slot.buffer.view_mut(DType::F32))?;
+        let length = self.units[index].size.shard(self.group.world_size()) * self.group.world_size();
+        fill::zero(queue, slot.buffer.view_mut(DType::F32).range(0, length)?)?;
         Ok(Gradient { target: Target::Slot(slot), elements })
     }
 

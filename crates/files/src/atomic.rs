@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{FileError, IoContext};
 
-/// The hidden sibling under which a thing is written before it gets its name.
-fn hidden_sibling(path: &Path) -> PathBuf {
+/// What a thing is called while it is written.
+const PARTIAL: &str = ".partial";
+
+/// The hidden sibling of a path: a dot, its name, and what it is.
+fn hidden_sibling(path: &Path, what: &str) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(".partial");
+    name.push(what);
     path.with_file_name(name)
 }
 
@@ -46,7 +49,7 @@ pub struct AtomicFile {
 impl AtomicFile {
     /// Starts writing what is to become `path`. The folder must exist.
     pub fn create(path: &Path) -> Result<Self, FileError> {
-        let partial = hidden_sibling(path);
+        let partial = hidden_sibling(path, PARTIAL);
         let file = File::create(&partial).context("create", &partial)?;
         Ok(Self { writer: Some(BufWriter::with_capacity(1 << 20, file)), partial, path: path.to_owned() })
     }
@@ -94,7 +97,7 @@ pub struct AtomicFolder {
 impl AtomicFolder {
     /// Starts filling what is to become `path`, removing what an interrupted attempt left behind.
     pub fn create(path: &Path) -> Result<Self, FileError> {
-        let partial = hidden_sibling(path);
+        let partial = hidden_sibling(path, PARTIAL);
         if partial.exists() {
             fs::remove_dir_all(&partial).context("remove", &partial)?;
         }
@@ -108,18 +111,24 @@ impl AtomicFolder {
     }
 
     /// Syncs every file directly inside and the folder itself, then gives it its name. A folder that already
-    /// bears the name is replaced.
+    /// bears the name is moved aside first and removed afterwards, so that a whole one is there at any moment but one
+    /// rename long, and even then nothing is lost.
     pub fn finish(self) -> Result<(), FileError> {
         for entry in fs::read_dir(&self.partial).context("list", &self.partial)? {
             let path = entry.context("list", &self.partial)?.path();
             File::open(&path).and_then(|file| file.sync_all()).context("sync", &path)?;
         }
         sync_folder(&self.partial)?;
+        let replaced = hidden_sibling(&self.path, ".replaced");
         if self.path.exists() {
-            fs::remove_dir_all(&self.path).context("replace", &self.path)?;
+            fs::rename(&self.path, &replaced).context("rename", &self.path)?;
         }
         fs::rename(&self.partial, &self.path).context("rename to", &self.path)?;
-        sync_folder(parent(&self.path))
+        sync_folder(parent(&self.path))?;
+        if replaced.exists() {
+            fs::remove_dir_all(&replaced).context("remove", &replaced)?;
+        }
+        Ok(())
     }
 }
 
@@ -132,7 +141,7 @@ impl Drop for AtomicFolder {
 
 /// Points the symbolic link `link` at `target`, replacing an older link in one step.
 pub fn replace_symlink(target: &Path, link: &Path) -> Result<(), FileError> {
-    let partial = hidden_sibling(link);
+    let partial = hidden_sibling(link, PARTIAL);
     let _ = fs::remove_file(&partial);
     std::os::unix::fs::symlink(target, &partial).context("link", &partial)?;
     fs::rename(&partial, link).context("rename to", link)?;
@@ -165,6 +174,9 @@ mod tests {
         assert!(!path.exists());
         folder.finish().unwrap();
         assert_eq!(fs::read(path.join("x")).unwrap(), b"1");
+        AtomicFolder::create(&path).unwrap().finish().unwrap();
+        assert!(!path.join("x").exists(), "the old folder is replaced");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
     #[test]

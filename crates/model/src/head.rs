@@ -48,7 +48,7 @@ impl Head {
     }
 
     /// The number of tokens whose logits exist at a time, where `tokens` are there in all.
-    fn chunk_tokens(&self, tokens: usize) -> usize {
+    pub fn chunk_tokens(&self, tokens: usize) -> usize {
         let fitting = (CHUNK_BYTES / (self.vocabulary * DType::F32.size())).max(64);
         (1 << fitting.ilog2()).min(tokens.max(1))
     }

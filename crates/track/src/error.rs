@@ -58,3 +58,10 @@ pub enum TrackError {
     #[error("cannot render report.html: {0:#}")]
     Template(#[from] minijinja::Error),
 }
+
+impl TrackError {
+    /// Whether the device has no room left: the user can make room and go on.
+    pub fn is_storage_full(&self) -> bool {
+        matches!(self, Self::File(error) if error.is_storage_full())
+    }
+}

@@ -4,7 +4,10 @@
 use std::fmt;
 
 use tessera_data::Task;
+use tessera_model::Model;
 
+use crate::error::TrainError;
+use crate::first_weights;
 use crate::plan::Prepared;
 
 /// Tokens below which further pre-training has little to learn from.
@@ -89,6 +92,17 @@ pub fn advise(prepared: &Prepared) -> Vec<Advice> {
         advice.push(Advice::NoEndToken);
     }
     advice
+}
+
+impl Prepared {
+    /// Checks that the weights to start from are there and are the model's, for a run that leaves this to its start
+    /// (`validate_inputs: false`).
+    ///
+    /// # Errors
+    /// When they are missing, damaged or those of another model.
+    pub fn check_first_weights(&self) -> Result<(), TrainError> {
+        first_weights::check(&self.plan.settings, &self.source, &Model::new(self.config.clone()))
+    }
 }
 
 impl fmt::Display for Advice {

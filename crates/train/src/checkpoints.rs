@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde::ser::{SerializeMap, Serializer};
-use tessera_checkpoint::dcp::pickle::Value;
+use serde_json::{Map, Value as Json};
+use tessera_checkpoint::dcp::pickle::{TimeDelta, Value};
 use tessera_checkpoint::dcp::{
     CheckpointName, ComposerWeights, DcpError, DcpReader, ElementType, StatePath, list_checkpoints,
 };
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 use tessera_checkpoint::{StoredDType, WeightSource};
-use tessera_model::Model;
+use tessera_model::{Model, UnitTable};
 
 use crate::error::TrainError;
-use crate::fit::{check_fit, parameters};
+use crate::first_weights::check_against;
 use crate::observe::{Observer, Update};
 use crate::plan::{OpenedModel, file_error};
-use crate::position::Position;
+use crate::resuming::object;
 use crate::saving::own;
 use crate::spec::HfSavePrecision;
 
@@ -57,15 +57,15 @@ pub struct CheckpointDescription {
     pub folder: PathBuf,
     /// The run that saved it.
     pub run_name: Option<String>,
-    /// How far the run had come.
-    #[serde(serialize_with = "serialize_position")]
-    pub position: Option<Position>,
+    /// How far the run had come: `epoch`, `batch`, `sample`, `token`, … as Composer's `Timestamp` has them, times in
+    /// seconds.
+    pub timestamp: Map<String, Json>,
     /// The class of the optimizer whose state is kept.
     pub optimizer: Option<String>,
     /// Updates that were skipped since loss or gradient was not finite.
     pub skipped_updates: Option<u64>,
     /// The run's settings, if this engine wrote the checkpoint.
-    pub settings: Option<serde_json::Value>,
+    pub settings: Option<Json>,
     /// The model's weights, by Hugging Face name.
     pub weights: BTreeMap<String, StoredTensor>,
     /// Every other tensor, by its name in the checkpoint.
@@ -97,7 +97,10 @@ pub struct VerifiedCheckpoint {
 pub fn list(folder: &Path) -> Result<Vec<ListedCheckpoint>, TrainError> {
     let inner = folder.join("checkpoints");
     let checkpoints = if inner.is_dir() { inner } else { folder.to_owned() };
-    std::fs::read_dir(&checkpoints).map_err(|source| file_error("list", &checkpoints, source))?;
+    if !checkpoints.is_dir() {
+        let expected = "a run's folder, or its folder `checkpoints`".into();
+        return Err(TrainError::unsupported("folder", folder.display(), expected));
+    }
     let listed = |name: CheckpointName| {
         let folder = checkpoints.join(name.to_string());
         let bytes = size_of_files(&folder)?;
@@ -115,7 +118,6 @@ pub fn describe(folder: &Path) -> Result<CheckpointDescription, TrainError> {
     let text = |path: StatePath| -> Result<Option<String>, DcpError> {
         Ok(object(&reader, &path)?.and_then(|value| value.as_str().map(str::to_owned)))
     };
-    let timestamp = StatePath::keys(&["state", "timestamp", "Timestamp"]);
     let (mut weights, mut other_tensors) = (BTreeMap::new(), BTreeMap::new());
     let root = StatePath::weight("").to_string();
     for (name, tensor) in reader.tensors() {
@@ -127,9 +129,7 @@ pub fn describe(folder: &Path) -> Result<CheckpointDescription, TrainError> {
     }
     Ok(CheckpointDescription {
         run_name: text(StatePath::keys(&["state", "run_name"]))?,
-        position: Position::from_timestamp(|name| {
-            object(&reader, &timestamp.clone().key(name)).ok().flatten()
-        }),
+        timestamp: timestamp(&reader)?,
         optimizer: reader.optimizer().map(str::to_owned),
         skipped_updates: object(&reader, &own("skipped"))?
             .and_then(|value| u64::try_from(value.as_int()?).ok()),
@@ -164,15 +164,17 @@ pub fn export(
     observer: &Arc<dyn Observer>,
 ) -> Result<(), TrainError> {
     if output.exists() {
-        let source = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
-        return Err(file_error("create", output, source));
+        let expected = "a path at which nothing is yet".into();
+        return Err(TrainError::unsupported("output", output.display(), expected));
     }
     let OpenedModel { source, config } = OpenedModel::open(model, Some(observer.clone()))?;
     let weights = ComposerWeights::open(checkpoint)?;
     let model = Model::new(config);
-    check_fit(&model, &weights, &checkpoint.display().to_string())?;
+    check_against(&model, &weights, &checkpoint.display().to_string())?;
     observer.observe(Update::Exporting(output));
-    let tensors = parameters(&model);
+    let placed = model.units().iter().flat_map(UnitTable::parameters);
+    let tensors: Vec<_> =
+        placed.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect();
     let options = ExportOptions {
         dtype: export_dtype(precision, &weights),
         max_shard_bytes: DEFAULT_SHARD_BYTES,
@@ -220,31 +222,24 @@ fn open(folder: &Path) -> Result<DcpReader, TrainError> {
     Err(DcpError::NotACheckpoint { path: folder.to_owned(), found: found.into() }.into())
 }
 
-/// An object that may be missing.
-fn object(reader: &DcpReader, path: &StatePath) -> Result<Option<Value>, DcpError> {
-    let name = path.to_string();
-    let known = reader.objects().any(|known| known == name);
-    known.then(|| reader.object(&name)).transpose()
-}
-
-/// A position as a map, its time in seconds.
-fn serialize_position<S: Serializer>(position: &Option<Position>, serializer: S) -> Result<S::Ok, S::Error> {
-    let Some(position) = position else { return serializer.serialize_none() };
-    let counts = [
-        ("epoch", position.epoch),
-        ("batch", position.batch),
-        ("sample", position.sample),
-        ("token", position.token),
-        ("batch_in_epoch", position.batch_in_epoch),
-        ("sample_in_epoch", position.sample_in_epoch),
-        ("token_in_epoch", position.token_in_epoch),
-    ];
-    let mut map = serializer.serialize_map(Some(counts.len() + 1))?;
-    for (name, count) in counts {
-        map.serialize_entry(name, &count)?;
+/// The counts of Composer's `Timestamp` that are kept, its times in seconds.
+fn timestamp(reader: &DcpReader) -> Result<Map<String, Json>, DcpError> {
+    let root = StatePath::keys(&["state", "timestamp", "Timestamp"]).to_string() + ".";
+    let mut fields = Map::new();
+    for name in reader.objects() {
+        let Some(field) = name.strip_prefix(&root) else { continue };
+        let value = match reader.object(name)? {
+            Value::TimeDelta(TimeDelta { days, seconds, microseconds }) => {
+                let whole = i64::from(days) * 86_400 + i64::from(seconds);
+                Json::from(whole as f64 + f64::from(microseconds) / 1e6)
+            }
+            value => {
+                value.as_int().and_then(|count| u64::try_from(count).ok()).map_or(Json::Null, Json::from)
+            }
+        };
+        fields.insert(field.to_owned(), value);
     }
-    map.serialize_entry("elapsed_seconds", &position.elapsed.as_secs_f64())?;
-    map.end()
+    Ok(fields)
 }
 
 fn size_of_files(folder: &Path) -> Result<u64, TrainError> {

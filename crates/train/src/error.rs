@@ -130,7 +130,8 @@ impl TrainError {
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::Checkpoint(error) => error.is_storage_full(),
-            Self::File(error) => error.is_storage_full(),
+            Self::File(error) | Self::Model(HuggingFaceError::File(error)) => error.is_storage_full(),
+            Self::Track(error) => error.is_storage_full(),
             Self::FinalSave { source } => source.is_storage_full(),
             _ => false,
         }
@@ -139,7 +140,15 @@ impl TrainError {
     /// Who can put it right.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Engine(_)
+            // What is not where the user said it is.
+            Self::Checkpoint(DcpError::File(error)) | Self::Model(HuggingFaceError::File(error))
+                if error.source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Fault::Input
+            }
+            Self::Checkpoint(DcpError::File(_))
+            | Self::Model(HuggingFaceError::File(_))
+            | Self::Engine(_)
             | Self::File(_)
             | Self::Track(_)
             | Self::TooLarge { .. }

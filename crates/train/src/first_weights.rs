@@ -68,7 +68,11 @@ pub fn load_from(
     })
 }
 
-fn check_against(model: &Model, weights: &dyn WeightSource, place: &str) -> Result<(), TrainError> {
+pub(crate) fn check_against(
+    model: &Model,
+    weights: &dyn WeightSource,
+    place: &str,
+) -> Result<(), TrainError> {
     let parameters = model.units().iter().flat_map(UnitTable::parameters);
     let expected: Vec<_> =
         parameters.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect();

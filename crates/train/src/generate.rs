@@ -38,7 +38,6 @@ pub struct Generator {
     engine: Engine,
     tokenizer: TextTokenizer,
     task: Task,
-    stop_tokens: Vec<u32>,
 }
 
 /// A token that may come next.
@@ -72,8 +71,6 @@ impl Generator {
         )?;
         let by_template =
             if source.chat_template.is_some() { Task::ChatCompletion } else { Task::ContinuedPretrain };
-        let mut stop_tokens = config.eos_token_ids.clone();
-        stop_tokens.extend(tokenizer.eos());
         let engine = Engine::new(Model::new(config), Box::new(Single), asking_only(positions))?;
         match &settings.weights {
             Some(path) => {
@@ -82,7 +79,7 @@ impl Generator {
             }
             None => load_from(&engine, source.open_weights()?.as_ref(), &settings.model, observer.as_ref())?,
         }
-        Ok(Self { engine, tokenizer, task: settings.task.unwrap_or(by_template), stop_tokens })
+        Ok(Self { engine, tokenizer, task: settings.task.unwrap_or(by_template) })
     }
 
     /// What a prompt is taken for.
@@ -101,17 +98,9 @@ impl Generator {
         seed: u64,
     ) -> Result<Vec<Answer>, TrainError> {
         let tokens = prompts.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>, _>>()?;
-        let settings = GenerationSettings {
-            max_new_tokens: spec.max_new_tokens,
-            sampler: Sampler::of(spec),
-            seed,
-            stop_tokens: self.stop_tokens.clone(),
-        };
-        let generated = self.engine.generate(&tokens, &settings)?;
-        let answer = |(prompt, tokens): (&String, Vec<u32>)| {
-            Ok(Answer { prompt: prompt.clone(), text: self.tokenizer.decode(&tokens, true)? })
-        };
-        prompts.iter().zip(generated).map(answer).collect()
+        let texts = answer_tokens(&mut self.engine, &self.tokenizer, &tokens, spec, seed)?;
+        let answer = |(prompt, text): (&String, String)| Answer { prompt: prompt.clone(), text };
+        Ok(prompts.iter().zip(texts).map(answer).collect())
     }
 
     /// The `count` tokens that most likely follow `prompt`, the likeliest first; equal ones in the order of their ids.
@@ -139,6 +128,26 @@ impl Generator {
         }
         Ok(tokens)
     }
+}
+
+/// The texts with which a model goes on after `prompts`, none of which is empty. An answer ends at any token that the
+/// model's config or its tokenizer names as the end.
+pub(crate) fn answer_tokens(
+    engine: &mut Engine,
+    tokenizer: &TextTokenizer,
+    prompts: &[Vec<u32>],
+    spec: &GenerationSpec,
+    seed: u64,
+) -> Result<Vec<String>, TrainError> {
+    let ends = &engine.model().config().eos_token_ids;
+    let settings = GenerationSettings {
+        max_new_tokens: spec.max_new_tokens,
+        sampler: Sampler::of(spec),
+        seed,
+        stop_tokens: ends.iter().copied().chain(tokenizer.eos()).collect(),
+    };
+    let generated = engine.generate(prompts, &settings)?;
+    generated.iter().map(|tokens| Ok(tokenizer.decode(tokens, true)?)).collect()
 }
 
 /// An engine that is asked and not trained: buffers for gradients and moments are never touched, so they take addresses

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tessera_checkpoint::huggingface::{HubOptions, ModelLocation, ModelSource};
+use tessera_checkpoint::{StoredDType, WeightSource};
 use tessera_data::{Dataset, Order, Summary, TextTokenizer};
 use tessera_files::FileError;
 use tessera_model::Model;
-use tessera_model::config::LlamaConfig;
-use tessera_track::read_events;
+use tessera_model::config::{LlamaConfig, TrainingWork};
 
-use crate::engine::{EngineSettings, MemoryPlan, Optimizer};
+use crate::engine::{ANSWER_CACHE_BYTES, EngineSettings, MemoryPlan, Optimizer};
 use crate::error::TrainError;
 use crate::first_weights;
 use crate::observe::{Observer, Split, Update};
+use crate::resuming;
+use crate::run::checkpoints_in;
 use crate::schedule::Schedule;
 use crate::settings::Settings;
 use crate::spec::{ActivationCheckpointing, MicrobatchSize, RunSpec};
@@ -32,8 +34,8 @@ pub struct RunPlan {
     pub settings: Settings,
     /// The number of parameters.
     pub parameters: usize,
-    /// Operations of forward and backward for each token of a full row.
-    pub flops_per_token: f64,
+    /// Operations of forward and backward in one epoch.
+    pub epoch_flops: f64,
     /// Batches and samples of the run.
     pub length: RunLength,
     /// The learning rate over the run.
@@ -43,11 +45,15 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// How long training takes at `flops_per_second`.
+    /// How long the batches take at `flops_per_second`, blocks that are computed twice included.
     pub fn estimated_time(&self, flops_per_second: f64) -> Duration {
         let epochs = self.length.total_batches as f64 / self.length.epoch.batches().max(1) as f64;
-        let tokens = self.length.epoch.tokens as f64 * epochs;
-        Duration::from_secs_f64(tokens * self.flops_per_token / flops_per_second.max(1.0))
+        let recompute = match self.settings.activation_checkpointing {
+            ActivationCheckpointing::Block => 4.0 / 3.0,
+            ActivationCheckpointing::None => 1.0,
+        };
+        let seconds = self.epoch_flops * epochs * recompute / flops_per_second.max(1.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
     /// What the engine is to be made with.
@@ -60,6 +66,8 @@ impl RunPlan {
 pub struct Prepared {
     /// What it will do.
     pub plan: RunPlan,
+    /// Whether its folder holds a checkpoint to go on from.
+    pub resumes: bool,
     /// The model's config.
     pub config: LlamaConfig,
     /// The model's files.
@@ -115,17 +123,21 @@ impl OpenedModel {
 /// For everything that can be wrong with the run file, the model, the data, or the size of the machine.
 pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
     let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
-    let mut settings = Settings::resolve(spec, &config)?;
+    let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
+    let mut settings = Settings::resolve(spec, &config, stored)?;
+    let saved = resuming::newest(&checkpoints_in(&settings.run_folder()))?;
+    if let Some(saved) = &saved {
+        settings.keep_resolved(&saved.settings);
+    }
     let model = Model::new(config.clone());
-    if settings.validate_inputs {
+    if settings.validate_inputs && saved.is_none() {
         first_weights::check(&settings, &source, &model)?;
     }
-    // A template may print the day. A resumed run prints the day on which it began, or its data would change overnight.
     let tokenizer = TextTokenizer::with_date(
         &source.tokenizer_json,
         source.tokenizer_config.as_ref(),
         source.chat_template.as_deref(),
-        first_day(&settings)?,
+        settings.template_date,
     )?;
     let open = |path: &str, split: Split| -> Result<(Dataset, Summary), TrainError> {
         let cache = std::path::Path::new(&settings.save_folder).join(".cache");
@@ -141,24 +153,21 @@ pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, 
     let length = run_length(&settings, &train);
     let plan = RunPlan {
         parameters: model.parameter_count(),
-        flops_per_token: config.training_flops_per_token(settings.context_length).causal,
+        epoch_flops: config.training_flops(work_of(&train, 0..train.rows())),
         schedule: Schedule::resolve(&settings.scheduler, &length)?,
         length,
         memory,
         settings,
     };
     observer.observe(Update::Planned(&plan));
-    Ok(Prepared { plan, config, source, tokenizer, train, train_summary, eval })
+    Ok(Prepared { plan, resumes: saved.is_some(), config, source, tokenizer, train, train_summary, eval })
 }
 
-fn first_day(settings: &Settings) -> Result<jiff::civil::Date, TrainError> {
-    let today = jiff::Zoned::now();
-    let folder = settings.run_folder();
-    if !folder.is_dir() {
-        return Ok(today.date());
-    }
-    let first = read_events(&folder)?.into_iter().next();
-    Ok(first.map_or(today.date(), |event| event.time.to_zoned(today.time_zone().clone()).date()))
+/// The element type that all tensors share, if they do.
+fn stored_dtype(weights: &dyn WeightSource) -> Option<StoredDType> {
+    let mut dtypes = weights.tensors().values().map(|tensor| tensor.dtype);
+    let first = dtypes.next()?;
+    dtypes.all(|dtype| dtype == first).then_some(first)
 }
 
 fn run_length(settings: &Settings, train: &Dataset) -> RunLength {
@@ -169,6 +178,17 @@ fn run_length(settings: &Settings, train: &Dataset) -> RunLength {
         tokens: (0..train.rows()).map(|row| train.tokens(row) as u64).sum(),
     };
     RunLength { total_batches: settings.training_duration.total_batches(&epoch), epoch }
+}
+
+/// The work of some rows.
+pub(crate) fn work_of(data: &Dataset, rows: impl IntoIterator<Item = usize>) -> TrainingWork {
+    let mut work = TrainingWork::default();
+    for row in rows {
+        work.tokens += data.tokens(row) as u64;
+        work.loss_tokens += data.loss_tokens(row) as u64;
+        work.squared_lengths += data.squared_lengths(row);
+    }
+    work
 }
 
 fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSettings {
@@ -186,8 +206,9 @@ fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSetting
 fn decide_microbatch(settings: &mut Settings, model: &Model) -> Result<MemoryPlan, TrainError> {
     let plan = |rows: usize| MemoryPlan::new(model, 1, &engine_settings(settings, rows));
     let needed = |plan: &MemoryPlan| {
-        let snapshot = if settings.save_async { plan.snapshot_bytes() } else { 0 };
-        plan.state_bytes() + snapshot + plan.workspace_bytes()
+        let snapshot = if settings.save_async { plan.snapshot_bytes(settings.save_weights_only) } else { 0 };
+        let answers = if settings.eval_prompts.is_empty() { 0 } else { ANSWER_CACHE_BYTES };
+        plan.state_bytes() + snapshot + answers + plan.workspace_bytes()
     };
     let total = total_memory();
     let usable = (total as f64 * USABLE_MEMORY) as usize;

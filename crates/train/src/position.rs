@@ -84,12 +84,27 @@ impl Position {
     }
 
     /// Reads the fields that [`Position::timestamp`] writes, from `field`; `None` if one is missing or of another type.
-    pub fn from_timestamp(mut field: impl FnMut(&str) -> Option<Value>) -> Option<Self> {
+    ///
+    /// # Errors
+    /// Those of `field`.
+    pub fn from_timestamp<E>(
+        mut field: impl FnMut(&str) -> Result<Option<Value>, E>,
+    ) -> Result<Option<Self>, E> {
+        let mut values = std::collections::HashMap::new();
+        for (name, _) in Self::default().timestamp() {
+            if let Some(value) = field(name)? {
+                values.insert(name, value);
+            }
+        }
+        Ok(Self::from_fields(|name| values.get(name)))
+    }
+
+    fn from_fields<'a>(field: impl Fn(&str) -> Option<&'a Value>) -> Option<Self> {
         let elapsed = match field("total_wct")? {
-            Value::TimeDelta(delta) => delta_duration(delta)?,
+            Value::TimeDelta(delta) => delta_duration(*delta)?,
             _ => return None,
         };
-        let mut count = |name: &str| u64::try_from(field(name)?.as_int()?).ok();
+        let count = |name: &str| u64::try_from(field(name)?.as_int()?).ok();
         Some(Self {
             epoch: count("epoch")?,
             batch: count("batch")?,
@@ -133,7 +148,9 @@ mod tests {
         assert_eq!((position.epoch, position.batch_in_epoch, position.batch), (1, 2, 5));
         assert_eq!((position.sample_in_epoch, position.token_in_epoch), (16, 8000));
         let fields = position.timestamp();
-        let field = |name: &str| Some(fields.iter().find(|(known, _)| *known == name)?.1.clone());
-        assert_eq!(Position::from_timestamp(field), Some(position));
+        let field = |name: &str| -> Result<_, std::convert::Infallible> {
+            Ok(fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone()))
+        };
+        assert_eq!(Position::from_timestamp(field), Ok(Some(position)));
     }
 }

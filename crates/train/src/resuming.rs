@@ -5,18 +5,20 @@
 
 use std::path::{Path, PathBuf};
 
-use tessera_checkpoint::dcp::{DcpError, DcpReader, StatePath, list_checkpoints};
+use tessera_checkpoint::dcp::pickle::Value;
+use tessera_checkpoint::dcp::{DcpError, DcpReader, StatePath, list_checkpoints, set_aside};
 use tessera_dist::DistError;
 use tessera_ops::DType;
 
 use crate::engine::{Engine, OptimizerCounts};
 use crate::error::TrainError;
-use crate::observe::{Observer, Silent, Update};
+use crate::observe::{Observer, Update};
+use crate::plan::RunPlan;
 use crate::position::Position;
-use crate::saving::own;
+use crate::saving::{ANSWERS_OWED, EVALUATION_OWED, own};
 use crate::settings::Settings;
 
-/// A checkpoint that can be gone on from.
+/// A checkpoint's description of its run.
 pub struct Resumable {
     /// Its folder.
     pub folder: PathBuf,
@@ -27,7 +29,17 @@ pub struct Resumable {
     /// The settings it was trained with.
     pub settings: serde_json::Value,
     data_identity: String,
+    owed: Owed,
     reader: DcpReader,
+}
+
+/// What was due when a run was asked to stop, and is made up for when it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Owed {
+    /// The evaluation.
+    pub evaluation: bool,
+    /// The answers to the eval prompts.
+    pub answers: bool,
 }
 
 impl Resumable {
@@ -39,28 +51,37 @@ impl Resumable {
             checkpoint: folder.to_owned(),
             missing: missing.to_string(),
         };
-        let text = |path: StatePath| -> Result<String, TrainError> {
+        let required = |path: StatePath| -> Result<(StatePath, Value), TrainError> {
             let value = object(&reader, &path)?.ok_or_else(|| not_resumable(&path))?;
+            Ok((path, value))
+        };
+        let text = |path: StatePath| -> Result<String, TrainError> {
+            let (path, value) = required(path)?;
             value.as_str().map(str::to_owned).ok_or_else(|| not_resumable(&path))
         };
         let count = |path: StatePath| -> Result<u64, TrainError> {
-            let value = object(&reader, &path)?.ok_or_else(|| not_resumable(&path))?;
+            let (path, value) = required(path)?;
             value.as_int().and_then(|value| u64::try_from(value).ok()).ok_or_else(|| not_resumable(&path))
         };
-        let field = |name: &str| object(&reader, &timestamp.clone().key(name)).ok().flatten();
+        let owed = |key: &str| -> Result<bool, TrainError> {
+            Ok(object(&reader, &own(key))? == Some(Value::Bool(true)))
+        };
+        let position = Position::from_timestamp(|name| object(&reader, &timestamp.clone().key(name)))?;
+        let updates = object(&reader, &own("updates"))?.and_then(|value| value.as_usize());
         Ok(Self {
-            position: Position::from_timestamp(field).ok_or_else(|| not_resumable(&timestamp))?,
-            counts: match count(own("updates")) {
-                Ok(updates) => Some(OptimizerCounts {
-                    updates,
+            position: position.ok_or_else(|| not_resumable(&timestamp))?,
+            counts: match updates {
+                Some(updates) => Some(OptimizerCounts {
+                    updates: updates as u64,
                     skipped: count(own("skipped"))?,
                     skipped_in_a_row: count(own("skipped_in_a_row"))?,
                 }),
-                Err(TrainError::NotResumable { .. }) => None,
-                Err(error) => return Err(error),
+                None => None,
             },
-            settings: serde_json::from_str(&text(own("settings"))?)?,
+            settings: serde_json::from_str(&text(own("settings"))?)
+                .map_err(|_| not_resumable(&own("settings")))?,
             data_identity: text(own("data"))?,
+            owed: Owed { evaluation: owed(EVALUATION_OWED)?, answers: owed(ANSWERS_OWED)? },
             folder: folder.to_owned(),
             reader,
         })
@@ -78,23 +99,28 @@ impl Resumable {
         Ok(())
     }
 
-    /// Puts weights, moments and counts into the engine.
-    fn restore(&self, engine: &mut Engine) -> Result<(), TrainError> {
+    /// Puts weights, moments and counts into the engine. A run that is `done` needs its weights only.
+    fn restore(&self, engine: &mut Engine, done: bool) -> Result<(), TrainError> {
+        let counts = match self.counts {
+            Some(counts) => counts,
+            None if done => OptimizerCounts::default(),
+            None => {
+                return Err(TrainError::NotResumable {
+                    checkpoint: self.folder.clone(),
+                    missing: "the optimizer's state (save_weights_only left it out)".into(),
+                });
+            }
+        };
         let optimizer = engine.settings().optimizer;
-        let counts = self.counts.ok_or_else(|| TrainError::NotResumable {
-            checkpoint: self.folder.clone(),
-            missing: "the optimizer's state (save_weights_only left it out)".into(),
-        })?;
+        let moments = if self.counts.is_some() { optimizer.moments() } else { &[] };
         for (index, unit) in engine.units().iter().enumerate() {
             let mut state = unit.state().write().map_err(|_| DistError::Abandoned { unit: index })?;
             for piece in engine.model().units()[index].pieces(engine.slice(index)) {
                 let name = &piece.parameter.name;
-                let paths = std::iter::once(StatePath::weight(name)).chain(
-                    optimizer
-                        .moments()
-                        .iter()
-                        .map(|moment| StatePath::optimizer_state(optimizer.class_name(), name, moment)),
-                );
+                let moments = moments
+                    .iter()
+                    .map(|moment| StatePath::optimizer_state(optimizer.class_name(), name, moment));
+                let paths = std::iter::once(StatePath::weight(name)).chain(moments);
                 let state = &mut *state;
                 let buffers = std::iter::once(&mut state.master).chain(&mut state.moments);
                 for (path, buffer) in paths.zip(buffers) {
@@ -109,50 +135,65 @@ impl Resumable {
     }
 }
 
-fn object(
-    reader: &DcpReader,
-    path: &StatePath,
-) -> Result<Option<tessera_checkpoint::dcp::pickle::Value>, DcpError> {
+pub(crate) fn object(reader: &DcpReader, path: &StatePath) -> Result<Option<Value>, DcpError> {
     let name = path.to_string();
     if reader.objects().any(|known| known == name) { reader.object(&name).map(Some) } else { Ok(None) }
 }
 
 /// The newest checkpoint in `checkpoints` whose description can be read.
+///
+/// # Errors
+/// When the folder cannot be read. Damaged checkpoints are no errors here.
 pub fn newest(checkpoints: &Path) -> Result<Option<Resumable>, TrainError> {
-    first_whole(checkpoints, &Silent, Resumable::open)
+    for name in list_checkpoints(checkpoints)? {
+        match Resumable::open(&checkpoints.join(name.to_string())) {
+            Ok(found) => return Ok(Some(found)),
+            Err(error) if passes_over(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
-/// Restores the newest checkpoint that is whole, and says where training goes on. `None`: there is none.
+/// Where training goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resumed {
+    /// How far the run had come.
+    pub position: Position,
+    /// What it still owes.
+    pub owed: Owed,
+}
+
+/// Restores the newest checkpoint that is whole. A damaged one is moved aside and the user is told. `None`: there is none.
+///
+/// # Errors
+/// When a checkpoint is of other settings or data, or none of those that are there can be used.
 pub fn resume(
     checkpoints: &Path,
     engine: &mut Engine,
-    settings: &Settings,
+    plan: &RunPlan,
     data_identity: &str,
     observer: &dyn Observer,
-) -> Result<Option<Position>, TrainError> {
-    let found = first_whole(checkpoints, observer, |folder| {
-        let found = Resumable::open(folder)?;
-        found.check(settings, data_identity)?;
-        found.restore(engine)?;
-        Ok(found)
-    })?;
-    let Some(Resumable { folder, position, .. }) = found else { return Ok(None) };
-    observer.observe(Update::Resumed { checkpoint: &folder, batch: position.batch });
-    Ok(Some(position))
-}
-
-/// What `attempt` makes of the newest checkpoint that it does not find damaged.
-fn first_whole<T>(
-    checkpoints: &Path,
-    observer: &dyn Observer,
-    mut attempt: impl FnMut(&Path) -> Result<T, TrainError>,
-) -> Result<Option<T>, TrainError> {
+) -> Result<Option<Resumed>, TrainError> {
     let mut newest_failure = None;
     for name in list_checkpoints(checkpoints)? {
-        match attempt(&checkpoints.join(name.to_string())) {
-            Ok(made) => return Ok(Some(made)),
-            Err(TrainError::Checkpoint(error)) => {
-                let warning = format!("checkpoint {name} is damaged and is passed over: {error}");
+        let folder = checkpoints.join(name.to_string());
+        let attempt = Resumable::open(&folder).and_then(|found| {
+            found.check(&plan.settings, data_identity)?;
+            found.restore(engine, found.position.batch >= plan.length.total_batches)?;
+            Ok(Resumed { position: found.position, owed: found.owed })
+        });
+        match attempt {
+            Ok(resumed) => {
+                observer.observe(Update::Resumed { checkpoint: &folder, batch: resumed.position.batch });
+                return Ok(Some(resumed));
+            }
+            Err(error) if passes_over(&error) => {
+                let mut warning = format!("{name} is passed over: {error}");
+                if matches!(error, TrainError::Checkpoint(_)) {
+                    let aside = set_aside(checkpoints, name)?;
+                    warning.push_str(&format!("; it was moved to {}", aside.display()));
+                }
                 observer.observe(Update::Warning(&warning));
                 newest_failure.get_or_insert(error);
             }
@@ -161,9 +202,16 @@ fn first_whole<T>(
     }
     match newest_failure {
         None => Ok(None),
-        Some(newest) => Err(TrainError::NoReadableCheckpoint {
-            folder: checkpoints.to_owned(),
-            newest: Box::new(newest.into()),
-        }),
+        Some(newest) => {
+            Err(TrainError::NoReadableCheckpoint { folder: checkpoints.to_owned(), newest: Box::new(newest) })
+        }
+    }
+}
+
+/// Whether an older checkpoint may serve instead.
+fn passes_over(error: &TrainError) -> bool {
+    match error {
+        TrainError::Checkpoint(error) => error.is_damage(),
+        error => matches!(error, TrainError::NotResumable { .. }),
     }
 }

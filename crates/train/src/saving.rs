@@ -4,7 +4,7 @@
 //! and backward run, and the update waits only for a unit that is not yet copied; the copy is then written at leisure.
 //! Without `save_async` each unit is written under its lock and nothing is copied.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
@@ -19,12 +19,16 @@ use tessera_ops::{Buffer, DType};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::plan::RunPlan;
+use crate::plan::{RunPlan, file_error};
 use crate::position::Position;
+use crate::resuming::Owed;
 use crate::spec::OptimizerSpec;
 
 /// What our own part of the state is called: `state.tessera.…`.
-pub(crate) const OWN: &str = "tessera";
+const OWN: &str = "tessera";
+/// Keys of it: what was due when the run was asked to stop.
+pub(crate) const EVALUATION_OWED: &str = "evaluation_owed";
+pub(crate) const ANSWERS_OWED: &str = "answers_owed";
 
 /// How checkpoints of a run are kept.
 #[derive(Debug, Clone)]
@@ -33,8 +37,6 @@ pub struct SaverSettings {
     pub folder: PathBuf,
     /// How many stay; `None`: all.
     pub keep: Option<usize>,
-    /// Whether the optimizer's state is left out.
-    pub weights_only: bool,
     /// Whether training goes on meanwhile.
     pub beside: bool,
 }
@@ -87,29 +89,20 @@ impl Saver {
         Self { settings, running: None }
     }
 
-    /// Starts to save. An earlier checkpoint that is still being saved is waited for, and its outcome returned.
-    pub fn save(
-        &mut self,
-        engine: &Engine,
-        plan: &RunPlan,
-        position: &Position,
-        data_identity: &str,
-    ) -> Result<Option<PathBuf>, TrainError> {
-        let earlier = self.finish()?;
-        let job = Job::new(engine, plan, position, data_identity, self.settings.clone())?;
-        if self.settings.beside {
-            let copied = Arc::new(Copied::default());
-            let shared = copied.clone();
-            let thread = std::thread::Builder::new()
-                .name("checkpoint".into())
-                .spawn(move || job.run_beside(&shared))
-                .map_err(|source| {
-                    crate::plan::file_error("start a thread for", &self.settings.folder, source)
-                })?;
-            self.running = Some(Running { thread, copied });
-            return Ok(earlier);
+    /// Starts to save `moment`; the earlier checkpoint must have been finished. `Some`: it is complete.
+    pub fn start(&mut self, engine: &Engine, moment: &Moment<'_>) -> Result<Option<PathBuf>, TrainError> {
+        let job = Job::new(engine, moment, self.settings.clone())?;
+        if !self.settings.beside {
+            return job.run_in_place().map(Some);
         }
-        job.run_in_place().map(Some)
+        let copied = Arc::new(Copied::default());
+        let shared = copied.clone();
+        let thread = std::thread::Builder::new()
+            .name("checkpoint".into())
+            .spawn(move || job.run_beside(&shared))
+            .map_err(|source| file_error("start a thread for", &self.settings.folder, source))?;
+        self.running = Some(Running { thread, copied });
+        Ok(None)
     }
 
     /// Waits until the snapshot under way, if any, has copied `unit`.
@@ -131,6 +124,30 @@ impl Saver {
     }
 }
 
+impl Drop for Saver {
+    /// A checkpoint under way is completed, whatever ends the run.
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let _ = running.thread.join();
+        }
+    }
+}
+
+/// What a checkpoint says besides weights and moments.
+#[derive(Clone, Copy)]
+pub struct Moment<'a> {
+    /// The run.
+    pub plan: &'a RunPlan,
+    /// How far it has come.
+    pub position: &'a Position,
+    /// The identity of the training data.
+    pub data_identity: &'a str,
+    /// What is still due at this position.
+    pub owed: Owed,
+    /// Whether the optimizer's state is left out.
+    pub weights_only: bool,
+}
+
 /// One unit as it is to be saved.
 struct SavedUnit {
     table: UnitTable,
@@ -142,6 +159,7 @@ struct SavedUnit {
 struct Job {
     settings: SaverSettings,
     name: CheckpointName,
+    weights_only: bool,
     rank: usize,
     units: Vec<SavedUnit>,
     tied: bool,
@@ -151,13 +169,7 @@ struct Job {
 }
 
 impl Job {
-    fn new(
-        engine: &Engine,
-        plan: &RunPlan,
-        position: &Position,
-        data_identity: &str,
-        settings: SaverSettings,
-    ) -> Result<Self, TrainError> {
+    fn new(engine: &Engine, moment: &Moment<'_>, settings: SaverSettings) -> Result<Self, TrainError> {
         let optimizer = &engine.settings().optimizer;
         let units = engine.units().iter().zip(engine.model().units()).enumerate();
         let units = units
@@ -168,17 +180,18 @@ impl Job {
             })
             .collect();
         let counts = engine.optimizer_counts()?;
-        let mut objects = run_objects(plan, position, data_identity)?;
+        let mut objects = run_objects(moment)?;
         let count = |value: u64| Value::Int(value.into());
         objects.push((own("skipped"), count(counts.skipped)));
         objects.push((own("skipped_in_a_row"), count(counts.skipped_in_a_row)));
-        if !settings.weights_only {
+        if !moment.weights_only {
             objects.push((own("updates"), count(counts.updates)));
-            objects.extend(parameter_group(engine, plan));
+            objects.extend(parameter_group(engine, moment));
         }
         Ok(Self {
             settings,
-            name: position.checkpoint_name(),
+            name: moment.position.checkpoint_name(),
+            weights_only: moment.weights_only,
             rank: engine.units().group().rank(),
             units,
             tied: engine.model().config().tie_word_embeddings,
@@ -220,7 +233,7 @@ impl Job {
             copy.view_mut(DType::F32).as_slice_mut::<f32>()?.copy_from_slice(from.as_slice::<f32>()?);
             Ok(copy)
         };
-        let moments = if self.settings.weights_only { &[] } else { state.moments.as_slice() };
+        let moments = if self.weights_only { &[] } else { state.moments.as_slice() };
         Ok(UnitState {
             master: copy(&state.master)?,
             moments: moments.iter().map(copy).collect::<Result<_, _>>()?,
@@ -234,8 +247,7 @@ impl Job {
     ) -> Result<PathBuf, TrainError> {
         let folder = &self.settings.folder;
         let path = folder.join(self.name.to_string());
-        std::fs::create_dir_all(folder)
-            .map_err(|source| crate::plan::file_error("create", folder, source))?;
+        std::fs::create_dir_all(folder).map_err(|source| file_error("create", folder, source))?;
         let partial = AtomicFolder::create(&path)?;
         let mut writer = RankWriter::create(partial.folder(), self.rank)?;
         for (path, value) in &self.objects {
@@ -250,8 +262,8 @@ impl Job {
         let metadata = writer.finish()?;
         write_metadata(partial.folder(), vec![metadata])?;
         partial.finish()?;
-        point_latest(folder, self.name)?;
-        retain(folder, self.settings.keep)?;
+        // From the rename on the checkpoint is there; what follows can be made up for by the next one.
+        let _ = point_latest(folder, self.name).and_then(|()| retain(folder, self.settings.keep));
         Ok(path)
     }
 
@@ -274,7 +286,7 @@ impl Job {
                 writer.write_elements(path, ElementType::F32, &piece.parameter.shape, piece.first, values)
             };
             write(&StatePath::weight(name), values)?;
-            if self.settings.weights_only {
+            if self.weights_only {
                 continue;
             }
             for (moment, buffer) in moments.iter().zip(&state.moments) {
@@ -298,24 +310,25 @@ pub(crate) fn own(key: &str) -> StatePath {
 }
 
 /// What a checkpoint says about the run and its position.
-fn run_objects(
-    plan: &RunPlan,
-    position: &Position,
-    data_identity: &str,
-) -> Result<Vec<(StatePath, Value)>, TrainError> {
+fn run_objects(moment: &Moment<'_>) -> Result<Vec<(StatePath, Value)>, TrainError> {
+    let Moment { plan, position, data_identity, owed, .. } = *moment;
     let timestamp = StatePath::keys(&["state", "timestamp", "Timestamp"]);
     let mut objects: Vec<_> =
         position.timestamp().into_iter().map(|(key, value)| (timestamp.clone().key(key), value)).collect();
-    objects.push((StatePath::keys(&["state", "run_name"]), plan.settings.run_name.as_str().into()));
     let seed = Value::Int(plan.settings.seed.into());
-    objects.push((StatePath::keys(&["state", "rank_zero_seed"]), seed));
-    objects.push((own("settings"), plan.settings.to_json()?.to_string().as_str().into()));
-    objects.push((own("data"), data_identity.into()));
+    objects.extend([
+        (StatePath::keys(&["state", "run_name"]), plan.settings.run_name.as_str().into()),
+        (StatePath::keys(&["state", "rank_zero_seed"]), seed),
+        (own("settings"), plan.settings.to_json()?.to_string().as_str().into()),
+        (own("data"), data_identity.into()),
+        (own(EVALUATION_OWED), owed.evaluation.into()),
+        (own(ANSWERS_OWED), owed.answers.into()),
+    ]);
     Ok(objects)
 }
 
 /// The optimizer's only parameter group, as torch's `state_dict` has it.
-fn parameter_group(engine: &Engine, plan: &RunPlan) -> Vec<(StatePath, Value)> {
+fn parameter_group(engine: &Engine, moment: &Moment<'_>) -> Vec<(StatePath, Value)> {
     let optimizer = &engine.settings().optimizer;
     let pair = |[first, second]: [f64; 2]| Value::tuple([Value::Float(first), Value::Float(second)]);
     let (betas, weight_decay, epsilon) = match optimizer.spec {
@@ -324,10 +337,11 @@ fn parameter_group(engine: &Engine, plan: &RunPlan) -> Vec<(StatePath, Value)> {
         }
         OptimizerSpec::DecoupledLionW(lion) => (lion.betas, lion.weight_decay, None),
     };
-    let learning_rate = plan.settings.learning_rate;
+    let peak = moment.plan.settings.learning_rate;
+    let last = moment.plan.schedule.multiplier(moment.position.batch.saturating_sub(1));
     let mut settings = vec![
-        ("lr", Value::Float(learning_rate)),
-        ("initial_lr", Value::Float(learning_rate)),
+        ("lr", Value::Float(peak * last)),
+        ("initial_lr", Value::Float(peak)),
         ("betas", pair(betas)),
         ("weight_decay", Value::Float(weight_decay)),
     ];
@@ -337,19 +351,4 @@ fn parameter_group(engine: &Engine, plan: &RunPlan) -> Vec<(StatePath, Value)> {
         .into_iter()
         .map(|(setting, value)| (StatePath::optimizer_setting(class, setting), value))
         .collect()
-}
-
-/// Removes what saving left behind when a run was killed.
-pub(crate) fn remove_leftovers(checkpoints: &Path) -> Result<(), TrainError> {
-    let Ok(entries) = std::fs::read_dir(checkpoints) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(".ep") && name.ends_with(".partial") {
-            let path = entry.path();
-            std::fs::remove_dir_all(&path)
-                .map_err(|source| crate::plan::file_error("remove", &path, source))?;
-        }
-    }
-    Ok(())
 }

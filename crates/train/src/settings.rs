@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use jiff::civil::Date;
 use serde::Serialize;
+use tessera_checkpoint::StoredDType;
 use tessera_data::{DataSettings, Task};
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::config::{LlamaConfig, TorchDType};
@@ -18,6 +20,10 @@ use crate::time::{Interval, TrainingDuration};
 
 /// The longest row that is taken without being asked for.
 const DEFAULT_CONTEXT_LENGTH: usize = 8192;
+/// More rows in a batch than any run has use for.
+const MOST_ROWS: usize = 1 << 20;
+/// Places of tokens in a micro-batch are counted in 32 bits.
+const MOST_MICRO_BATCH_TOKENS: usize = i32::MAX as usize;
 
 /// Every key of the run file. The meaning of each is told at [`RunSpec`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -59,6 +65,10 @@ pub struct Settings {
     pub devices: Devices,
     pub parallel: Parallel,
     pub eval_interval: Interval,
+    pub template_date: Date,
+    /// Whether the run file says the day.
+    #[serde(skip)]
+    date_is_given: bool,
 }
 
 /// Keys that a resumed run may change: they do not touch the numbers of training.
@@ -83,11 +93,16 @@ const FREE_KEYS: [&str; 17] = [
 ];
 
 impl Settings {
-    /// Fills in what `spec` leaves open, for a model of this config.
+    /// Fills in what `spec` leaves open, for a model of this config whose tensors are all of the type `stored`, if they are of
+    /// one.
     ///
     /// # Errors
     /// When the model or this build cannot do what is asked for.
-    pub fn resolve(spec: RunSpec, config: &LlamaConfig) -> Result<Self, TrainError> {
+    pub fn resolve(
+        spec: RunSpec,
+        config: &LlamaConfig,
+        stored: impl FnOnce() -> Option<StoredDType>,
+    ) -> Result<Self, TrainError> {
         let maximum = config.max_position_embeddings;
         let context_length = spec.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH.min(maximum));
         if context_length > maximum {
@@ -97,6 +112,7 @@ impl Settings {
                 format!("at most {maximum}, the model's max_position_embeddings"),
             ));
         }
+        let named_day = spec.template_date;
         let mut settings = Self {
             task_type: spec.task_type.unwrap_or(TaskType::ChatCompletion),
             eval_prompts: spec.eval_prompts.unwrap_or_default(),
@@ -113,7 +129,7 @@ impl Settings {
             save_weights_only: spec.save_weights_only.unwrap_or(false),
             save_async: spec.save_async.unwrap_or(true),
             hf_save_interval: spec.hf_save_interval.unwrap_or(Interval::AT_THE_END),
-            hf_save_precision: export_precision(spec.hf_save_precision, config)?,
+            hf_save_precision: export_precision(spec.hf_save_precision, config, stored),
             autoresume: spec.autoresume.unwrap_or(true),
             seed: spec.seed.unwrap_or(17),
             global_train_batch_size: spec.global_train_batch_size.unwrap_or(8),
@@ -129,31 +145,63 @@ impl Settings {
             devices: devices(spec.devices)?,
             parallel: parallel(spec.parallel)?,
             eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
+            date_is_given: spec.template_date.is_some(),
+            template_date: spec.template_date.unwrap_or_else(|| jiff::Zoned::now().date()),
             model: spec.model,
             train_data_path: spec.train_data_path,
             eval_data_path: spec.eval_data_path,
             custom_weights_path: spec.custom_weights_path,
         };
-        if let MicrobatchSize::Rows(rows) = settings.device_train_microbatch_size
-            && rows.get() > settings.global_train_batch_size
-        {
-            return Err(TrainError::unsupported(
-                "device_train_microbatch_size",
-                rows,
-                format!("at most global_train_batch_size, which is {}", settings.global_train_batch_size),
-            ));
-        }
+        settings.check_sizes()?;
         if settings.run_name.is_empty() {
-            settings.run_name = settings.derived_name()?;
+            settings.run_name = settings.derived_name(named_day)?;
         }
         Ok(settings)
     }
 
-    /// `<model>-<hash>`: the same run file gives the same name, so that running it again resumes.
-    fn derived_name(&self) -> Result<String, TrainError> {
+    /// Fails if a batch or micro-batch has more rows or tokens than can be counted.
+    fn check_sizes(&self) -> Result<(), TrainError> {
+        let batch = self.global_train_batch_size;
+        if batch > MOST_ROWS {
+            return Err(TrainError::unsupported(
+                "global_train_batch_size",
+                batch,
+                format!("at most {MOST_ROWS}"),
+            ));
+        }
+        let MicrobatchSize::Rows(rows) = self.device_train_microbatch_size else { return Ok(()) };
+        let rows = rows.get();
+        let most = batch.min(MOST_MICRO_BATCH_TOKENS / self.context_length);
+        if rows > most {
+            return Err(TrainError::unsupported(
+                "device_train_microbatch_size",
+                rows,
+                format!("at most {most}: global_train_batch_size, and {MOST_MICRO_BATCH_TOKENS} tokens"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes over from the `saved` settings of a checkpoint what was resolved by machine and day, where the run file does not
+    /// say: a resumed run repeats it.
+    pub fn keep_resolved(&mut self, saved: &serde_json::Value) {
+        let rows = saved.get("device_train_microbatch_size").and_then(serde_json::Value::as_u64);
+        let rows = rows.and_then(|rows| NonZeroUsize::new(usize::try_from(rows).ok()?));
+        if let (MicrobatchSize::Auto, Some(rows)) = (self.device_train_microbatch_size, rows) {
+            self.device_train_microbatch_size = MicrobatchSize::Rows(rows);
+        }
+        let date = saved.get("template_date").and_then(|date| date.as_str()?.parse().ok());
+        if let (false, Some(date)) = (self.date_is_given, date) {
+            self.template_date = date;
+        }
+    }
+
+    /// `<model>-<hash>`: the same run file gives the same name on any day, so that running it again resumes.
+    fn derived_name(&self, named_day: Option<Date>) -> Result<String, TrainError> {
+        let lasting = Self { template_date: named_day.unwrap_or_default(), ..self.clone() };
         let model = self.model.trim_end_matches('/').rsplit('/').next().unwrap_or("run");
         let model = model.split('@').next().unwrap_or(model).trim_start_matches('.');
-        let digest = sha256_hex(Sha256::new_with_prefix(serde_json::to_string(self)?));
+        let digest = sha256_hex(Sha256::new_with_prefix(serde_json::to_string(&lasting)?));
         Ok(format!("{}-{}", model.strip_suffix(".gguf").unwrap_or(model), &digest[..8]))
     }
 
@@ -231,17 +279,20 @@ pub struct Difference {
     pub now: String,
 }
 
+/// The source's element type. What is not fp32 is exported in bf16: trained weights may leave fp16's range.
 fn export_precision(
     given: Option<HfSavePrecision>,
     config: &LlamaConfig,
-) -> Result<HfSavePrecision, TrainError> {
+    stored: impl FnOnce() -> Option<StoredDType>,
+) -> HfSavePrecision {
     match given.unwrap_or(HfSavePrecision::Auto) {
-        HfSavePrecision::Auto => Ok(match config.stored_dtype {
+        HfSavePrecision::Auto => match config.stored_dtype {
             Some(TorchDType::Float32) => HfSavePrecision::Fp32,
-            // A source in half precision is exported in bf16: trained weights may leave fp16's range.
-            Some(TorchDType::BFloat16 | TorchDType::Float16) | None => HfSavePrecision::Bf16,
-        }),
-        precision => Ok(precision),
+            Some(TorchDType::BFloat16 | TorchDType::Float16) => HfSavePrecision::Bf16,
+            None if stored() == Some(StoredDType::F32) => HfSavePrecision::Fp32,
+            None => HfSavePrecision::Bf16,
+        },
+        precision => precision,
     }
 }
 

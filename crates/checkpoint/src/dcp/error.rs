@@ -104,6 +104,21 @@ pub enum DcpError {
 }
 
 impl DcpError {
+    /// Whether the checkpoint itself is damaged, so that another one may serve; not so where the file system refused, or
+    /// something else was asked for than it holds.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Metadata { .. } | Self::Truncated { .. } | Self::Item { .. } => true,
+            // A shard that `.metadata` names and that is not there.
+            Self::File(error) => error.source.kind() == io::ErrorKind::NotFound,
+            Self::Unknown { .. }
+            | Self::Range { .. }
+            | Self::NotFloating { .. }
+            | Self::Write { .. }
+            | Self::NotACheckpoint { .. } => false,
+        }
+    }
+
     /// Whether the device has no room left: the user can make room and go on.
     pub fn is_storage_full(&self) -> bool {
         matches!(self, Self::File(error) if error.is_storage_full())

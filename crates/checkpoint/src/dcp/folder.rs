@@ -14,8 +14,12 @@ use super::metadata;
 pub const LATEST_LINK: &str = "latest-sharded-rank0";
 /// The text file that says the same where links cannot be kept.
 pub const LATEST_TEXT: &str = "latest-sharded-rank0.symlink";
+/// EPERM: what Linux says of a link on a file system that has none.
+const NO_LINKS: i32 = 1;
 /// What is being deleted bears a name of this ending, beginning with a dot.
 const DELETED: &str = ".deleted";
+/// What turned out to be damaged bears a name of this ending, beginning with a dot.
+const DAMAGED: &str = ".damaged";
 
 /// The name of a checkpoint: `ep<epochs completed>-ba<batches done>`. Later ones are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,20 +94,65 @@ pub fn list_checkpoints(checkpoints: &Path) -> Result<Vec<CheckpointName>, FileE
     Ok(names)
 }
 
-/// Points `latest-sharded-rank0` and `latest-sharded-rank0.symlink` at a checkpoint, each in one step.
+/// Points `latest-sharded-rank0.symlink` and `latest-sharded-rank0` at a checkpoint, each in one step. A file system
+/// without links has the text file only.
 ///
 /// # Errors
 /// When link or file cannot be replaced.
 pub fn point_latest(checkpoints: &Path, name: CheckpointName) -> Result<(), FileError> {
     let target = name.to_string();
-    replace_symlink(Path::new(&target), &checkpoints.join(LATEST_LINK))?;
     // Without a newline: Composer takes the whole content for the path.
-    write_atomic(&checkpoints.join(LATEST_TEXT), target.as_bytes())
+    write_atomic(&checkpoints.join(LATEST_TEXT), target.as_bytes())?;
+    match replace_symlink(Path::new(&target), &checkpoints.join(LATEST_LINK)) {
+        Err(error) if error.source.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+        Err(error) if error.source.raw_os_error() == Some(NO_LINKS) => Ok(()),
+        linked => linked,
+    }
+}
+
+/// Moves a checkpoint that turned out to be damaged aside, to a name that begins with a dot, so that neither resuming nor
+/// retention counts it. Returns the new path.
+///
+/// # Errors
+/// When it cannot be renamed.
+pub fn set_aside(checkpoints: &Path, name: CheckpointName) -> Result<PathBuf, FileError> {
+    let path = checkpoints.join(name.to_string());
+    let aside = checkpoints.join(format!(".{name}{DAMAGED}"));
+    if aside.exists() {
+        fs::remove_dir_all(&aside).context("remove", &aside)?;
+    }
+    fs::rename(&path, &aside).context("rename", &path)?;
+    sync_folder(checkpoints)?;
+    Ok(aside)
+}
+
+/// Removes what saving or deleting left behind when a run was killed: folders that never got their name, were being
+/// replaced, or were half deleted.
+///
+/// # Errors
+/// When a folder cannot be listed or removed.
+pub fn remove_leftovers(checkpoints: &Path) -> Result<(), FileError> {
+    if !checkpoints.exists() {
+        return Ok(());
+    }
+    for file_name in file_names(checkpoints)? {
+        let ending =
+            [".partial", ".replaced", DELETED].iter().find_map(|ending| file_name.strip_suffix(ending));
+        let Some(name) = ending.and_then(|rest| rest.strip_prefix('.')) else { continue };
+        let path = checkpoints.join(&file_name);
+        let named = checkpoints.join(name);
+        if file_name.ends_with(".replaced") && !named.exists() {
+            // Killed between the two renames: the old one is the only one.
+            fs::rename(&path, &named).context("rename", &path)?;
+        } else if path.is_dir() {
+            fs::remove_dir_all(&path).context("remove", &path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes whole checkpoints so that the newest `keep` remain, the newest in any case; `None` keeps all. Each
-/// is renamed to a dot name first, so that one half deleted is never taken for whole; what an interrupted
-/// deletion left is removed too. Returns what was deleted, newest first.
+/// is renamed to a dot name first, so that one half deleted is never taken for whole. Returns what was deleted, newest first.
 ///
 /// # Errors
 /// When a folder cannot be renamed or removed.
@@ -117,11 +166,9 @@ pub fn retain(checkpoints: &Path, keep: Option<usize>) -> Result<Vec<CheckpointN
     if !surplus.is_empty() {
         sync_folder(checkpoints)?;
     }
-    for file_name in file_names(checkpoints)? {
-        if file_name.starts_with(".ep") && file_name.ends_with(DELETED) {
-            let path = checkpoints.join(file_name);
-            fs::remove_dir_all(&path).context("remove", &path)?;
-        }
+    for name in &surplus {
+        let path = checkpoints.join(format!(".{name}{DELETED}"));
+        fs::remove_dir_all(&path).context("remove", &path)?;
     }
     Ok(surplus)
 }

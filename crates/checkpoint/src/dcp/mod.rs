@@ -22,7 +22,8 @@ pub use composer::ComposerWeights;
 pub use element::ElementType;
 pub use error::{DcpError, ItemFault, MetadataFault, WriteFault};
 pub use folder::{
-    CheckpointName, CheckpointNameError, LATEST_LINK, LATEST_TEXT, list_checkpoints, point_latest, retain,
+    CheckpointName, CheckpointNameError, LATEST_LINK, LATEST_TEXT, list_checkpoints, point_latest,
+    remove_leftovers, retain, set_aside,
 };
 pub use path::{PathElement, StatePath};
 pub use reader::{DcpReader, ShardedTensor};

@@ -11,6 +11,17 @@ pub struct TrainingFlops {
     pub causal: f64,
 }
 
+/// What is trained on, as far as its cost depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TrainingWork {
+    /// Tokens.
+    pub tokens: u64,
+    /// Tokens that have a target: only these go through the head.
+    pub loss_tokens: u64,
+    /// Σ of the squared lengths of the documents: what attention costs.
+    pub squared_lengths: u64,
+}
+
 impl LlamaConfig {
     /// The exact number of trainable parameters. A tied head counts once.
     pub fn parameter_count(&self) -> u64 {
@@ -34,6 +45,18 @@ impl LlamaConfig {
 
         let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
         embeddings * vocabulary * hidden + layers * block + hidden
+    }
+
+    /// Operations that forward and backward of `work` need, nothing counted twice and nothing that is not needed: products of
+    /// the blocks for each token, of the head for each loss token, and causal attention within each document.
+    pub fn training_flops(&self, work: TrainingWork) -> f64 {
+        let head = self.vocab_size as f64 * self.hidden_size as f64;
+        let embeddings = if self.tie_word_embeddings { 1.0 } else { 2.0 };
+        let blocks = self.parameters_exact() as f64 - embeddings * head;
+        let attention = (self.num_hidden_layers * self.num_attention_heads * self.head_dim) as f64;
+        6.0 * (blocks * work.tokens as f64
+            + head * work.loss_tokens as f64
+            + attention * work.squared_lengths as f64)
     }
 
     /// Operations to train on one token of a sequence of `sequence_length`: `6·N + 12·L·heads·head_dim·s`,

@@ -12,7 +12,7 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-pub use cost::TrainingFlops;
+pub use cost::{TrainingFlops, TrainingWork};
 pub use error::ConfigError;
 pub use llama::{Family, LlamaConfig, TorchDType};
 pub use rope::{RopeConfig, RopeScaling};

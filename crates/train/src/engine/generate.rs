@@ -13,6 +13,9 @@ use super::pass::{Keep, Pass, Targets, rope_view, rows, two};
 use crate::error::TrainError;
 use crate::spec::GenerationSpec;
 
+/// Memory that answers may take for keys and values of their prompts; one prompt may take more.
+pub const ANSWER_CACHE_BYTES: usize = 256 << 20;
+
 /// How the next token is chosen from the logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Sampler {
@@ -36,7 +39,7 @@ pub struct GenerationSettings {
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampler: Sampler,
-    /// The seed of the draws; prompt i uses `seed + i`.
+    /// The seed of the draws; prompt i uses `seed + i`, wrapping around.
     pub seed: u64,
     /// Tokens that end an answer; they are not part of it.
     pub stop_tokens: Vec<u32>,
@@ -88,13 +91,23 @@ impl Engine {
         let positions = self.settings.positions.min(self.settings.micro_batch_tokens);
         let kept_front = |prompt: &Vec<u32>| prompt.len().saturating_sub(positions.saturating_sub(1));
         let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt[kept_front(prompt)..]).collect();
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let group = self.group_size(longest.saturating_add(settings.max_new_tokens).min(positions));
         let mut answers = Vec::with_capacity(prompts.len());
-        // A micro-batch's buffers hold one new token of this many sequences.
-        for (index, group) in prompts.chunks(self.settings.micro_batch_tokens).enumerate() {
-            let first = index * self.settings.micro_batch_tokens;
-            answers.extend(self.generate_together(group, settings, settings.seed + first as u64)?);
+        for (index, prompts) in prompts.chunks(group).enumerate() {
+            let seed = settings.seed.wrapping_add((index * group) as u64);
+            answers.extend(self.generate_together(prompts, settings, seed)?);
         }
         Ok(answers)
+    }
+
+    /// How many sequences of `capacity` tokens grow together: as many as fit the memory planned for their keys and values,
+    /// and as the head's scratch has rows for.
+    fn group_size(&self, capacity: usize) -> usize {
+        let heads = self.model.config().heads();
+        let row = 2 * heads.key_value * heads.size * DType::F32.size() * self.model.blocks().len();
+        let fitting = ANSWER_CACHE_BYTES / (capacity * row).max(1);
+        fitting.clamp(1, self.model.head().chunk_tokens(self.settings.micro_batch_tokens))
     }
 
     fn generate_together(
@@ -104,13 +117,15 @@ impl Engine {
         seed: u64,
     ) -> Result<Vec<Vec<u32>>, TrainError> {
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-        let mut cache =
-            self.cache(prompts.len(), (longest + settings.max_new_tokens).min(self.settings.positions))?;
+        let mut cache = self.cache(
+            prompts.len(),
+            longest.saturating_add(settings.max_new_tokens).min(self.settings.positions),
+        )?;
         let mut sequences = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter().enumerate() {
             let logits = self.prefill(prompt, index, prompts.len(), &mut cache)?;
             let mut sequence = Sequence {
-                processor: settings.sampler.processor(seed + index as u64),
+                processor: settings.sampler.processor(seed.wrapping_add(index as u64)),
                 last_token: 0,
                 length: prompt.len(),
                 answer: Vec::new(),

@@ -58,8 +58,8 @@ impl MemoryPlan {
     }
 
     /// Bytes of the copy that a checkpoint written beside the training takes of weights and moments.
-    pub fn snapshot_bytes(&self) -> usize {
-        self.master_bytes + self.moment_bytes
+    pub fn snapshot_bytes(&self, weights_only: bool) -> usize {
+        self.master_bytes + if weights_only { 0 } else { self.moment_bytes }
     }
 
     /// Bytes that micro-batches work in.

@@ -11,8 +11,9 @@ use super::{Outcome, RunFolder, StopSignal};
 use crate::engine::{Engine, StepOutcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, StepReport, Update};
-use crate::plan::Prepared;
+use crate::plan::{Prepared, work_of};
 use crate::position::Position;
+use crate::resuming::Resumed;
 use crate::speed::measured_flops_per_second;
 
 /// Steps without a finite gradient in a row after which a run gives up.
@@ -28,50 +29,53 @@ pub(super) struct Parts<'a> {
 }
 
 /// Trains from `resumed` (or the beginning) to the end, or until a signal comes.
-pub(super) fn run(
-    parts: Parts<'_>,
-    engine: Engine,
-    resumed: Option<Position>,
-) -> Result<Outcome, TrainError> {
+pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) -> Result<Outcome, TrainError> {
     let Parts { prepared, folder, events, observer, stop } = parts;
-    let resume_batch = resumed.map(|position| position.batch);
+    let resume_batch = resumed.map(|resumed| resumed.position.batch);
     let mut metrics = MetricsLog::open(folder.path(), resume_batch)?;
     let generations = GenerationsLog::open(folder.path(), resume_batch)?;
     let mut between = Between::new(prepared, folder, observer, generations);
-    let mut position = resumed.unwrap_or_default();
     let mut training = Training::new(prepared, engine);
     let total = prepared.plan.length.total_batches;
-    if position.batch == 0 {
-        between.before_the_first_batch(&mut training.engine, &mut metrics)?;
-    }
-    events.record(
-        EventType::TrainStarted,
-        format!("batch {} of {total}", position.batch),
-        &[("batch", position.batch.into())],
-    )?;
+    let mut position = match resumed {
+        Some(Resumed { position, owed }) => {
+            between.make_up_for(owed, &mut training.engine, position.batch, &mut metrics)?;
+            position
+        }
+        None => {
+            between.before_the_first_batch(&mut training.engine, &mut metrics)?;
+            Position::default()
+        }
+    };
+    let fields = [("batch", position.batch.into())];
+    events.record(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
     observer.observe(Update::TrainingStarts { batch: position.batch, total });
     while position.batch < total {
         let before = position;
         let step = training.step(&mut position, &between, stop)?;
-        metrics.append(&training.record(&step, &before, &position))?;
+        between.append(&mut metrics, &training.record(&step, &before, &position), events)?;
         observer.observe(Update::Step(&step.report));
-        if step.outcome.skipped_in_a_row >= MOST_SKIPPED_STEPS {
-            return Err(between.give_up(step.outcome.skipped_in_a_row, before.batch));
+        let skipped = step.outcome.skipped_in_a_row;
+        let signal = stop.requested().filter(|_| step.outcome.stop_wanted && position.batch < total);
+        let last = position.batch == total || signal.is_some();
+        if skipped >= MOST_SKIPPED_STEPS || (skipped > 0 && last) {
+            return Err(between.give_up(skipped, before.batch, events));
         }
-        if !step.outcome.applied {
+        if skipped > 0 {
             let batch = before.batch;
             observer.observe(Update::Warning(&format!(
                 "batch {batch}: loss or gradient is not finite; the weights stay as they are"
             )));
         }
-        let last = position.batch == total;
-        between.after_batch(&mut training.engine, &before, &position, &mut metrics, events)?;
-        if let Some(signal) = stop.requested().filter(|_| step.outcome.stop_wanted && !last) {
-            let checkpoint = between.save_now(&training.engine, &position, &metrics, events)?;
+        if let Some(signal) = signal {
+            let checkpoint =
+                between.save_to_stop(&training.engine, (&before, &position), &metrics, events)?;
             let message = format!("stopped by signal {signal} after batch {}", position.batch);
             events.record(EventType::Stopped, message, &[("batch", position.batch.into())])?;
             return Ok(Outcome::Stopped { signal, batch: position.batch, checkpoint });
         }
+        let healthy = skipped == 0;
+        between.after_batch(&mut training.engine, (&before, &position), healthy, &mut metrics, events)?;
     }
     events.record(EventType::TrainFinished, "all batches are done", &[("batch", total.into())])?;
     let checkpoint = between.finish(&training.engine, &position, events)?;
@@ -120,14 +124,15 @@ impl<'a> Training<'a> {
         let plan = &self.prepared.plan;
         let data = &self.prepared.train;
         let rows = self.order.rows_of(position.epoch, position.batch_in_epoch as usize);
-        let real: Vec<usize> = rows.iter().copied().flatten().collect();
-        let tokens = real.iter().map(|&row| data.tokens(row) as u64).sum();
-        let loss_tokens: usize = real.iter().map(|&row| data.loss_tokens(row)).sum();
-        // A batch without a single target has no loss and no gradient; its update only decays the moments.
-        let scale = 1.0 / loss_tokens.max(1) as f64;
+        let samples = rows.iter().flatten().count() as u64;
+        let work = work_of(data, rows.iter().copied().flatten());
+        // A batch without a single target has no loss and no gradient; the weights still move by their momentum.
+        let scale = 1.0 / work.loss_tokens.max(1) as f64;
         let group = self.engine.units().group();
         let own = split(&rows, group.rank(), group.world_size());
-        for rows in own.chunks(plan.settings.microbatch_rows()) {
+        // Empty rows come last. As many micro-batches as the fullest rank needs are run on each: none of them all empty.
+        let filled = (samples as usize).div_ceil(group.world_size());
+        for rows in own[..filled].chunks(plan.settings.microbatch_rows()) {
             data.micro_batch_into(rows, &mut self.batch);
             self.engine.train_micro_batch(&self.batch, LossScale(scale))?;
         }
@@ -138,14 +143,9 @@ impl<'a> Training<'a> {
         let elapsed = started.elapsed();
         let batch = position.batch;
         let epoch_length = plan.length.epoch.batches();
-        position.advance(real.len() as u64, tokens, elapsed, epoch_length);
-        let work = StepWork {
-            elapsed,
-            tokens,
-            samples: real.len() as u64,
-            flops: tokens as f64 * plan.flops_per_token,
-        };
-        let speed = self.speed.observe(work);
+        position.advance(samples, work.tokens, elapsed, epoch_length);
+        let flops = self.prepared.config.training_flops(work);
+        let speed = self.speed.observe(StepWork { elapsed, tokens: work.tokens, samples, flops });
         let total_batches = plan.length.total_batches;
         let report = StepReport {
             batch,
@@ -157,7 +157,7 @@ impl<'a> Training<'a> {
             mfu: speed.mfu,
             remaining: speed.remaining(total_batches - position.batch),
         };
-        Ok(Step { outcome, report, speed, loss_tokens: loss_tokens as u64 })
+        Ok(Step { outcome, report, speed, loss_tokens: work.loss_tokens })
     }
 
     /// The batch's line of `metrics.jsonl`. Counts are those before the batch, as Composer logs them, but for the tokens, so

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use tessera_checkpoint::dcp::list_checkpoints;
 use tessera_data::{Dataset, MicroBatch};
 use tessera_track::{EventLog, EventType, Generation, GenerationsLog, MetricsLog, Record, names};
 
@@ -12,8 +13,10 @@ use crate::exporting::export;
 use crate::observe::{Answer, EvaluationReport, Observer, Update};
 use crate::plan::Prepared;
 use crate::position::Position;
-use crate::saving::{Saver, SaverSettings};
+use crate::resuming::Owed;
+use crate::saving::{Moment, Saver, SaverSettings};
 use crate::spec::CheckpointsToKeep;
+use crate::time::Interval;
 
 /// Everything that a run does besides its batches.
 pub(super) struct Between<'a> {
@@ -22,7 +25,17 @@ pub(super) struct Between<'a> {
     observer: &'a dyn Observer,
     generations: GenerationsLog,
     saver: Saver,
-    last_checkpoint: Option<PathBuf>,
+    weights_only: bool,
+    /// A checkpoint was due while gradients were not finite.
+    save_is_due: bool,
+    /// Why the last checkpoint could not be saved.
+    last_failure: Option<TrainError>,
+}
+
+/// What is due after a batch.
+struct Due {
+    owed: Owed,
+    export: bool,
 }
 
 impl<'a> Between<'a> {
@@ -39,10 +52,18 @@ impl<'a> Between<'a> {
                 CheckpointsToKeep::All => None,
                 CheckpointsToKeep::Newest(count) => Some(count.get()),
             },
-            weights_only: settings.save_weights_only,
             beside: settings.save_async,
         });
-        Self { prepared, folder, observer, generations, saver, last_checkpoint: None }
+        Self {
+            prepared,
+            folder,
+            observer,
+            generations,
+            saver,
+            weights_only: settings.save_weights_only,
+            save_is_due: false,
+            last_failure: None,
+        }
     }
 
     /// The evaluation and the answers that later ones are compared with.
@@ -55,50 +76,99 @@ impl<'a> Between<'a> {
         self.answer(engine, 0)
     }
 
-    /// Whatever is due now that a batch is done. Metrics are on disk before the checkpoint that they led to.
+    /// What a stopped run owed when it was saved.
+    pub(super) fn make_up_for(
+        &mut self,
+        owed: Owed,
+        engine: &mut Engine,
+        batch: u64,
+        metrics: &mut MetricsLog,
+    ) -> Result<(), TrainError> {
+        if owed.evaluation {
+            self.evaluate(engine, batch, metrics)?;
+        }
+        if owed.answers {
+            self.answer(engine, batch)?;
+        }
+        Ok(())
+    }
+
+    /// Whatever is due now that a batch is done. Metrics and exports are on disk before the checkpoint that they led to: a run
+    /// killed between them makes them again. While gradients are not finite nothing is saved.
     pub(super) fn after_batch(
         &mut self,
         engine: &mut Engine,
-        before: &Position,
-        position: &Position,
+        positions: (&Position, &Position),
+        healthy: bool,
         metrics: &mut MetricsLog,
         events: &mut EventLog,
     ) -> Result<(), TrainError> {
-        let settings = &self.prepared.plan.settings;
-        let total = self.prepared.plan.length.total_batches;
-        let fires =
-            |interval: crate::time::Interval| interval.fires(&before.progress(), &position.progress(), total);
-        if fires(settings.eval_interval) {
+        let due = self.due(positions);
+        let position = positions.1;
+        if due.export && position.batch < self.prepared.plan.length.total_batches {
+            self.export_if_there_is_room(engine, position.batch)?;
+        }
+        if due.owed.evaluation {
             self.evaluate(engine, position.batch, metrics)?;
         }
-        if fires(settings.save_interval) {
+        if due.owed.answers {
             self.answer(engine, position.batch)?;
+        }
+        self.save_is_due |= due.owed.answers;
+        if self.save_is_due && healthy {
             metrics.sync()?;
-            self.start_saving(engine, position, events)?;
+            self.start_saving(engine, position, Owed::default(), events)?;
         } else if self.saver.has_news() {
             self.settle(events)?;
         }
-        if fires(settings.hf_save_interval) && position.batch < total {
-            self.export(engine, position.batch)?;
-        }
         Ok(())
+    }
+
+    fn due(&self, (before, position): (&Position, &Position)) -> Due {
+        let settings = &self.prepared.plan.settings;
+        let total = self.prepared.plan.length.total_batches;
+        let fires = |interval: Interval| interval.fires(&before.progress(), &position.progress(), total);
+        Due {
+            owed: Owed { evaluation: fires(settings.eval_interval), answers: fires(settings.save_interval) },
+            export: fires(settings.hf_save_interval),
+        }
     }
 
     pub(super) fn wait_until_copied(&self, unit: usize) {
         self.saver.wait_until_copied(unit);
     }
 
-    /// Saves at once and waits for it.
-    pub(super) fn save_now(
+    /// Appends a line to the metrics. If the disk is full, perhaps with a checkpoint that will fail for it, waits for that and
+    /// tries once more.
+    pub(super) fn append(
+        &mut self,
+        metrics: &mut MetricsLog,
+        record: &Record,
+        events: &mut EventLog,
+    ) -> Result<(), TrainError> {
+        match metrics.append(record) {
+            Err(error) if error.is_storage_full() => {
+                self.settle(events)?;
+                Ok(metrics.append(record)?)
+            }
+            appended => Ok(appended?),
+        }
+    }
+
+    /// Saves at once, with the optimizer's state in any case, and leaves what else is due for later: whoever asked to stop
+    /// may not wait for long.
+    pub(super) fn save_to_stop(
         &mut self,
         engine: &Engine,
-        position: &Position,
+        positions: (&Position, &Position),
         metrics: &MetricsLog,
         events: &mut EventLog,
     ) -> Result<PathBuf, TrainError> {
+        let owed = self.due(positions).owed;
         metrics.sync()?;
-        self.start_saving(engine, position, events)?;
-        self.last_is(position, events)
+        self.weights_only = false;
+        self.start_saving(engine, positions.1, owed, events)?;
+        self.last_is(positions.1, events)
     }
 
     /// Waits for the last checkpoint, and exports the model.
@@ -109,19 +179,18 @@ impl<'a> Between<'a> {
         events: &mut EventLog,
     ) -> Result<PathBuf, TrainError> {
         let checkpoint = self.last_is(position, events)?;
-        if !self.folder.export(position.batch).is_dir() {
-            self.export(engine, position.batch)?;
-        }
+        self.export(engine, position.batch)?;
         Ok(checkpoint)
     }
 
     /// The error of a run whose gradients are no numbers.
-    pub(super) fn give_up(&mut self, count: u64, batch: u64) -> TrainError {
-        let checkpoint = match self.saver.finish() {
-            Ok(Some(path)) => Some(path),
-            _ => self.last_checkpoint.clone(),
-        };
-        let checkpoint = checkpoint.map_or("none was saved yet".into(), |path| path.display().to_string());
+    pub(super) fn give_up(&mut self, count: u64, batch: u64, events: &mut EventLog) -> TrainError {
+        if let Err(error) = self.settle(events) {
+            return error;
+        }
+        let newest =
+            list_checkpoints(&self.folder.checkpoints()).ok().and_then(|names| names.first().copied());
+        let checkpoint = newest.map_or("none was saved yet".into(), |name| name.to_string());
         TrainError::NotFinite { count, batch, checkpoint }
     }
 
@@ -129,13 +198,24 @@ impl<'a> Between<'a> {
         &mut self,
         engine: &Engine,
         position: &Position,
+        owed: Owed,
         events: &mut EventLog,
     ) -> Result<(), TrainError> {
-        let identity = self.prepared.train.identity();
-        let outcome = self.saver.save(engine, &self.prepared.plan, position, identity);
+        self.settle(events)?;
+        let moment = Moment {
+            plan: &self.prepared.plan,
+            position,
+            data_identity: self.prepared.train.identity(),
+            owed,
+            weights_only: self.weights_only,
+        };
+        self.save_is_due = false;
+        self.last_failure = None;
+        let outcome = self.saver.start(engine, &moment);
         self.report(outcome, events)
     }
 
+    /// Waits for the checkpoint that is being saved, if any.
     fn settle(&mut self, events: &mut EventLog) -> Result<(), TrainError> {
         let outcome = self.saver.finish();
         self.report(outcome, events)
@@ -151,19 +231,16 @@ impl<'a> Between<'a> {
         match outcome {
             Ok(None) => Ok(()),
             Ok(Some(path)) => {
-                let message = format!("checkpoint {}", path.display());
-                events.record(
-                    EventType::CheckpointSaved,
-                    message,
-                    &[("path", path.display().to_string().into())],
-                )?;
+                let text = path.display().to_string();
+                let message = format!("checkpoint {text}");
+                events.record(EventType::CheckpointSaved, message, &[("path", text.into())])?;
                 self.observer.observe(Update::CheckpointSaved(&path));
-                self.last_checkpoint = Some(path);
                 Ok(())
             }
             Err(error) if error.is_storage_full() => {
                 let warning = format!("a checkpoint could not be saved, training goes on: {error}");
                 self.observer.observe(Update::Warning(&warning));
+                self.last_failure = Some(error);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -172,18 +249,23 @@ impl<'a> Between<'a> {
 
     /// The checkpoint of `position`, which must be the last that was saved.
     fn last_is(&mut self, position: &Position, events: &mut EventLog) -> Result<PathBuf, TrainError> {
-        let outcome =
-            self.saver.finish().map_err(|source| TrainError::FinalSave { source: Box::new(source) });
-        if let Some(path) = outcome? {
-            self.report(Ok(Some(path)), events)?;
+        self.settle(events)?;
+        if let Some(source) = self.last_failure.take() {
+            return Err(TrainError::FinalSave { source: Box::new(source) });
         }
-        let expected = self.folder.checkpoints().join(position.checkpoint_name().to_string());
-        if expected.join(".metadata").is_file() {
-            return Ok(expected);
+        Ok(self.folder.checkpoints().join(position.checkpoint_name().to_string()))
+    }
+
+    /// An export between batches; a full disk is told and passed over.
+    fn export_if_there_is_room(&self, engine: &Engine, batch: u64) -> Result<(), TrainError> {
+        match self.export(engine, batch) {
+            Err(error) if error.is_storage_full() => {
+                let warning = format!("the model could not be exported, training goes on: {error}");
+                self.observer.observe(Update::Warning(&warning));
+                Ok(())
+            }
+            exported => exported,
         }
-        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let source = crate::plan::file_error("save", &expected, source);
-        Err(TrainError::FinalSave { source: Box::new(source) })
     }
 
     fn export(&self, engine: &Engine, batch: u64) -> Result<(), TrainError> {

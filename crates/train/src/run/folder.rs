@@ -11,6 +11,11 @@ use crate::plan::file_error;
 use crate::run::Finished;
 use crate::settings::Settings;
 
+/// Where the checkpoints of the run in `folder` are.
+pub(crate) fn checkpoints_in(folder: &Path) -> PathBuf {
+    folder.join("checkpoints")
+}
+
 /// A run's folder, held by this process alone.
 pub struct RunFolder {
     path: PathBuf,
@@ -37,12 +42,26 @@ impl RunFolder {
 
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        checkpoints_in(&self.path)
+    }
+
+    /// Where models in Hugging Face layout are.
+    pub fn exports(&self) -> PathBuf {
+        self.path.join("huggingface")
     }
 
     /// Where the model is after `batch` batches, in Hugging Face layout.
     pub fn export(&self, batch: u64) -> PathBuf {
-        self.path.join("huggingface").join(format!("ba{batch}"))
+        self.exports().join(format!("ba{batch}"))
+    }
+
+    /// Removes the models of an earlier run, which this one's would be taken for.
+    pub fn clear_exports(&self) -> Result<(), TrainError> {
+        let exports = self.exports();
+        if exports.exists() {
+            std::fs::remove_dir_all(&exports).map_err(|source| file_error("remove", &exports, source))?;
+        }
+        Ok(())
     }
 
     /// Writes `run.yaml`.

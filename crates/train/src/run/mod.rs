@@ -8,22 +8,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use tessera_checkpoint::dcp::ComposerWeights;
+use tessera_checkpoint::dcp::remove_leftovers;
 use tessera_dist::Single;
 use tessera_model::Model;
 use tessera_track::{EventLog, EventType, write_report};
 
 use crate::engine::Engine;
-use crate::error::TrainError;
+use crate::error::{Fault, TrainError};
 use crate::first_weights;
-use crate::observe::{EvaluationReport, Observer};
+use crate::observe::{EvaluationReport, Observer, Update};
 use crate::plan::{Prepared, prepare};
-use crate::position::Position;
 use crate::resuming;
-use crate::saving::remove_leftovers;
-use crate::spec::{MicrobatchSize, RunSpec};
+use crate::spec::RunSpec;
 
 pub use folder::RunFolder;
+pub(crate) use folder::checkpoints_in;
 
 /// Set from a signal handler: which signal asked the run to stop, 0 while none has.
 #[derive(Debug, Clone, Default)]
@@ -84,87 +83,72 @@ pub struct Finished {
 /// # Errors
 /// For everything that can be wrong with the run file, the model, the data or the machine.
 pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> Result<Outcome, TrainError> {
-    let mut prepared = prepare(spec, observer)?;
+    let prepared = prepare(spec, observer)?;
     let folder = RunFolder::open(prepared.plan.settings.run_folder())?;
+    remove_leftovers(&folder.checkpoints())?;
+    remove_leftovers(&folder.exports())?;
+    if let Some(finished) = already_completed(&prepared, &folder)? {
+        return Ok(Outcome::AlreadyCompleted(finished));
+    }
     let mut events = EventLog::open(folder.path())?;
-    let result = train_in(&mut prepared, &folder, &mut events, observer, stop);
-    // What went wrong must not be hidden by a disk that is too full to note it. A report of a failed run shows how far it
-    // came.
-    let noted = match &result {
-        Ok(_) => Ok(()),
-        Err(error) => events.record(EventType::FailedException, error.to_string(), &[]).map(drop),
-    };
-    let reported = write_report(folder.path());
-    let outcome = result?;
-    noted?;
-    reported?;
-    Ok(outcome)
+    begin(&mut events, &folder, &prepared)?;
+    let result = train_in(&prepared, &folder, &mut events, observer, stop);
+    // What went wrong must not be hidden by a disk that is too full to note it.
+    if let Err(error) = &result {
+        let kind = match error.fault() {
+            Fault::Input => EventType::FailedException,
+            Fault::Machine | Fault::Network => EventType::Failed,
+        };
+        let _ = events.record(kind, error.to_string(), &[]);
+    }
+    // A report of a failed run shows how far it came.
+    if let Err(error) = write_report(folder.path()) {
+        observer.observe(Update::Warning(&format!("report.html could not be written: {error}")));
+    }
+    result
+}
+
+/// Fails if the folder's checkpoints are not this run's to go on from; tells if nothing is left to do.
+fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<Finished>, TrainError> {
+    let settings = &prepared.plan.settings;
+    let Some(saved) = resuming::newest(&folder.checkpoints())? else { return Ok(None) };
+    if !settings.autoresume {
+        return Err(TrainError::AlreadyStarted { folder: folder.checkpoints() });
+    }
+    saved.check(settings, prepared.train.identity())?;
+    let total = prepared.plan.length.total_batches;
+    if saved.position.batch < total || !folder.export(total).is_dir() {
+        return Ok(None);
+    }
+    folder.finished(total, saved.folder).map(Some)
 }
 
 fn train_in(
-    prepared: &mut Prepared,
+    prepared: &Prepared,
     folder: &RunFolder,
     events: &mut EventLog,
     observer: &Arc<dyn Observer>,
     stop: &StopSignal,
 ) -> Result<Outcome, TrainError> {
-    remove_leftovers(&folder.checkpoints())?;
-    let saved = resuming::newest(&folder.checkpoints())?;
-    let settings = &mut prepared.plan.settings;
-    if let Some(saved) = &saved {
-        if !settings.autoresume {
-            return Err(TrainError::AlreadyStarted { folder: folder.checkpoints() });
-        }
-        keep_saved_microbatch(settings, &saved.settings);
-        saved.check(settings, prepared.train.identity())?;
+    let plan = &prepared.plan;
+    let observer = observer.as_ref();
+    let model = Model::new(prepared.config.clone());
+    let mut engine = Engine::new(model, Box::new(Single), plan.engine_settings())?;
+    let identity = prepared.train.identity();
+    let resumed = resuming::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
+    if resumed.is_none() {
+        folder.clear_exports()?;
+        first_weights::load(&plan.settings, &prepared.source, &engine, observer)?;
     }
-    let total = prepared.plan.length.total_batches;
-    let done = saved.as_ref().is_some_and(|saved| saved.position.batch >= total);
-    if done && folder.export(total).is_dir() {
-        let checkpoint = saved.map(|saved| saved.folder).unwrap_or_default();
-        return Ok(Outcome::AlreadyCompleted(folder.finished(total, checkpoint)?));
-    }
-    begin(events, folder, prepared, saved.is_some())?;
-    let mut engine =
-        Engine::new(Model::new(prepared.config.clone()), Box::new(Single), prepared.plan.engine_settings())?;
-    let resumed = match saved {
-        // A finished run needs its weights for the export, whatever else its checkpoint lacks.
-        Some(saved) if done => {
-            engine.load_weights(&ComposerWeights::open(&saved.folder)?, |_| {})?;
-            Some(saved.position)
-        }
-        _ => resume_or_load(prepared, folder, &mut engine, observer)?,
-    };
-    events.record(
-        EventType::ModelInitialized,
-        format!("{} parameters are in memory", prepared.plan.parameters),
-        &[],
-    )?;
-    batches::run(
-        batches::Parts { prepared, folder, events, observer: observer.as_ref(), stop },
-        engine,
-        resumed,
-    )
-}
-
-/// A resumed run repeats what `auto` was resolved to, even on a machine of another size.
-fn keep_saved_microbatch(settings: &mut crate::settings::Settings, saved: &serde_json::Value) {
-    let rows = saved.get("device_train_microbatch_size").and_then(serde_json::Value::as_u64);
-    let rows = rows.and_then(|rows| std::num::NonZeroUsize::new(rows as usize));
-    if let Some(rows) = rows {
-        settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
-    }
+    let message = format!("{} parameters are in memory", plan.parameters);
+    events.record(EventType::ModelInitialized, message, &[])?;
+    batches::run(batches::Parts { prepared, folder, events, observer, stop }, engine, resumed)
 }
 
 /// Writes `run.yaml` and the events up to the validated data.
-fn begin(
-    events: &mut EventLog,
-    folder: &RunFolder,
-    prepared: &Prepared,
-    again: bool,
-) -> Result<(), TrainError> {
+fn begin(events: &mut EventLog, folder: &RunFolder, prepared: &Prepared) -> Result<(), TrainError> {
     folder.write_settings(&prepared.plan.settings)?;
-    if again {
+    if prepared.resumes {
         events.record(EventType::Requeued, "taken up again from its checkpoints", &[])?;
     } else {
         events.record(EventType::Created, format!("run {}", prepared.plan.settings.run_name), &[])?;
@@ -182,20 +166,4 @@ fn begin(
     ];
     events.record(EventType::DataValidated, message, &fields)?;
     Ok(())
-}
-
-/// Fills the engine from the newest checkpoint, or else from where the run starts.
-fn resume_or_load(
-    prepared: &Prepared,
-    folder: &RunFolder,
-    engine: &mut Engine,
-    observer: &Arc<dyn Observer>,
-) -> Result<Option<Position>, TrainError> {
-    let settings = &prepared.plan.settings;
-    let identity = prepared.train.identity();
-    let resumed = resuming::resume(&folder.checkpoints(), engine, settings, identity, observer.as_ref())?;
-    if resumed.is_none() {
-        first_weights::load(&prepared.plan.settings, &prepared.source, engine, observer.as_ref())?;
-    }
-    Ok(resumed)
 }

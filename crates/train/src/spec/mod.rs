@@ -26,6 +26,7 @@ mod tree;
 use std::fs;
 use std::path::Path;
 
+use jiff::civil::Date;
 use serde::Serialize;
 
 pub use devices::{Devices, UnknownDevices};
@@ -119,6 +120,8 @@ pub struct RunSpec {
     pub parallel: Option<Parallel>,
     /// How often the evaluation data is evaluated.
     pub eval_interval: Option<Interval>,
+    /// The day that chat templates print.
+    pub template_date: Option<Date>,
 }
 
 impl RunSpec {
@@ -212,10 +215,17 @@ impl RunSpec {
             devices: map.optional("devices", devices::read),
             parallel: map.map("parallel", Parallel::read),
             eval_interval: map.optional("eval_interval", interval()),
+            template_date: map.optional("template_date", date),
         };
         let problems = map.finish();
         if problems.is_empty() { Ok(spec) } else { Err(problems) }
     }
+}
+
+/// A day of the calendar.
+fn date(node: &Node) -> reader::Read<Date> {
+    let expected = || "a day, such as 2026-11-22".to_owned();
+    reader::text(node).map_err(|_| expected())?.parse().map_err(|_| expected())
 }
 
 /// The name of a folder below another: no path, not hidden.

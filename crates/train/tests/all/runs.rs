@@ -220,3 +220,117 @@ fn every_task_and_rule_trains() {
         assert!(losses.last().unwrap().1 < losses[0].1, "{name}: {losses:?}");
     }
 }
+
+/// Flips a byte in the middle of a file.
+fn damage(path: &std::path::Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+fn newest(tiny: &Tiny) -> std::path::PathBuf {
+    let checkpoints = tiny.path("runs/tiny/checkpoints");
+    checkpoints.join(fs::read_link(checkpoints.join("latest-sharded-rank0")).unwrap())
+}
+
+#[test]
+fn retention_never_counts_a_damaged_checkpoint() {
+    let tiny = Tiny::new();
+    let arguments = ["save_interval=2ba", "save_num_checkpoints_to_keep=2"];
+    tiny.train(&arguments, Some(4)).0.unwrap();
+    damage(&newest(&tiny).join("__0_0.distcp"));
+    // The first checkpoint after the fall back bears a smaller number than the damaged one.
+    tiny.train(&arguments, Some(3)).0.unwrap();
+    assert!(newest(&tiny).ends_with("ep0-ba3"), "{}", newest(&tiny).display());
+    assert!(newest(&tiny).join(".metadata").is_file());
+    let (outcome, watcher) = tiny.train(&arguments, None);
+    outcome.unwrap();
+    assert_eq!(watcher.losses.lock().unwrap()[0].0, 3);
+}
+
+#[test]
+fn a_stop_at_a_save_point_saves_once_and_owes_the_evaluation() {
+    let tiny = Tiny::new();
+    let arguments = ["save_interval=2ba", "eval_interval=2ba"];
+    tiny.train(&[&arguments[..], &["run_name=whole"]].concat(), None).0.unwrap();
+    tiny.train(&arguments, Some(2)).0.unwrap();
+    let events = fs::read_to_string(tiny.path("runs/tiny/events.jsonl")).unwrap();
+    assert_eq!(events.matches("CHECKPOINT_SAVED").count(), 1, "{events}");
+    tiny.train(&arguments, None).0.unwrap();
+    assert_eq!(tiny.metrics("tiny"), tiny.metrics("whole"));
+    let answers =
+        |run: &str| fs::read_to_string(tiny.path("runs").join(run).join("generations.jsonl")).unwrap();
+    assert_eq!(answers("tiny"), answers("whole"));
+}
+
+#[test]
+fn an_earlier_runs_export_is_not_taken_for_this_ones() {
+    let tiny = Tiny::new();
+    tiny.train(&[], None).0.unwrap();
+    let earlier = tiny.exported("tiny");
+    fs::remove_dir_all(tiny.path("runs/tiny/checkpoints")).unwrap();
+    tiny.train(&["seed=3"], None).0.unwrap();
+    assert_ne!(tiny.exported("tiny"), earlier);
+}
+
+#[test]
+fn a_finished_run_with_a_damaged_end_trains_its_end_again() {
+    let tiny = Tiny::new();
+    tiny.train(&[], None).0.unwrap();
+    let exported = tiny.exported("tiny");
+    damage(&newest(&tiny).join("__0_0.distcp"));
+    fs::remove_dir_all(tiny.path("runs/tiny/huggingface")).unwrap();
+    assert!(matches!(tiny.train(&[], None).0.unwrap(), Outcome::Completed(_)));
+    assert_eq!(tiny.exported("tiny"), exported);
+}
+
+#[test]
+fn weights_alone_end_a_run_but_a_stopped_one_can_go_on() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=whole"], None).0.unwrap();
+    let light = ["save_weights_only=true"];
+    tiny.train(&light, Some(4)).0.unwrap();
+    tiny.train(&light, None).0.unwrap();
+    assert_eq!(tiny.exported("tiny"), tiny.exported("whole"));
+    fs::remove_dir_all(tiny.path("runs/tiny/huggingface")).unwrap();
+    tiny.train(&light, None).0.unwrap();
+    assert_eq!(tiny.exported("tiny"), tiny.exported("whole"));
+}
+
+#[test]
+fn any_rate_is_the_same_rate_when_it_is_read_back() {
+    let tiny = Tiny::new();
+    for rate in ["0.00009258946299467323", "3.3333333333333333e-5", "0.0001234567890123457"] {
+        let arguments = [format!("learning_rate={rate}"), format!("run_name=rate{rate}")];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        tiny.train(&arguments, Some(1)).0.unwrap();
+        tiny.train(&arguments, Some(2)).0.unwrap();
+    }
+}
+
+#[test]
+fn resuming_needs_no_first_weights() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=first"], None).0.unwrap();
+    let copy = tiny.path("weights");
+    let newest = fs::read_link(tiny.path("runs/first/checkpoints/latest-sharded-rank0")).unwrap();
+    fs::rename(tiny.path("runs/first/checkpoints").join(newest), &copy).unwrap();
+    let argument = format!("custom_weights_path={}", copy.display());
+    tiny.train(&[&argument], Some(2)).0.unwrap();
+    fs::remove_dir_all(&copy).unwrap();
+    tiny.train(&[&argument], None).0.unwrap();
+}
+
+#[test]
+fn a_batch_beyond_all_bounds_is_refused() {
+    let tiny = Tiny::new();
+    let (outcome, _) = tiny.train(&["global_train_batch_size=1000000000000"], None);
+    assert!(outcome.unwrap_err().to_string().contains("global_train_batch_size"));
+    tiny.train(
+        &["global_train_batch_size=500000", "training_duration=1ba", "seed=18446744073709551615"],
+        None,
+    )
+    .0
+    .unwrap();
+}
