@@ -38,11 +38,14 @@ pub(crate) fn load(
     }
 }
 
+/// Weights, and what to call the place they come from.
+type Named = (Arc<dyn WeightSource>, String);
+
 /// The weights and what to call the place they come from; `None`: the seed.
 fn open(
     settings: &Settings,
     source: &ModelSource,
-) -> Result<Option<(Arc<dyn WeightSource>, String)>, TrainError> {
+) -> Result<Option<Named>, TrainError> {
     match (&settings.custom_weights_path, settings.init) {
         (Some(path), _) => {
             let weights = ComposerWeights::open(Path::new(path))?;
