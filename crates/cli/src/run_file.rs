@@ -1,0 +1,48 @@
+//! The run file with the arguments laid over it: what four commands begin with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tessera_train::TrainError;
+use tessera_train::observe::Observer;
+use tessera_train::plan::{Prepared, prepare};
+use tessera_train::spec::RunSpec;
+
+use crate::failure::Failure;
+use crate::text::quoted;
+use crate::watch::Watcher;
+
+/// A run file and what is changed of it.
+#[derive(Debug, Clone, Args)]
+pub struct RunFile {
+    /// The run file
+    #[arg(value_name = "RUN.yaml")]
+    path: PathBuf,
+    /// Keys laid over the run file, such as learning_rate=2e-5 or optimizer.weight_decay=0.1
+    #[arg(value_name = "key=value")]
+    overrides: Vec<String>,
+}
+
+impl RunFile {
+    /// The run as it was written.
+    pub fn load(&self) -> Result<RunSpec, Failure> {
+        Ok(RunSpec::load(&self.path, &self.overrides).map_err(TrainError::from)?)
+    }
+
+    /// Everything up to the start of the run, with progress on standard error.
+    pub fn prepare(&self) -> Result<Prepared, Failure> {
+        let watcher = Arc::new(Watcher::default());
+        let observer: Arc<dyn Observer> = watcher.clone();
+        let prepared = prepare(self.load()?, &observer);
+        watcher.clear();
+        Ok(prepared?)
+    }
+
+    /// The command line that runs this file.
+    pub fn command(&self, command: &str) -> String {
+        let path = self.path.display().to_string();
+        let arguments = std::iter::once(&path).chain(&self.overrides).map(|argument| quoted(argument));
+        format!("tessera {command} {}", arguments.collect::<Vec<_>>().join(" "))
+    }
+}

@@ -1,0 +1,43 @@
+//! SIGINT and SIGTERM: the first asks the run to stop where nothing is lost, a second one leaves at once.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tessera_train::run::StopSignal;
+
+use super::reporter::Reporter;
+
+/// What a shell expects of a process that a signal has ended.
+pub fn exit_code(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+/// A signal's name.
+pub fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "SIGINT",
+        SIGTERM => "SIGTERM",
+        _ => "a signal",
+    }
+}
+
+/// Listens from now on, on a thread of its own.
+pub fn watch(stop: StopSignal, reporter: Arc<Reporter>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let again = stop.requested().is_some();
+            // Before the first batch there is nothing to save.
+            if again || !reporter.is_training() {
+                reporter.leaving(signal, again);
+                signal_hook::low_level::exit(i32::from(exit_code(signal)));
+            }
+            stop.request(signal);
+            reporter.stopping(signal);
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! `tessera validate`: everything that can be wrong with a run, and what is worth a second thought, before it starts.
+
+use clap::Args;
+use serde_json::json;
+use tessera_data::LengthHistogram;
+use tessera_train::advice::advise;
+use tessera_train::checkpoints;
+use tessera_train::speed::measured_flops_per_second;
+
+use crate::failure::Failure;
+use crate::output::{CAREFUL, GOOD, HEADING, Paint, print, print_json};
+use crate::run_file::RunFile;
+use crate::summary::{data_json, plan_json, run_summary};
+use crate::text::{count, counted};
+
+/// Columns of the longest bar of a histogram.
+const BAR: usize = 40;
+
+/// Checks a run file, its model and its data, and advises, without training.
+///
+/// What is tokenised here is kept in the cache, so that `train` begins at once. No run folder is made.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tessera validate run.yaml context_length=2048")]
+pub struct ValidateArguments {
+    #[command(flatten)]
+    run_file: RunFile,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl ValidateArguments {
+    /// Checks, and prints what was found.
+    pub fn run(self) -> Result<(), Failure> {
+        let prepared = self.run_file.prepare()?;
+        if !prepared.plan.settings.validate_inputs {
+            prepared.check_first_weights()?;
+        }
+        let (plan, train) = (&prepared.plan, &prepared.train_summary);
+        let eval = prepared.eval.as_ref().map(|(_, summary)| summary);
+        let speed = measured_flops_per_second();
+        let advice: Vec<String> = advise(&prepared).iter().map(ToString::to_string).collect();
+        if self.json {
+            let mut json = plan_json(plan, speed);
+            json["train"] = data_json(train);
+            json["eval"] = eval.map_or(serde_json::Value::Null, data_json);
+            json["advice"] = json!(advice);
+            return print_json(&json);
+        }
+        let paint = Paint::of_stdout();
+        let mut text = run_summary(paint, plan, train, eval, speed);
+        let heading = "Lengths of the training examples, in tokens before any are cut";
+        text.push_str(&format!("\n{}\n{}", paint.paint(HEADING, heading), histogram(&train.lengths)));
+        if !advice.is_empty() {
+            text.push_str(&format!("\n{}\n", paint.paint(CAREFUL, "Worth a second thought")));
+            advice.iter().for_each(|advice| text.push_str(&format!("- {advice}\n")));
+        }
+        let verdict = paint.paint(GOOD, "Run file, model and data fit together.");
+        text.push_str(&format!("\n{verdict}{}\n", self.beginning(&prepared)?));
+        text.push_str(&format!("  {}\n", self.run_file.command("train")));
+        print(&text)
+    }
+
+    /// Where `train` would begin.
+    fn beginning(&self, prepared: &tessera_train::plan::Prepared) -> Result<String, Failure> {
+        let folder = prepared.plan.settings.run_folder().join("checkpoints");
+        let saved = if folder.is_dir() { checkpoints::list(&folder)? } else { Vec::new() };
+        Ok(match saved.first() {
+            Some(newest) => {
+                format!(" Its folder holds {}, from which this goes on:", newest.folder.display())
+            }
+            None => " Start with:".to_owned(),
+        })
+    }
+}
+
+/// One line a bucket, its bar as long as its share of the fullest.
+fn histogram(lengths: &LengthHistogram) -> String {
+    let fullest = lengths.buckets().map(|(.., examples)| examples).max().unwrap_or(0).max(1);
+    let width = count(lengths.longest).len();
+    let mut text = String::new();
+    for (shortest, longest, examples) in lengths.buckets() {
+        // An example or two still shows.
+        let bar = "█".repeat((examples * BAR).div_ceil(fullest));
+        let longest = longest.min(lengths.longest);
+        text.push_str(&format!(
+            "{:>width$} – {:>width$}  {bar} {}\n",
+            count(shortest),
+            count(longest),
+            count(examples)
+        ));
+    }
+    text + &format!("the longest has {}\n", counted(lengths.longest, "token", "tokens"))
+}

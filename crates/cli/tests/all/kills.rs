@@ -1,0 +1,42 @@
+//! A run killed at any moment, by a signal that nothing can catch, and started again.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::support::{Bench, timeless};
+
+const KILLS: u64 = 20;
+/// Enough batches that the kills meet the run in all its parts: starting, training, saving, renaming, deleting.
+const RUN: [&str; 6] = [
+    "train",
+    "run.yaml",
+    "training_duration=1000ba",
+    "save_interval=10ba",
+    "eval_interval=50ba",
+    "save_num_checkpoints_to_keep=2",
+];
+
+#[test]
+fn killed_twenty_times_a_run_ends_with_the_same_weights() {
+    let bench = Bench::new();
+    let mut state = 17_u64;
+    for kill in 0..KILLS {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut run = bench.command(&RUN).spawn().unwrap();
+        sleep(Duration::from_millis(100 + (state >> 33) % 400));
+        assert!(run.try_wait().unwrap().is_none(), "the run was over before kill {kill}");
+        run.kill().unwrap();
+        run.wait().unwrap();
+    }
+    bench.tessera(&RUN).printed();
+
+    let undisturbed = Bench::new();
+    undisturbed.tessera(&RUN).printed();
+    let weights = "runs/tiny/huggingface/ba1000/model.safetensors";
+    assert!(bench.read(weights) == undisturbed.read(weights));
+    let numbers = |bench: &Bench| -> Vec<_> {
+        bench.json_lines("runs/tiny/metrics.jsonl").into_iter().map(timeless).collect()
+    };
+    assert_eq!(numbers(&bench), numbers(&undisturbed));
+    assert_eq!(bench.read("runs/tiny/generations.jsonl"), undisturbed.read("runs/tiny/generations.jsonl"));
+}

@@ -1,0 +1,13 @@
+//! The built binary as a person or a script uses it: runs of a tiny model from their run file to their folder, what is
+//! refused and with which words and exit codes, and what survives signals and damage.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod checkpoints;
+mod damage;
+mod full_disk;
+mod kills;
+mod running;
+mod showing;
+mod signals;
+mod support;

@@ -1,0 +1,107 @@
+//! Runs that are stopped, and runs that meet another in their folder.
+
+use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Bench, Ended, timeless};
+
+/// A run with so many batches that it can be met in the middle.
+const LONG: [&str; 4] = ["train", "run.yaml", "training_duration=200ba", "save_interval=1dur"];
+
+/// A run in the background; it ends with the test.
+struct Background(Child);
+
+impl Background {
+    /// Starts a run and waits until it has done some batches.
+    fn start(bench: &Bench, arguments: &[&str]) -> Self {
+        let metrics = bench.path("runs/tiny/metrics.jsonl");
+        let batches =
+            || std::fs::read_to_string(&metrics).unwrap_or_default().matches("loss/train/total").count();
+        let (before, begun) = (batches(), Instant::now());
+        let run = Self(bench.command(arguments).spawn().unwrap());
+        while batches() < before + 2 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the run does not begin");
+            sleep(Duration::from_millis(5));
+        }
+        run
+    }
+
+    /// Sends signals, one right after the other.
+    fn send(&self, signals: &[&str]) {
+        let id = self.0.id();
+        let kills: Vec<_> = signals.iter().map(|signal| format!("kill -{signal} {id}")).collect();
+        assert!(Command::new("sh").args(["-c", &kills.join(" && ")]).status().unwrap().success());
+    }
+
+    fn end(mut self) -> Ended {
+        let read = |pipe: Option<&mut dyn std::io::Read>| {
+            let mut text = String::new();
+            pipe.unwrap().read_to_string(&mut text).unwrap();
+            text
+        };
+        let stdout = read(self.0.stdout.as_mut().map(|pipe| pipe as _));
+        let stderr = read(self.0.stderr.as_mut().map(|pipe| pipe as _));
+        Ended { code: self.0.wait().unwrap().code(), stdout, stderr }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn numbers(bench: &Bench) -> Vec<Value> {
+    bench.json_lines("runs/tiny/metrics.jsonl").into_iter().map(timeless).collect()
+}
+
+#[test]
+fn a_stopped_run_goes_on_as_if_it_had_never_stopped() {
+    let bench = Bench::new();
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let run = Background::start(&bench, &LONG);
+        run.send(&[signal]);
+        let ended = run.end();
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("SIG{signal}: stopping after this batch")), "{ended:?}");
+        assert!(ended.stdout.contains(&format!("Stopped by SIG{signal} after ")), "{ended:?}");
+        assert!(ended.stdout.contains("  tessera train run.yaml training_duration=200ba"), "{ended:?}");
+        assert_eq!(bench.json_lines("runs/tiny/events.jsonl").last().unwrap()["type"], "STOPPED");
+    }
+    let said = bench.tessera(&LONG).printed();
+    assert!(said.contains("Going on from runs/tiny/checkpoints/ep"), "{said}");
+
+    let undisturbed = Bench::new();
+    undisturbed.tessera(&LONG).printed();
+    assert_eq!(numbers(&bench), numbers(&undisturbed));
+    let weights = "runs/tiny/huggingface/ba200/model.safetensors";
+    assert!(bench.read(weights) == undisturbed.read(weights));
+}
+
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let bench = Bench::new();
+    // Batches that take long enough for both signals to meet the same one.
+    let slow =
+        ["train", "run.yaml", "training_duration=100ep", "global_train_batch_size=96", "context_length=128"];
+    let run = Background::start(&bench, &slow);
+    run.send(&["INT", "TERM"]);
+    let ended = run.end();
+    assert_eq!(ended.code, Some(143), "{ended:?}");
+    assert!(ended.stderr.contains("SIGTERM again: leaving at once"), "{ended:?}");
+    assert!(!ended.stdout.contains("Stopped by"), "{ended:?}");
+    assert_ne!(bench.json_lines("runs/tiny/events.jsonl").last().unwrap()["type"], "STOPPED");
+}
+
+#[test]
+fn two_runs_in_one_folder_do_not_meet() {
+    let bench = Bench::new();
+    let run = Background::start(&bench, &LONG);
+    bench.tessera(&LONG).refused(&["runs/tiny is in use by another process", "run_name"]);
+    run.send(&["TERM"]);
+    assert_eq!(run.end().code, Some(143));
+}
