@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
-use tessera_train::checkpoints::{
-    self, CheckpointDescription, ListedCheckpoint, StoredTensor, describe, verify,
-};
 use tessera_train::observe::Observer;
 use tessera_train::spec::HfSavePrecision;
+use tessera_train::state::checkpoints::{
+    self, CheckpointDescription, ListedCheckpoint, StoredTensor, describe, verify,
+};
 
 use crate::failure::Failure;
 use crate::output::{HEADING, Paint, print, print_json};

@@ -1,7 +1,7 @@
 //! `tessera plan`: what a run needs of memory and time.
 
 use clap::Args;
-use tessera_train::speed::measured_flops_per_second;
+use tessera_train::speed::expected_flops_per_second;
 
 use crate::failure::Failure;
 use crate::output::{Paint, print, print_json};
@@ -24,7 +24,7 @@ impl PlanArguments {
     /// Plans, and prints the plan.
     pub fn run(self) -> Result<(), Failure> {
         let plan = self.run_file.prepare()?.plan;
-        let speed = measured_flops_per_second();
+        let speed = expected_flops_per_second();
         if self.json {
             return print_json(&plan_json(&plan, speed));
         }

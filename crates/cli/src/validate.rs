@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::json;
 use tessera_data::LengthHistogram;
-use tessera_train::advice::advise;
-use tessera_train::checkpoints;
-use tessera_train::speed::measured_flops_per_second;
+use tessera_train::plan::advice::advise;
+use tessera_train::speed::expected_flops_per_second;
+use tessera_train::state::checkpoints;
 
 use crate::failure::Failure;
 use crate::output::{CAREFUL, GOOD, HEADING, Paint, print, print_json};
@@ -38,7 +38,7 @@ impl ValidateArguments {
         }
         let (plan, train) = (&prepared.plan, &prepared.train_summary);
         let eval = prepared.eval.as_ref().map(|(_, summary)| summary);
-        let speed = measured_flops_per_second();
+        let speed = expected_flops_per_second();
         let advice: Vec<String> = advise(&prepared).iter().map(ToString::to_string).collect();
         if self.json {
             let mut json = plan_json(plan, speed);

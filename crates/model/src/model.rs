@@ -74,6 +74,12 @@ impl Model {
         self.head_unit
     }
 
+    /// Every parameter's name in a Hugging Face folder and its shape, in the order of the units.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let parameters = self.units.iter().flat_map(UnitTable::parameters);
+        parameters.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect()
+    }
+
     /// The number of parameters.
     pub fn parameter_count(&self) -> usize {
         self.units.iter().flat_map(UnitTable::parameters).map(|placed| placed.parameter.elements()).sum()

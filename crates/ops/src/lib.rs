@@ -21,6 +21,7 @@ mod gemm;
 pub mod linear;
 pub mod lion;
 mod parallel;
+pub mod peak;
 mod queue;
 pub mod random;
 pub mod rms_norm;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Display;
+use std::io;
 use std::path::PathBuf;
 
 use tessera_checkpoint::dcp::DcpError;
@@ -13,8 +14,8 @@ use tessera_model::config::ConfigError;
 use tessera_ops::OpError;
 use tessera_track::TrackError;
 
+use crate::plan::Difference;
 use crate::schedule::ScheduleError;
-use crate::settings::Difference;
 use crate::spec::SpecError;
 
 /// A run could not start or go on.
@@ -88,11 +89,11 @@ pub enum TrainError {
     )]
     NoReadableCheckpoint { folder: PathBuf, newest: Box<TrainError> },
     #[error(
-        "the run needs {needed} of memory with one row of {context_length} tokens at a time, but the machine has {total} \
-         ({states} for weights, gradients and optimizer); use a smaller model or context_length, save_async: false, or a \
+        "the run needs {needed} of memory with {tokens} tokens at a time, but the machine has {total} ({states} for \
+         weights, gradients and optimizer); use a smaller model or context_length, save_async: false, or a \
          larger machine"
     )]
-    TooLarge { needed: String, total: String, states: String, context_length: usize },
+    TooLarge { needed: String, total: String, states: String, tokens: usize },
     #[error(
         "loss or gradient was not finite in {count} steps in a row, the last being batch {batch}; nothing of them was kept. \
          A lower learning_rate or a longer warm-up usually helps; the last good checkpoint is {checkpoint}"
@@ -128,24 +129,28 @@ impl TrainError {
 
     /// Whether a disk was full.
     pub fn is_storage_full(&self) -> bool {
+        self.file_error().is_some_and(FileError::is_storage_full)
+    }
+
+    /// The error of the file system behind it, if there is one.
+    fn file_error(&self) -> Option<&FileError> {
         match self {
-            Self::Checkpoint(error) => error.is_storage_full(),
-            Self::File(error) | Self::Model(HuggingFaceError::File(error)) => error.is_storage_full(),
-            Self::Track(error) => error.is_storage_full(),
-            Self::FinalSave { source } => source.is_storage_full(),
-            _ => false,
+            Self::File(error)
+            | Self::Checkpoint(DcpError::File(error))
+            | Self::Model(HuggingFaceError::File(error))
+            | Self::Data(DataError::File(error))
+            | Self::Track(TrackError::File(error)) => Some(error),
+            Self::FinalSave { source } => source.file_error(),
+            _ => None,
         }
     }
 
     /// Who can put it right.
     pub fn fault(&self) -> Fault {
+        if self.file_error().is_some_and(|error| is_of_the_path(&error.source)) {
+            return Fault::Input;
+        }
         match self {
-            // What is not where the user said it is.
-            Self::Checkpoint(DcpError::File(error)) | Self::Model(HuggingFaceError::File(error))
-                if error.source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Fault::Input
-            }
             Self::Checkpoint(DcpError::File(_))
             | Self::Model(HuggingFaceError::File(_))
             | Self::Engine(_)
@@ -159,6 +164,12 @@ impl TrainError {
             _ => Fault::Input,
         }
     }
+}
+
+/// Whether the path that was given is at fault: it is not there, or not a place to read or write.
+fn is_of_the_path(error: &io::Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), NotFound | PermissionDenied | NotADirectory | IsADirectory | ReadOnlyFilesystem)
 }
 
 impl From<OpError> for TrainError {

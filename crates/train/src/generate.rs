@@ -11,13 +11,10 @@ use tessera_model::Model;
 
 use crate::engine::{Engine, EngineSettings, GenerationSettings, Optimizer, Sampler};
 use crate::error::TrainError;
-use crate::first_weights::load_from;
 use crate::observe::{Answer, Observer};
-use crate::plan::OpenedModel;
+use crate::plan::{DEFAULT_CONTEXT_LENGTH, OpenedModel};
 use crate::spec::{GenerationSpec, OptimizerSpec};
-
-/// The longest context that is taken without being asked for.
-const DEFAULT_CONTEXT_LENGTH: usize = 8192;
+use crate::state::load_from;
 
 /// Which model is to be asked, and how.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +95,7 @@ impl Generator {
         seed: u64,
     ) -> Result<Vec<Answer>, TrainError> {
         let tokens = prompts.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>, _>>()?;
-        let texts = answer_tokens(&mut self.engine, &self.tokenizer, &tokens, spec, seed)?;
+        let texts = answer_texts(&mut self.engine, &self.tokenizer, &tokens, spec, seed)?;
         let answer = |(prompt, text): (&String, String)| Answer { prompt: prompt.clone(), text };
         Ok(prompts.iter().zip(texts).map(answer).collect())
     }
@@ -132,7 +129,7 @@ impl Generator {
 
 /// The texts with which a model goes on after `prompts`, none of which is empty. An answer ends at any token that the
 /// model's config or its tokenizer names as the end.
-pub(crate) fn answer_tokens(
+pub(crate) fn answer_texts(
     engine: &mut Engine,
     tokenizer: &TextTokenizer,
     prompts: &[Vec<u32>],

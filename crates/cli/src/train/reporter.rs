@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tessera_data::Summary;
 use tessera_train::observe::{Answer, EvaluationReport, Observer, Split, StepReport, Update};
 use tessera_train::plan::RunPlan;
-use tessera_train::speed::measured_flops_per_second;
+use tessera_train::speed::expected_flops_per_second;
 
 use crate::output::{DIM, HEADING, Paint, complain};
 use crate::summary::run_summary;
@@ -147,7 +147,7 @@ impl Reporter {
         state.first_prompt = plan.settings.eval_prompts.first().cloned();
         let none = Summary::default();
         let (train, eval) = (state.train.as_ref().unwrap_or(&none), state.eval.as_ref());
-        let text = run_summary(self.paint, plan, train, eval, measured_flops_per_second());
+        let text = run_summary(self.paint, plan, train, eval, expected_flops_per_second());
         drop(state);
         self.bar.clear();
         self.say(&text);

@@ -3,6 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::signals::Background;
 use crate::support::{Bench, timeless};
 
 const KILLS: u64 = 20;
@@ -22,11 +23,11 @@ fn killed_twenty_times_a_run_ends_with_the_same_weights() {
     let mut state = 17_u64;
     for kill in 0..KILLS {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let mut run = bench.command(&RUN).spawn().unwrap();
-        sleep(Duration::from_millis(100 + (state >> 33) % 400));
-        assert!(run.try_wait().unwrap().is_none(), "the run was over before kill {kill}");
-        run.kill().unwrap();
-        run.wait().unwrap();
+        // Two of three are killed while they train, the others perhaps while they start.
+        let run =
+            if kill % 3 == 0 { Background::launch(&bench, &RUN) } else { Background::start(&bench, &RUN) };
+        sleep(Duration::from_millis((state >> 33) % 300));
+        assert!(run.kill_was_needed(), "the run was over before kill {kill}");
     }
     bench.tessera(&RUN).printed();
 

@@ -1,6 +1,6 @@
 //! Runs that are stopped, and runs that meet another in their folder.
 
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,26 @@ use crate::support::{Bench, Ended, timeless};
 const LONG: [&str; 4] = ["train", "run.yaml", "training_duration=200ba", "save_interval=1dur"];
 
 /// A run in the background; it ends with the test.
-struct Background(Child);
+pub struct Background(Child);
 
 impl Background {
+    /// Starts a run.
+    pub fn launch(bench: &Bench, arguments: &[&str]) -> Self {
+        let mut command = bench.command(arguments);
+        // Nobody reads what a killed run prints, and a full pipe would stop it.
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Kills the run with a signal that it cannot catch; false if it was over before.
+    pub fn kill_was_needed(mut self) -> bool {
+        let running = self.0.try_wait().unwrap().is_none();
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        running
+    }
+
     /// Starts a run and waits until it has done some batches.
-    fn start(bench: &Bench, arguments: &[&str]) -> Self {
+    pub fn start(bench: &Bench, arguments: &[&str]) -> Self {
         let metrics = bench.path("runs/tiny/metrics.jsonl");
         let batches =
             || std::fs::read_to_string(&metrics).unwrap_or_default().matches("loss/train/total").count();

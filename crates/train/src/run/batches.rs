@@ -12,9 +12,9 @@ use crate::engine::{Engine, StepOutcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, StepReport, Update};
 use crate::plan::{Prepared, work_of};
-use crate::position::Position;
-use crate::resuming::Resumed;
-use crate::speed::measured_flops_per_second;
+use crate::speed::peak_flops_per_second;
+use crate::state::Position;
+use crate::state::Resumed;
 
 /// Steps without a finite gradient in a row after which a run gives up.
 const MOST_SKIPPED_STEPS: u64 = 5;
@@ -103,7 +103,7 @@ struct Step {
 
 impl<'a> Training<'a> {
     fn new(prepared: &'a Prepared, engine: Engine) -> Self {
-        let peak = measured_flops_per_second();
+        let peak = peak_flops_per_second();
         Self {
             prepared,
             engine,

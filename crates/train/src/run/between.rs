@@ -7,15 +7,16 @@ use tessera_data::{Dataset, MicroBatch};
 use tessera_track::{EventLog, EventType, Generation, GenerationsLog, MetricsLog, Record, names};
 
 use super::RunFolder;
-use crate::engine::{Engine, GenerationSettings, Sampler};
+use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::exporting::export;
+use crate::generate::answer_texts;
 use crate::observe::{Answer, EvaluationReport, Observer, Update};
 use crate::plan::Prepared;
-use crate::position::Position;
-use crate::resuming::Owed;
-use crate::saving::{Moment, Saver, SaverSettings};
 use crate::spec::CheckpointsToKeep;
+use crate::state::Owed;
+use crate::state::Position;
+use crate::state::export;
+use crate::state::{Moment, Saver, SaverSettings};
 use crate::time::Interval;
 
 /// Everything that a run does besides its batches.
@@ -352,27 +353,8 @@ fn answers(
             tokens => Ok(tokens),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let spec = prepared.plan.settings.eval_generation;
-    let settings = GenerationSettings {
-        max_new_tokens: spec.max_new_tokens,
-        sampler: Sampler::of(&spec),
-        seed,
-        stop_tokens: stop_tokens(prepared),
-    };
-    let generated = engine.generate(&tokens, &settings)?;
-    prompts
-        .iter()
-        .zip(generated)
-        .map(|(prompt, tokens)| {
-            let text = prepared.tokenizer.decode(&tokens, true)?;
-            Ok(Answer { prompt: prompt.clone(), text })
-        })
-        .collect()
-}
-
-/// The tokens that end an answer: those of the model's config and of its tokenizer.
-fn stop_tokens(prepared: &Prepared) -> Vec<u32> {
-    let mut tokens = prepared.config.eos_token_ids.clone();
-    tokens.extend(prepared.tokenizer.eos());
-    tokens
+    let spec = &prepared.plan.settings.eval_generation;
+    let texts = answer_texts(engine, &prepared.tokenizer, &tokens, spec, seed)?;
+    let answer = |(prompt, text): (&String, String)| Answer { prompt: prompt.clone(), text };
+    Ok(prompts.iter().zip(texts).map(answer).collect())
 }

@@ -7,14 +7,10 @@ use tessera_track::{names, read_metrics};
 
 use crate::error::TrainError;
 use crate::observe::EvaluationReport;
+use crate::plan::Settings;
 use crate::plan::file_error;
 use crate::run::Finished;
-use crate::settings::Settings;
-
-/// Where the checkpoints of the run in `folder` are.
-pub(crate) fn checkpoints_in(folder: &Path) -> PathBuf {
-    folder.join("checkpoints")
-}
+use crate::state::checkpoints_in;
 
 /// A run's folder, held by this process alone.
 pub struct RunFolder {

@@ -15,14 +15,12 @@ use tessera_track::{EventLog, EventType, write_report};
 
 use crate::engine::Engine;
 use crate::error::{Fault, TrainError};
-use crate::first_weights;
 use crate::observe::{EvaluationReport, Observer, Update};
 use crate::plan::{Prepared, prepare};
-use crate::resuming;
 use crate::spec::RunSpec;
+use crate::state;
 
 pub use folder::RunFolder;
-pub(crate) use folder::checkpoints_in;
 
 /// Set from a signal handler: which signal asked the run to stop, 0 while none has.
 #[derive(Debug, Clone, Default)]
@@ -111,7 +109,7 @@ pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> 
 /// Fails if the folder's checkpoints are not this run's to go on from; tells if nothing is left to do.
 fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<Finished>, TrainError> {
     let settings = &prepared.plan.settings;
-    let Some(saved) = resuming::newest(&folder.checkpoints())? else { return Ok(None) };
+    let Some(saved) = state::newest(&folder.checkpoints())? else { return Ok(None) };
     if !settings.autoresume {
         return Err(TrainError::AlreadyStarted { folder: folder.checkpoints() });
     }
@@ -135,10 +133,10 @@ fn train_in(
     let model = Model::new(prepared.config.clone());
     let mut engine = Engine::new(model, Box::new(Single), plan.engine_settings())?;
     let identity = prepared.train.identity();
-    let resumed = resuming::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
+    let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
     if resumed.is_none() {
         folder.clear_exports()?;
-        first_weights::load(&plan.settings, &prepared.source, &engine, observer)?;
+        state::load(&plan.settings, &prepared.source, &engine, observer)?;
     }
     let message = format!("{} parameters are in memory", plan.parameters);
     events.record(EventType::ModelInitialized, message, &[])?;

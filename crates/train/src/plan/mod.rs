@@ -1,5 +1,9 @@
 //! From a run file to a run that is ready to start: every default filled, every path read, every size known.
 
+pub mod advice;
+mod memory;
+mod settings;
+
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +15,18 @@ use tessera_files::FileError;
 use tessera_model::Model;
 use tessera_model::config::{LlamaConfig, TrainingWork};
 
-use crate::engine::{ANSWER_CACHE_BYTES, EngineSettings, MemoryPlan, Optimizer};
+use crate::engine::{EngineSettings, MemoryPlan, Optimizer};
 use crate::error::TrainError;
-use crate::first_weights;
 use crate::observe::{Observer, Split, Update};
-use crate::resuming;
-use crate::run::checkpoints_in;
 use crate::schedule::Schedule;
-use crate::settings::Settings;
-use crate::spec::{ActivationCheckpointing, MicrobatchSize, RunSpec};
+use crate::spec::{ActivationCheckpointing, RunSpec};
+use crate::state::{self, checkpoints_in};
 use crate::time::{EpochLength, RunLength};
 
-/// Tokens of a micro-batch from which on matrix products run at their best rate; more only cost memory.
-const GOOD_MICRO_BATCH_TOKENS: usize = 4096;
-/// The share of the machine's memory that a plan may use.
-const USABLE_MEMORY: f64 = 0.85;
+pub use memory::{gibibytes, total_memory};
+pub use settings::{DEFAULT_CONTEXT_LENGTH, Difference, Settings};
+
+use memory::decide_microbatch;
 
 /// What a run will do and need.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,13 +126,13 @@ pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, 
     let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
     let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
     let mut settings = Settings::resolve(spec, &config, stored)?;
-    let saved = resuming::newest(&checkpoints_in(&settings.run_folder()))?;
+    let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
     if let Some(saved) = &saved {
         settings.keep_resolved(&saved.settings);
     }
     let model = Model::new(config.clone());
     if settings.validate_inputs && saved.is_none() {
-        first_weights::check(&settings, &source, &model)?;
+        state::check(&settings, &source, &model)?;
     }
     let tokenizer = TextTokenizer::with_date(
         &source.tokenizer_json,
@@ -199,57 +200,6 @@ fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSetting
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,
     }
-}
-
-/// Decides `device_train_microbatch_size: auto` from the memory plan and the machine's total memory: the same machine always
-/// decides the same.
-fn decide_microbatch(settings: &mut Settings, model: &Model) -> Result<MemoryPlan, TrainError> {
-    let plan = |rows: usize| MemoryPlan::new(model, 1, &engine_settings(settings, rows));
-    let needed = |plan: &MemoryPlan| {
-        let snapshot = if settings.save_async { plan.snapshot_bytes(settings.save_weights_only) } else { 0 };
-        let answers = if settings.eval_prompts.is_empty() { 0 } else { ANSWER_CACHE_BYTES };
-        plan.state_bytes() + snapshot + answers + plan.workspace_bytes()
-    };
-    let total = total_memory();
-    let usable = (total as f64 * USABLE_MEMORY) as usize;
-    let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
-    let mut rows = match settings.device_train_microbatch_size {
-        MicrobatchSize::Auto => good.min(settings.global_train_batch_size),
-        MicrobatchSize::Rows(rows) => rows.get(),
-    };
-    while rows > 1
-        && settings.device_train_microbatch_size == MicrobatchSize::Auto
-        && needed(&plan(rows)) > usable
-    {
-        rows /= 2;
-    }
-    let memory = plan(rows);
-    if needed(&memory) > usable {
-        return Err(TrainError::TooLarge {
-            needed: gibibytes(needed(&memory)),
-            total: gibibytes(total),
-            states: gibibytes(memory.state_bytes()),
-            context_length: settings.context_length * rows,
-        });
-    }
-    if let Some(rows) = std::num::NonZeroUsize::new(rows) {
-        settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
-    }
-    Ok(memory)
-}
-
-/// The machine's memory in bytes, or the control group's limit where that is less; no limit where the system does not
-/// tell.
-pub fn total_memory() -> usize {
-    let Ok(mut system) = sysinfo::System::new() else { return usize::MAX };
-    system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
-    usize::try_from(system.total_memory().min(limit)).unwrap_or(usize::MAX)
-}
-
-/// A number of bytes as people read it.
-pub fn gibibytes(bytes: usize) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// An error of the file system, for the crate's own file operations.

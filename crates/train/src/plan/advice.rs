@@ -7,8 +7,8 @@ use tessera_data::Task;
 use tessera_model::Model;
 
 use crate::error::TrainError;
-use crate::first_weights;
 use crate::plan::Prepared;
+use crate::state;
 
 /// Tokens below which further pre-training has little to learn from.
 const PRETRAINING_TOKENS: u64 = 1_500_000;
@@ -101,7 +101,7 @@ impl Prepared {
     /// # Errors
     /// When they are missing, damaged or those of another model.
     pub fn check_first_weights(&self) -> Result<(), TrainError> {
-        first_weights::check(&self.plan.settings, &self.source, &Model::new(self.config.clone()))
+        state::check(&self.plan.settings, &self.source, &Model::new(self.config.clone()))
     }
 }
 

@@ -18,8 +18,8 @@ use crate::spec::{
 };
 use crate::time::{Interval, TrainingDuration};
 
-/// The longest row that is taken without being asked for.
-const DEFAULT_CONTEXT_LENGTH: usize = 8192;
+/// The longest context that is taken without being asked for.
+pub const DEFAULT_CONTEXT_LENGTH: usize = 8192;
 /// More rows in a batch than any run has use for.
 const MOST_ROWS: usize = 1 << 20;
 /// Places of tokens in a micro-batch are counted in 32 bits.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use tessera_checkpoint::WeightSource;
 use tessera_checkpoint::dcp::ComposerWeights;
 use tessera_checkpoint::huggingface::{ModelSource, check_tensors};
-use tessera_model::{Model, UnitTable};
+use tessera_model::Model;
 
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
-use crate::settings::Settings;
+use crate::plan::Settings;
 use crate::spec::Init;
 
 /// Names of buffers that old checkpoints carry and that are no parameters.
@@ -42,10 +42,7 @@ pub(crate) fn load(
 type Named = (Arc<dyn WeightSource>, String);
 
 /// The weights and what to call the place they come from; `None`: the seed.
-fn open(
-    settings: &Settings,
-    source: &ModelSource,
-) -> Result<Option<Named>, TrainError> {
+fn open(settings: &Settings, source: &ModelSource) -> Result<Option<Named>, TrainError> {
     match (&settings.custom_weights_path, settings.init) {
         (Some(path), _) => {
             let weights = ComposerWeights::open(Path::new(path))?;
@@ -76,9 +73,6 @@ pub(crate) fn check_against(
     weights: &dyn WeightSource,
     place: &str,
 ) -> Result<(), TrainError> {
-    let parameters = model.units().iter().flat_map(UnitTable::parameters);
-    let expected: Vec<_> =
-        parameters.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect();
-    check_tensors(weights, &expected, &IGNORABLE_TENSORS)
+    check_tensors(weights, &model.tensors(), &IGNORABLE_TENSORS)
         .map_err(|mismatch| TrainError::Tensors { place: place.to_owned(), mismatch })
 }

@@ -20,15 +20,8 @@ use tessera_ops::{Buffer, DType};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::plan::{RunPlan, file_error};
-use crate::position::Position;
-use crate::resuming::Owed;
 use crate::spec::OptimizerSpec;
-
-/// What our own part of the state is called: `state.tessera.…`.
-const OWN: &str = "tessera";
-/// Keys of it: what was due when the run was asked to stop.
-pub(crate) const EVALUATION_OWED: &str = "evaluation_owed";
-pub(crate) const ANSWERS_OWED: &str = "answers_owed";
+use crate::state::{ANSWERS_OWED, EVALUATION_OWED, Owed, Position, own};
 
 /// How checkpoints of a run are kept.
 #[derive(Debug, Clone)]
@@ -303,11 +296,6 @@ impl Job {
 }
 
 type StateWriter<'a> = dyn FnMut(&UnitState) -> Result<(), TrainError> + 'a;
-
-/// A place in our own part of the state.
-pub(crate) fn own(key: &str) -> StatePath {
-    StatePath::keys(&["state", OWN, key])
-}
 
 /// What a checkpoint says about the run and its position.
 fn run_objects(moment: &Moment<'_>) -> Result<Vec<(StatePath, Value)>, TrainError> {

@@ -6,17 +6,15 @@
 use std::path::{Path, PathBuf};
 
 use tessera_checkpoint::dcp::pickle::Value;
-use tessera_checkpoint::dcp::{DcpError, DcpReader, StatePath, list_checkpoints, set_aside};
+use tessera_checkpoint::dcp::{DcpReader, StatePath, list_checkpoints, set_aside};
 use tessera_dist::DistError;
 use tessera_ops::DType;
 
 use crate::engine::{Engine, OptimizerCounts};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
-use crate::plan::RunPlan;
-use crate::position::Position;
-use crate::saving::{ANSWERS_OWED, EVALUATION_OWED, own};
-use crate::settings::Settings;
+use crate::plan::{RunPlan, Settings};
+use crate::state::{ANSWERS_OWED, EVALUATION_OWED, Owed, Position, object, own};
 
 /// A checkpoint's description of its run.
 pub struct Resumable {
@@ -31,15 +29,6 @@ pub struct Resumable {
     data_identity: String,
     owed: Owed,
     reader: DcpReader,
-}
-
-/// What was due when a run was asked to stop, and is made up for when it goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Owed {
-    /// The evaluation.
-    pub evaluation: bool,
-    /// The answers to the eval prompts.
-    pub answers: bool,
 }
 
 impl Resumable {
@@ -133,11 +122,6 @@ impl Resumable {
         engine.units().weights_changed()?;
         Ok(engine.set_optimizer_counts(counts)?)
     }
-}
-
-pub(crate) fn object(reader: &DcpReader, path: &StatePath) -> Result<Option<Value>, DcpError> {
-    let name = path.to_string();
-    if reader.objects().any(|known| known == name) { reader.object(&name).map(Some) } else { Ok(None) }
 }
 
 /// The newest checkpoint in `checkpoints` whose description can be read.

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions, ModelSource};
 use tessera_dist::DistError;
-use tessera_model::UnitTable;
 use tessera_ops::DType;
 
 use crate::engine::Engine;
@@ -18,13 +17,6 @@ pub fn export(
     precision: HfSavePrecision,
     folder: &Path,
 ) -> Result<(), TrainError> {
-    let tensors: Vec<_> = engine
-        .model()
-        .units()
-        .iter()
-        .flat_map(UnitTable::parameters)
-        .map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone()))
-        .collect();
     let options = ExportOptions {
         dtype: match precision {
             HfSavePrecision::Fp32 => ExportDType::F32,
@@ -34,7 +26,7 @@ pub fn export(
         config: &source.config,
         side_files: &source.files,
     };
-    let mut export = Export::create(folder, &tensors, &options)?;
+    let mut export = Export::create(folder, &engine.model().tensors(), &options)?;
     for (index, unit) in engine.units().iter().enumerate() {
         let state = unit.state().read().map_err(|_| DistError::Abandoned { unit: index })?;
         let master = state.master.view(DType::F32);

@@ -13,15 +13,15 @@ use tessera_checkpoint::dcp::{
 };
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 use tessera_checkpoint::{StoredDType, WeightSource};
-use tessera_model::{Model, UnitTable};
+use tessera_model::Model;
 
 use crate::error::TrainError;
-use crate::first_weights::check_against;
 use crate::observe::{Observer, Update};
 use crate::plan::{OpenedModel, file_error};
-use crate::resuming::object;
-use crate::saving::own;
 use crate::spec::HfSavePrecision;
+use crate::state::check_against;
+use crate::state::object;
+use crate::state::own;
 
 /// Elements that an export holds in memory at a time.
 const PIECE: usize = 1 << 24;
@@ -172,9 +172,7 @@ pub fn export(
     let model = Model::new(config);
     check_against(&model, &weights, &checkpoint.display().to_string())?;
     observer.observe(Update::Exporting(output));
-    let placed = model.units().iter().flat_map(UnitTable::parameters);
-    let tensors: Vec<_> =
-        placed.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect();
+    let tensors = model.tensors();
     let options = ExportOptions {
         dtype: export_dtype(precision, &weights),
         max_shard_bytes: DEFAULT_SHARD_BYTES,

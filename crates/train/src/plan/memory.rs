@@ -1,0 +1,102 @@
+//! What memory a run needs, and how many rows it therefore computes at a time.
+
+use std::num::NonZeroUsize;
+
+use tessera_model::Model;
+
+use super::{RunPlan, Settings, engine_settings};
+use crate::engine::{ANSWER_CACHE_BYTES, MemoryPlan};
+use crate::error::TrainError;
+use crate::spec::MicrobatchSize;
+
+/// Tokens of a micro-batch from which on matrix products run at their best rate; more only cost memory.
+const GOOD_MICRO_BATCH_TOKENS: usize = 4096;
+/// The share of the machine's memory that a plan may use.
+const USABLE_MEMORY: f64 = 0.85;
+
+/// What memory is for, and how many bytes of it.
+type Part = (&'static str, usize);
+
+impl RunPlan {
+    /// What memory is needed for, and how many bytes of it.
+    pub fn memory_parts(&self) -> Vec<Part> {
+        parts(&self.memory, &self.settings)
+    }
+
+    /// All parts together.
+    pub fn memory_bytes(&self) -> usize {
+        total(&self.memory_parts())
+    }
+}
+
+fn parts(memory: &MemoryPlan, settings: &Settings) -> Vec<Part> {
+    let mut parts = vec![
+        ("weights", memory.master_bytes),
+        ("optimizer", memory.moment_bytes),
+        ("gradients", memory.gradient_bytes),
+    ];
+    if settings.save_async {
+        parts.push(("copy for a checkpoint", memory.snapshot_bytes(settings.save_weights_only)));
+    }
+    if !settings.eval_prompts.is_empty() {
+        parts.push(("cache for answers", ANSWER_CACHE_BYTES));
+    }
+    parts.extend([
+        ("inputs of blocks", memory.input_bytes * memory.inputs),
+        ("kept for the backward", memory.kept_bytes * memory.kept_arenas),
+        ("scratch", memory.scratch_bytes),
+        ("rotary table", memory.rope_table_bytes),
+    ]);
+    parts
+}
+
+fn total(parts: &[Part]) -> usize {
+    parts.iter().map(|(_, bytes)| bytes).sum()
+}
+
+/// Decides `device_train_microbatch_size: auto` from the memory plan and the machine's total memory: the same machine always
+/// decides the same.
+pub(super) fn decide_microbatch(settings: &mut Settings, model: &Model) -> Result<MemoryPlan, TrainError> {
+    let plan = |rows: usize| MemoryPlan::new(model, 1, &engine_settings(settings, rows));
+    let needed = |plan: &MemoryPlan| total(&parts(plan, settings));
+    let there = total_memory();
+    let usable = (there as f64 * USABLE_MEMORY) as usize;
+    let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
+    let mut rows = match settings.device_train_microbatch_size {
+        MicrobatchSize::Auto => good.min(settings.global_train_batch_size),
+        MicrobatchSize::Rows(rows) => rows.get(),
+    };
+    while rows > 1
+        && settings.device_train_microbatch_size == MicrobatchSize::Auto
+        && needed(&plan(rows)) > usable
+    {
+        rows /= 2;
+    }
+    let memory = plan(rows);
+    if needed(&memory) > usable {
+        return Err(TrainError::TooLarge {
+            needed: gibibytes(needed(&memory)),
+            total: gibibytes(there),
+            states: gibibytes(memory.state_bytes()),
+            tokens: settings.context_length * rows,
+        });
+    }
+    if let Some(rows) = NonZeroUsize::new(rows) {
+        settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
+    }
+    Ok(memory)
+}
+
+/// The machine's memory in bytes, or the control group's limit where that is less; no limit where the system does not
+/// tell.
+pub fn total_memory() -> usize {
+    let Ok(mut system) = sysinfo::System::new() else { return usize::MAX };
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    usize::try_from(system.total_memory().min(limit)).unwrap_or(usize::MAX)
+}
+
+/// A number of bytes as people read it.
+pub fn gibibytes(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
