@@ -234,7 +234,6 @@ mod tests {
     fn retention_keeps_the_newest_and_at_least_one() {
         let folder = filled(&["ep0-ba1", "ep0-ba2", "ep0-ba3"]);
         fs::create_dir(folder.path().join("ep0-ba4")).unwrap();
-        fs::create_dir(folder.path().join(".ep0-ba0.deleted")).unwrap();
         assert_eq!(retain(folder.path(), None).unwrap(), []);
         assert_eq!(retain(folder.path(), Some(2)).unwrap(), [CheckpointName { epoch: 0, batch: 1 }]);
         assert_eq!(names(folder.path()), ["ep0-ba3", "ep0-ba2"]);
@@ -243,6 +242,19 @@ mod tests {
         assert!(folder.path().join("ep0-ba4").exists());
         let left = file_names(folder.path()).unwrap();
         assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
+    }
+
+    #[test]
+    fn leftovers_go_and_what_was_being_replaced_comes_back() {
+        let left = [".ep0-ba0.deleted", ".ep0-ba3.partial", ".ep0-ba1.replaced", ".ep0-ba2.replaced"];
+        let folder = filled(&[&["ep0-ba1"][..], &left].concat());
+        let aside = set_aside(folder.path(), CheckpointName { epoch: 0, batch: 1 }).unwrap();
+        remove_leftovers(folder.path()).unwrap();
+        let mut there = file_names(folder.path()).unwrap();
+        there.sort();
+        assert_eq!(there, [".ep0-ba1.damaged", "ep0-ba1", "ep0-ba2"]);
+        assert!(aside.ends_with(".ep0-ba1.damaged"));
+        remove_leftovers(&folder.path().join("missing")).unwrap();
     }
 
     #[test]
