@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Trains SmolLM2-135M-Instruct for two steps on the quickstart's data and lets transformers load the export:
-its tokenizer, chat template and weights must give the loss that our own evaluation of the same run logged.
+its tokenizer, chat template and weights must give the loss that our own evaluation of the same run logged, and the same
+logits as our binary gives from the export.
 """
 
 import json
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import tessera
+
+PROMPTS = ["The capital of France is", "def fibonacci(n):\n    ", "Grüße aus Köln! 12 + 30 ="]
 
 
 def script(name: str, *arguments: str) -> str:
@@ -47,6 +50,19 @@ def mean_loss(export: Path, conversations: list[dict]) -> float:
     return total / count
 
 
+@torch.no_grad()
+def logit_difference(export: Path, prompt: str) -> float:
+    """||ours - theirs|| / ||theirs|| over all logits after a prompt, both from the export."""
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    theirs = model(input_ids=ids, use_cache=False).logits[0, -1].double()
+    ours = torch.empty_like(theirs)
+    for token in tessera.logits(export, prompt, len(theirs)):
+        ours[token["id"]] = token["logit"]
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
 def main() -> int:
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as temporary:
@@ -69,11 +85,14 @@ def main() -> int:
         }
         run = tessera.train(folder / "run.yaml", settings)
         conversations = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-        theirs = mean_loss(tessera.export_folder(run), conversations)
+        export = tessera.export_folder(run)
+        theirs = mean_loss(export, conversations)
         ours = tessera.metrics(run, "metrics/eval/LanguageCrossEntropy")[-1]
-    difference = abs(ours - theirs) / theirs
+        logits = max(logit_difference(export, prompt) for prompt in PROMPTS)
     what = f"SmolLM2: our evaluation ({ours:.6f}), transformers on our export ({theirs:.6f})"
-    return 0 if tessera.report(what, difference, 1e-4) else 1
+    good = tessera.report(what, abs(ours - theirs) / theirs, 1e-4)
+    good &= tessera.report(f"SmolLM2: logits of its export, worst of {len(PROMPTS)} prompts", logits, 1e-4)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -18,6 +18,14 @@ def train(run_file: Path, settings: dict) -> Path:
     return Path(settings["save_folder"]) / settings["run_name"]
 
 
+def logits(model: Path, prompt: str, count: int) -> list[dict]:
+    """The `count` largest logits after a prompt that is taken as plain text: id, text, logit."""
+    command = [BINARY, "generate", model, "--task", "CONTINUED_PRETRAIN", "--context-length", "256"]
+    command += ["--prompt", prompt, "--top-logits", str(count), "--json"]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(ran.stdout)[0]["next_tokens"]
+
+
 def metrics(run_folder: Path, name: str) -> list[float]:
     """The values of one metric in the order they were logged."""
     lines = (run_folder / "metrics.jsonl").read_text().splitlines()
