@@ -3,8 +3,6 @@
 //! Views are plain borrows, so the borrow checker sees every overlap: a buffer is cut into disjoint mutable views by
 //! splitting, and an [`Arena`] hands out scratch by splitting from the front.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::dtype::{DType, Element};
 use crate::error::OpError;
 
@@ -48,26 +46,27 @@ impl std::fmt::Debug for Shape {
     }
 }
 
-/// One unit of allocation: what makes a buffer aligned.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; ALIGNMENT]);
-
 /// One aligned, zeroed allocation in host memory.
 pub struct Buffer {
-    lines: Vec<Line>,
+    /// Bytes of no alignment of their own: only such an allocation does the system hand out zeroed without touching it.
+    storage: Vec<u8>,
+    /// Where in `storage` the first aligned byte lies.
+    start: usize,
     bytes: usize,
 }
 
 impl Buffer {
-    /// Allocates `bytes` zero bytes. Pages are touched only when they are first written.
+    /// Allocates `bytes` zero bytes. Pages take no memory before they are first written.
     ///
     /// # Errors
     /// [`OpError::OutOfMemory`] if the allocator has none.
     pub fn zeroed(bytes: usize) -> Result<Self, OpError> {
-        let lines = bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(ALIGNMENT))
-            .map_err(|()| OpError::OutOfMemory { bytes })?;
-        Ok(Self { lines, bytes })
+        let out_of_memory = || OpError::OutOfMemory { bytes };
+        let room = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| bytes.checked_add(ALIGNMENT));
+        let storage: Vec<u8> = bytemuck::allocation::try_zeroed_vec(room.ok_or_else(out_of_memory)?)
+            .map_err(|()| out_of_memory())?;
+        let start = storage.as_ptr().align_offset(ALIGNMENT);
+        Ok(Self { storage, start, bytes })
     }
 
     /// The size in bytes.
@@ -83,21 +82,21 @@ impl Buffer {
     /// The whole buffer as a vector of `dtype`; bytes that do not make a whole element are left out.
     pub fn view(&self, dtype: DType) -> View<'_> {
         let elements = self.bytes / dtype.size();
-        let bytes = &bytemuck::cast_slice(&self.lines)[..elements * dtype.size()];
+        let bytes = &self.storage[self.start..][..elements * dtype.size()];
         View { bytes, dtype, shape: [elements].into() }
     }
 
     /// The whole buffer as a mutable vector of `dtype`; bytes that do not make a whole element are left out.
     pub fn view_mut(&mut self, dtype: DType) -> ViewMut<'_> {
         let elements = self.bytes / dtype.size();
-        let bytes = &mut bytemuck::cast_slice_mut(&mut self.lines)[..elements * dtype.size()];
+        let bytes = &mut self.storage[self.start..][..elements * dtype.size()];
         ViewMut { bytes, dtype, shape: [elements].into() }
     }
 
     /// Scratch cut from the front of this buffer.
     pub fn arena(&mut self) -> Arena<'_> {
-        let capacity = self.lines.len() * ALIGNMENT;
-        Arena { rest: bytemuck::cast_slice_mut(&mut self.lines), capacity }
+        let capacity = self.bytes.next_multiple_of(ALIGNMENT);
+        Arena { rest: &mut self.storage[self.start..][..capacity], capacity }
     }
 }
 
@@ -311,6 +310,18 @@ mod tests {
         arena.take(DType::F64, [3, 3]).unwrap();
         assert!(matches!(arena.take(DType::U32, [1]), Err(OpError::ArenaExhausted { .. })));
         assert_eq!(first.shape().elements(), 3);
+    }
+
+    #[test]
+    fn buffers_are_aligned_and_zero() {
+        for bytes in [0, 1, 63, 64, 65, 1 << 20] {
+            let buffer = Buffer::zeroed(bytes).unwrap();
+            let view = buffer.view(DType::F64);
+            let slice = view.as_slice::<f64>().unwrap();
+            assert_eq!(slice.as_ptr().align_offset(ALIGNMENT), 0);
+            assert!(slice.iter().all(|&value| value == 0.0));
+        }
+        assert!(matches!(Buffer::zeroed(usize::MAX), Err(OpError::OutOfMemory { .. })));
     }
 
     #[test]

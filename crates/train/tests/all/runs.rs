@@ -85,6 +85,17 @@ fn numbers_do_not_depend_on_how_memory_is_used() {
 }
 
 #[test]
+fn numbers_do_not_depend_on_the_number_of_threads() {
+    let tiny = Tiny::new();
+    for threads in [1, 2, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| tiny.train(&[&format!("run_name=threads{threads}")], None).0.unwrap());
+    }
+    assert_eq!(tiny.exported("threads1"), tiny.exported("threads2"));
+    assert_eq!(tiny.exported("threads1"), tiny.exported("threads3"));
+}
+
+#[test]
 fn evaluation_and_answers_leave_training_alone() {
     let tiny = Tiny::new();
     tiny.train(&["run_name=a"], None).0.unwrap();
