@@ -123,11 +123,15 @@ impl AtomicFolder {
         if self.path.exists() {
             fs::rename(&self.path, &replaced).context("rename", &self.path)?;
         }
-        fs::rename(&self.partial, &self.path).context("rename to", &self.path)?;
-        sync_folder(parent(&self.path))?;
-        if replaced.exists() {
-            fs::remove_dir_all(&replaced).context("remove", &replaced)?;
+        if let Err(error) = fs::rename(&self.partial, &self.path) {
+            if replaced.exists() {
+                fs::rename(&replaced, &self.path).context("rename back to", &self.path)?;
+            }
+            return Err(error).context("rename to", &self.path);
         }
+        sync_folder(parent(&self.path))?;
+        // From here on the new one is there. An old one that cannot be removed is a leftover, not a failure.
+        let _ = fs::remove_dir_all(&replaced);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrackError;
-use crate::jsonl::{Line, LineFile, read_lines};
+use crate::jsonl::{Line, LineFile, ResumePoint, read_lines};
 
 const FILE: &str = "generations.jsonl";
 
@@ -32,11 +32,15 @@ pub struct GenerationsLog {
 }
 
 impl GenerationsLog {
-    /// Opens or creates the file in `run_folder`. `resume_batch`: the number of batches that the checkpoint being
-    /// resumed has done; answers given after it are cut, and those given at it are kept. `None` starts over.
-    pub fn open(run_folder: &Path, resume_batch: Option<u64>) -> Result<Self, TrackError> {
-        let keep = |line: &Generation| resume_batch.is_some_and(|resumed| line.batch <= resumed);
-        Ok(Self { lines: LineFile::open_while(run_folder.join(FILE), keep)? })
+    /// Opens or creates the file in `run_folder`. Answers given after the checkpoint being resumed are cut. `None` starts
+    /// over.
+    pub fn open(run_folder: &Path, resumed: Option<ResumePoint>) -> Result<Self, TrackError> {
+        let path = run_folder.join(FILE);
+        let lines = match resumed {
+            Some(point) => LineFile::open_while(path, |line: &Generation| point.keeps(line.batch))?,
+            None => LineFile::open_empty(path)?,
+        };
+        Ok(Self { lines })
     }
 
     /// Writes one checkpoint's answers in one go and syncs them.
@@ -67,7 +71,10 @@ mod tests {
         for batch in [0, 10, 20] {
             log.append(&[answer(batch)]).unwrap();
         }
-        GenerationsLog::open(folder.path(), Some(10)).unwrap().append(&[answer(15)]).unwrap();
+        GenerationsLog::open(folder.path(), Some(ResumePoint::after(10)))
+            .unwrap()
+            .append(&[answer(15)])
+            .unwrap();
         assert_eq!(read_generations(folder.path()).unwrap(), [answer(0), answer(10), answer(15)]);
         GenerationsLog::open(folder.path(), None).unwrap();
         assert_eq!(read_generations(folder.path()).unwrap(), []);

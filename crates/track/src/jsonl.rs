@@ -25,6 +25,27 @@ pub(crate) trait Line: DeserializeOwned {
     const EXPECTED: &'static str;
 }
 
+/// How far the checkpoint that is resumed had come, as far as lines are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumePoint {
+    /// Batches done.
+    pub batch: u64,
+    /// Whether lines of the moment after that batch, an evaluation or answers, are kept: not so where they are still owed.
+    pub keep_moment: bool,
+}
+
+impl ResumePoint {
+    /// After `batch` batches, with everything that was due then done.
+    pub fn after(batch: u64) -> Self {
+        Self { batch, keep_moment: true }
+    }
+
+    /// Whether a line of the moment after `batch` batches is kept.
+    pub(crate) fn keeps(self, batch: u64) -> bool {
+        batch < self.batch || (batch == self.batch && self.keep_moment)
+    }
+}
+
 /// A JSON Lines file opened for appending.
 #[derive(Debug)]
 pub(crate) struct LineFile {
@@ -43,6 +64,13 @@ impl LineFile {
         let mut lines = Self { file, path, length };
         lines.truncate(whole)?;
         Ok(lines)
+    }
+
+    /// Opens or creates `path` and empties it, whatever was in it.
+    pub(crate) fn open_empty(path: PathBuf) -> Result<Self, FileError> {
+        let file = OpenOptions::new().append(true).create(true).open(&path).context("open", &path)?;
+        file.set_len(0).context("empty", &path)?;
+        Ok(Self { file, path, length: 0 })
     }
 
     /// Opens `path` as [`LineFile::open`] does and cuts it before the first line that `keep` refuses. Lines are

@@ -17,6 +17,7 @@ mod throughput;
 pub use error::TrackError;
 pub use events::{Event, EventLog, EventType, RunStatus, read_events};
 pub use generations::{Generation, GenerationsLog, read_generations};
+pub use jsonl::ResumePoint;
 pub use metrics::{MetricsLine, MetricsLog, Number, Record, names, read_metrics};
 pub use report::write_report;
 pub use runs::{RunListing, RunSummary, StoredFolder, list_runs, read_run};

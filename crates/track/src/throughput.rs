@@ -16,7 +16,7 @@ const WINDOW: usize = 100;
 /// What one training step did, over all devices.
 #[derive(Debug, Clone, Copy)]
 pub struct StepWork {
-    /// The step's own time: without evaluation and without waiting for a checkpoint.
+    /// The step's own time: without evaluation and with what it waited for a snapshot.
     pub elapsed: Duration,
     /// Tokens that are not padding.
     pub tokens: u64,

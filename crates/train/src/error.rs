@@ -84,22 +84,26 @@ pub enum TrainError {
     )]
     NotResumable { checkpoint: PathBuf, missing: String },
     #[error(
-        "no checkpoint in {folder} can be read; the newest: {newest}. Restore one, or remove the folder to start afresh",
+        "no checkpoint in {folder} can be gone on from; the newest: {newest}. Restore one, or start afresh with another \
+         run_name",
         folder = folder.display()
     )]
     NoReadableCheckpoint { folder: PathBuf, newest: Box<TrainError> },
     #[error(
         "the run needs {needed} of memory with {tokens} tokens at a time, but the machine has {total} ({states} for \
-         weights, gradients and optimizer); use a smaller model or context_length, save_async: false, or a \
-         larger machine"
+         weights, gradients and optimizer); use a smaller model, context_length or \
+         device_train_microbatch_size, save_async: false, or a larger machine"
     )]
     TooLarge { needed: String, total: String, states: String, tokens: usize },
     #[error(
-        "loss or gradient was not finite in {count} steps in a row, the last being batch {batch}; nothing of them was kept. \
-         A lower learning_rate or a longer warm-up usually helps; the last good checkpoint is {checkpoint}"
+        "loss or gradient was not finite in {count} steps in a row, the last being batch {batch}; nothing of them was kept: \
+         {advice}"
     )]
-    NotFinite { count: u64, batch: u64, checkpoint: String },
-    #[error("{name} holds a value that is not finite; it was not saved")]
+    NotFinite { count: u64, batch: u64, advice: String },
+    #[error(
+        "{name} holds a value that is not finite, so it was not saved; the learning_rate is probably too high: start another \
+         run (another run_name) with a lower one"
+    )]
     NotFiniteWeights { name: String },
     #[error("the thread that wrote a checkpoint failed")]
     SaverFailed,

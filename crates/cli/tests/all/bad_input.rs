@@ -123,7 +123,8 @@ fn weights_that_are_not_the_models_are_listed() {
     bench.tessera(&["validate", "run.yaml"]).refused(&parts);
     bench.tessera(&["validate", "run.yaml", "validate_inputs=false"]).refused(&parts);
     bench.tessera(&["train", "run.yaml"]).refused(&parts);
-    assert!(!bench.path("runs/tiny").exists());
+    let events = bench.json_lines("runs/tiny/events.jsonl");
+    assert!(events.iter().all(|event| event["type"] == "CHECK_FAILED"), "{events:?}");
     // Without the check it is found when the weights are to be loaded, and the run has an end.
     bench.tessera(&["train", "run.yaml", "validate_inputs=false"]).refused(&parts);
     assert_eq!(bench.json_lines("runs/tiny/events.jsonl").last().unwrap()["type"], "FAILED_EXCEPTION");

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::TrackError;
+use crate::jsonl::ResumePoint;
 use crate::jsonl::{Line, LineFile, find_last, read_lines};
 pub use record::{Number, Record};
 
@@ -27,12 +28,15 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens or creates the file in `run_folder`. `resume_batch`: the number of batches that the checkpoint being
-    /// resumed has done; a half line and every line past that point are cut. `None` starts over.
-    pub fn open(run_folder: &Path, resume_batch: Option<u64>) -> Result<Self, TrackError> {
-        let keep = |line: &MetricsLine| resume_batch.is_some_and(|resumed| line.is_before(resumed));
-        let lines = LineFile::open_while(run_folder.join(FILE), keep)?;
-        Ok(Self { lines, next_batch: resume_batch.unwrap_or(0) })
+    /// Opens or creates the file in `run_folder`. A half line and every line past the checkpoint being resumed are cut.
+    /// `None` starts over.
+    pub fn open(run_folder: &Path, resumed: Option<ResumePoint>) -> Result<Self, TrackError> {
+        let path = run_folder.join(FILE);
+        let lines = match resumed {
+            Some(point) => LineFile::open_while(path, |line: &MetricsLine| line.is_before(point))?,
+            None => LineFile::open_empty(path)?,
+        };
+        Ok(Self { lines, next_batch: resumed.map_or(0, |point| point.batch) })
     }
 
     /// Writes one line. It survives the death of the process, though not yet a power cut.
@@ -87,11 +91,11 @@ impl MetricsLine {
         self.entries.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
     }
 
-    /// Whether the line was written before the first batch after `resumed` batches.
-    fn is_before(&self, resumed: u64) -> bool {
+    /// Whether the line was written before the checkpoint that is resumed.
+    fn is_before(&self, resumed: ResumePoint) -> bool {
         match self.batch() {
-            Some(batch) if self.is_training() => batch < resumed,
-            Some(batch) => batch <= resumed,
+            Some(batch) if self.is_training() => batch < resumed.batch,
+            Some(batch) => resumed.keeps(batch),
             None => true,
         }
     }
@@ -142,7 +146,7 @@ mod tests {
     fn a_resumed_run_has_one_line_for_each_batch() {
         let folder = tempfile::tempdir().unwrap();
         interrupted_run(folder.path());
-        let mut log = MetricsLog::open(folder.path(), Some(2)).unwrap();
+        let mut log = MetricsLog::open(folder.path(), Some(ResumePoint::after(2))).unwrap();
         log.append(&Record::training(2, 1.5_f32)).unwrap();
         let loss = Some(2.5);
         assert_eq!(
@@ -155,7 +159,7 @@ mod tests {
     fn resuming_at_the_end_keeps_every_whole_line() {
         let folder = tempfile::tempdir().unwrap();
         interrupted_run(folder.path());
-        MetricsLog::open(folder.path(), Some(3)).unwrap();
+        MetricsLog::open(folder.path(), Some(ResumePoint::after(3))).unwrap();
         assert_eq!(losses(folder.path()).len(), 7);
         let text = fs::read_to_string(folder.path().join(FILE)).unwrap();
         assert!(text.ends_with("}\n"), "{text}");
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn a_batch_cannot_be_written_twice_or_skipped() {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = MetricsLog::open(folder.path(), Some(5)).unwrap();
+        let mut log = MetricsLog::open(folder.path(), Some(ResumePoint::after(5))).unwrap();
         log.append(&Record::training(5, 1.0)).unwrap();
         for batch in [5, 7] {
             let error = log.append(&Record::training(batch, 1.0)).unwrap_err();

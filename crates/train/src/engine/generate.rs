@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use tessera_data::{IGNORED_LABEL, MicroBatch};
 use tessera_dist::DistError;
-use tessera_model::{Block, Context, DecodeContext};
+use tessera_model::{Block, Context, DecodeContext, Model};
 use tessera_ops::{Arena, Buffer, DType, OpError, View, ViewMut, embedding};
 
 use super::Engine;
@@ -13,8 +13,19 @@ use super::pass::{Keep, Pass, Targets, rope_view, rows, two};
 use crate::error::TrainError;
 use crate::spec::GenerationSpec;
 
-/// Memory that answers may take for keys and values of their prompts; one prompt may take more.
-pub const ANSWER_CACHE_BYTES: usize = 256 << 20;
+/// Memory that answers may take for the keys and values of as many sequences as fit; a single one may take more.
+const ANSWER_CACHE_BYTES: usize = 256 << 20;
+
+/// Bytes that answers need while they are made, where prompt and answer have at most `tokens` tokens.
+pub fn answer_cache_bytes(model: &Model, tokens: usize) -> usize {
+    ANSWER_CACHE_BYTES.max(tokens.saturating_mul(token_bytes(model)))
+}
+
+/// Bytes of the keys and values of one token in all blocks.
+fn token_bytes(model: &Model) -> usize {
+    let heads = model.config().heads();
+    2 * heads.key_value * heads.size * DType::F32.size() * model.blocks().len()
+}
 
 /// How the next token is chosen from the logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,9 +115,7 @@ impl Engine {
     /// How many sequences of `capacity` tokens grow together: as many as fit the memory planned for their keys and values,
     /// and as the head's scratch has rows for.
     fn group_size(&self, capacity: usize) -> usize {
-        let heads = self.model.config().heads();
-        let row = 2 * heads.key_value * heads.size * DType::F32.size() * self.model.blocks().len();
-        let fitting = ANSWER_CACHE_BYTES / (capacity * row).max(1);
+        let fitting = ANSWER_CACHE_BYTES / (capacity * token_bytes(&self.model)).max(1);
         fitting.clamp(1, self.model.head().chunk_tokens(self.settings.micro_batch_tokens))
     }
 

@@ -13,7 +13,7 @@ mod step;
 mod weights;
 
 pub use evaluate::Evaluation;
-pub use generate::{ANSWER_CACHE_BYTES, GenerationSettings, Sampler};
+pub use generate::{GenerationSettings, Sampler, answer_cache_bytes};
 pub use memory::MemoryPlan;
 pub use optimizer::Optimizer;
 pub use step::{OptimizerCounts, StepOutcome};

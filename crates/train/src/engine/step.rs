@@ -19,12 +19,8 @@ pub struct StepOutcome {
     pub hits: f64,
     /// The norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Whether the weights moved: loss and norm were finite.
-    pub applied: bool,
-    /// Steps skipped since the last update.
+    /// Steps skipped since the last update, because loss or gradient was not finite: the weights did not move.
     pub skipped_in_a_row: u64,
-    /// Steps skipped in the whole run.
-    pub skipped: u64,
     /// Whether any rank was asked to stop.
     pub stop_wanted: bool,
 }
@@ -160,9 +156,7 @@ fn outcome(statistics: View<'_>, decision: View<'_>) -> Result<StepOutcome, OpEr
         loss_sum: statistics[statistic::LOSS_SUM],
         hits: statistics[statistic::HITS],
         gradient_norm: statistics[statistic::SQUARED_NORM].sqrt(),
-        applied: decision[decision::APPLY] != 0.0,
         skipped_in_a_row: decision[decision::SKIPPED_IN_A_ROW] as u64,
-        skipped: decision[decision::SKIPPED] as u64,
         stop_wanted: statistics[statistic::STOP_WANTED] > 0.0,
     })
 }

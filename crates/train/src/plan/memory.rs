@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use tessera_model::Model;
 
 use super::{RunPlan, Settings, engine_settings};
-use crate::engine::{ANSWER_CACHE_BYTES, MemoryPlan};
+use crate::engine::MemoryPlan;
 use crate::error::TrainError;
 use crate::spec::MicrobatchSize;
 
@@ -20,7 +20,7 @@ type Part = (&'static str, usize);
 impl RunPlan {
     /// What memory is needed for, and how many bytes of it.
     pub fn memory_parts(&self) -> Vec<Part> {
-        parts(&self.memory, &self.settings)
+        parts(&self.memory, &self.settings, self.answer_bytes)
     }
 
     /// All parts together.
@@ -29,7 +29,7 @@ impl RunPlan {
     }
 }
 
-fn parts(memory: &MemoryPlan, settings: &Settings) -> Vec<Part> {
+fn parts(memory: &MemoryPlan, settings: &Settings, answer_bytes: usize) -> Vec<Part> {
     let mut parts = vec![
         ("weights", memory.master_bytes),
         ("optimizer", memory.moment_bytes),
@@ -38,8 +38,8 @@ fn parts(memory: &MemoryPlan, settings: &Settings) -> Vec<Part> {
     if settings.save_async {
         parts.push(("copy for a checkpoint", memory.snapshot_bytes(settings.save_weights_only)));
     }
-    if !settings.eval_prompts.is_empty() {
-        parts.push(("cache for answers", ANSWER_CACHE_BYTES));
+    if answer_bytes > 0 {
+        parts.push(("cache for answers", answer_bytes));
     }
     parts.extend([
         ("inputs of blocks", memory.input_bytes * memory.inputs),
@@ -56,9 +56,13 @@ fn total(parts: &[Part]) -> usize {
 
 /// Decides `device_train_microbatch_size: auto` from the memory plan and the machine's total memory: the same machine always
 /// decides the same.
-pub(super) fn decide_microbatch(settings: &mut Settings, model: &Model) -> Result<MemoryPlan, TrainError> {
+pub(super) fn decide_microbatch(
+    settings: &mut Settings,
+    model: &Model,
+    answer_bytes: usize,
+) -> Result<MemoryPlan, TrainError> {
     let plan = |rows: usize| MemoryPlan::new(model, 1, &engine_settings(settings, rows));
-    let needed = |plan: &MemoryPlan| total(&parts(plan, settings));
+    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes));
     let there = total_memory();
     let usable = (there as f64 * USABLE_MEMORY) as usize;
     let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);

@@ -15,7 +15,7 @@ use tessera_files::FileError;
 use tessera_model::Model;
 use tessera_model::config::{LlamaConfig, TrainingWork};
 
-use crate::engine::{EngineSettings, MemoryPlan, Optimizer};
+use crate::engine::{EngineSettings, MemoryPlan, Optimizer, answer_cache_bytes};
 use crate::error::TrainError;
 use crate::observe::{Observer, Split, Update};
 use crate::schedule::Schedule;
@@ -41,8 +41,10 @@ pub struct RunPlan {
     pub length: RunLength,
     /// The learning rate over the run.
     pub schedule: Schedule,
-    /// Bytes that the run needs.
+    /// Bytes that the engine needs.
     pub memory: MemoryPlan,
+    /// Bytes that answers to the eval prompts need while they are made.
+    pub answer_bytes: usize,
 }
 
 impl RunPlan {
@@ -75,6 +77,8 @@ pub struct Prepared {
     pub source: ModelSource,
     /// The model's tokenizer.
     pub tokenizer: TextTokenizer,
+    /// The tokens of the eval prompts.
+    pub prompts: Vec<Vec<u32>>,
     /// What is trained on.
     pub train: Dataset,
     /// What became of the training examples.
@@ -118,50 +122,95 @@ impl OpenedModel {
     }
 }
 
+/// A run whose every key is known, before its data is read.
+pub struct Resolved {
+    /// The run file with every default filled in.
+    pub settings: Settings,
+    source: ModelSource,
+    config: LlamaConfig,
+}
+
+/// Reads the model's files and fills in the run file's defaults.
+///
+/// # Errors
+/// For everything that can be wrong with the run file and the model's files.
+pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, TrainError> {
+    let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
+    let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
+    let settings = Settings::resolve(spec, &config, stored)?;
+    Ok(Resolved { settings, source, config })
+}
+
 /// Reads the model's files and the data, and plans the run.
 ///
 /// # Errors
 /// For everything that can be wrong with the run file, the model, the data, or the size of the machine.
 pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
-    let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
-    let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
-    let mut settings = Settings::resolve(spec, &config, stored)?;
-    let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
-    if let Some(saved) = &saved {
-        settings.keep_resolved(&saved.settings);
+    resolve(spec, observer)?.prepare(observer)
+}
+
+impl Resolved {
+    /// Reads the data, and plans the run.
+    ///
+    /// # Errors
+    /// For everything that can be wrong with the weights, the data, or the size of the machine.
+    pub fn prepare(self, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
+        let Self { mut settings, source, config } = self;
+        let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
+        if let Some(saved) = &saved {
+            settings.keep_resolved(&saved.settings);
+        }
+        let model = Model::new(config.clone());
+        if settings.validate_inputs && saved.is_none() {
+            state::check(&settings, &source, &model)?;
+        }
+        let tokenizer = TextTokenizer::with_date(
+            &source.tokenizer_json,
+            source.tokenizer_config.as_ref(),
+            source.chat_template.as_deref(),
+            settings.template_date,
+        )?;
+        let prompts = encode_prompts(&settings, &tokenizer)?;
+        let longest = prompts.iter().map(Vec::len).max();
+        let answer_tokens = longest.map(|longest| {
+            longest.saturating_add(settings.eval_generation.max_new_tokens).min(settings.context_length)
+        });
+        let answer_bytes = answer_tokens.map_or(0, |tokens| answer_cache_bytes(&model, tokens));
+        let open = |path: &str, split: Split| -> Result<(Dataset, Summary), TrainError> {
+            let cache = std::path::Path::new(&settings.save_folder).join(".cache");
+            let report = |progress| observer.observe(Update::Preparing(split, progress));
+            let settings = settings.data_settings(path, &config);
+            let (dataset, summary) = tessera_data::prepare(&settings, &tokenizer, &cache, &report)?;
+            observer.observe(Update::Prepared(split, &summary));
+            Ok((dataset, summary))
+        };
+        let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
+        let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
+        let memory = decide_microbatch(&mut settings, &model, answer_bytes)?;
+        let length = run_length(&settings, &train);
+        let plan = RunPlan {
+            parameters: model.parameter_count(),
+            epoch_flops: config.training_flops(work_of(&train, 0..train.rows())),
+            schedule: Schedule::resolve(&settings.scheduler, &length)?,
+            length,
+            memory,
+            answer_bytes,
+            settings,
+        };
+        let resumes = saved.is_some();
+        Ok(Prepared { plan, resumes, config, source, tokenizer, prompts, train, train_summary, eval })
     }
-    let model = Model::new(config.clone());
-    if settings.validate_inputs && saved.is_none() {
-        state::check(&settings, &source, &model)?;
-    }
-    let tokenizer = TextTokenizer::with_date(
-        &source.tokenizer_json,
-        source.tokenizer_config.as_ref(),
-        source.chat_template.as_deref(),
-        settings.template_date,
-    )?;
-    let open = |path: &str, split: Split| -> Result<(Dataset, Summary), TrainError> {
-        let cache = std::path::Path::new(&settings.save_folder).join(".cache");
-        let report = |progress| observer.observe(Update::Preparing(split, progress));
-        let settings = settings.data_settings(path, &config);
-        let (dataset, summary) = tessera_data::prepare(&settings, &tokenizer, &cache, &report)?;
-        observer.observe(Update::Prepared(split, &summary));
-        Ok((dataset, summary))
-    };
-    let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
-    let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
-    let memory = decide_microbatch(&mut settings, &model)?;
-    let length = run_length(&settings, &train);
-    let plan = RunPlan {
-        parameters: model.parameter_count(),
-        epoch_flops: config.training_flops(work_of(&train, 0..train.rows())),
-        schedule: Schedule::resolve(&settings.scheduler, &length)?,
-        length,
-        memory,
-        settings,
-    };
-    observer.observe(Update::Planned(&plan));
-    Ok(Prepared { plan, resumes: saved.is_some(), config, source, tokenizer, train, train_summary, eval })
+}
+
+/// The eval prompts' tokens; none of them is empty.
+fn encode_prompts(settings: &Settings, tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>, TrainError> {
+    let prompts = settings.eval_prompts.iter().enumerate();
+    prompts
+        .map(|(index, prompt)| match tokenizer.encode_prompt(prompt, settings.task())? {
+            tokens if tokens.is_empty() => Err(TrainError::EmptyPrompt { number: index + 1 }),
+            tokens => Ok(tokens),
+        })
+        .collect()
 }
 
 /// The element type that all tensors share, if they do.

@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use tessera_data::{MicroBatch, Order, split};
 use tessera_model::LossScale;
-use tessera_track::{EventLog, EventType, GenerationsLog, MetricsLog, Record, SpeedMonitor, StepWork, names};
+use tessera_track::{
+    EventLog, EventType, GenerationsLog, MetricsLog, Record, ResumePoint, SpeedMonitor, StepWork, names,
+};
 
-use super::between::Between;
+use super::between::{Between, Logs};
 use super::{Outcome, RunFolder, StopSignal};
 use crate::engine::{Engine, StepOutcome};
 use crate::error::TrainError;
@@ -14,7 +16,7 @@ use crate::observe::{Observer, StepReport, Update};
 use crate::plan::{Prepared, work_of};
 use crate::speed::peak_flops_per_second;
 use crate::state::Position;
-use crate::state::Resumed;
+use crate::state::{Owed, Resumed};
 
 /// Steps without a finite gradient in a row after which a run gives up.
 const MOST_SKIPPED_STEPS: u64 = 5;
@@ -31,35 +33,42 @@ pub(super) struct Parts<'a> {
 /// Trains from `resumed` (or the beginning) to the end, or until a signal comes.
 pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) -> Result<Outcome, TrainError> {
     let Parts { prepared, folder, events, observer, stop } = parts;
-    let resume_batch = resumed.map(|resumed| resumed.position.batch);
-    let mut metrics = MetricsLog::open(folder.path(), resume_batch)?;
-    let generations = GenerationsLog::open(folder.path(), resume_batch)?;
-    let mut between = Between::new(prepared, folder, observer, generations);
+    // What is still owed will be written again.
+    let point = |owed: fn(Owed) -> bool| {
+        resumed.map(|Resumed { position, owed: left }| ResumePoint {
+            batch: position.batch,
+            keep_moment: !owed(left),
+        })
+    };
+    let mut logs = Logs {
+        events,
+        metrics: MetricsLog::open(folder.path(), point(|owed| owed.evaluation))?,
+        generations: GenerationsLog::open(folder.path(), point(|owed| owed.answers))?,
+    };
+    let mut between = Between::new(prepared, folder, observer);
     let mut training = Training::new(prepared, engine);
     let total = prepared.plan.length.total_batches;
     let mut position = match resumed {
         Some(Resumed { position, owed }) => {
-            between.make_up_for(owed, &mut training.engine, position.batch, &mut metrics)?;
+            between.make_up_for(owed, &mut training.engine, position.batch, &mut logs)?;
             position
         }
         None => {
-            between.before_the_first_batch(&mut training.engine, &mut metrics)?;
+            between.before_the_first_batch(&mut training.engine, &mut logs)?;
             Position::default()
         }
     };
     let fields = [("batch", position.batch.into())];
-    events.record(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
+    logs.events.record(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
     observer.observe(Update::TrainingStarts { batch: position.batch, total });
     while position.batch < total {
         let before = position;
         let step = training.step(&mut position, &between, stop)?;
-        between.append(&mut metrics, &training.record(&step, &before, &position), events)?;
+        between.append(&training.record(&step, &before, &position), &mut logs)?;
         observer.observe(Update::Step(&step.report));
         let skipped = step.outcome.skipped_in_a_row;
-        let signal = stop.requested().filter(|_| step.outcome.stop_wanted && position.batch < total);
-        let last = position.batch == total || signal.is_some();
-        if skipped >= MOST_SKIPPED_STEPS || (skipped > 0 && last) {
-            return Err(between.give_up(skipped, before.batch, events));
+        if skipped >= MOST_SKIPPED_STEPS {
+            return Err(between.give_up(skipped, before.batch, &mut logs));
         }
         if skipped > 0 {
             let batch = before.batch;
@@ -67,20 +76,21 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
                 "batch {batch}: loss or gradient is not finite; the weights stay as they are"
             )));
         }
-        if let Some(signal) = signal {
-            let checkpoint =
-                between.save_to_stop(&training.engine, (&before, &position), &metrics, events)?;
+        let positions = (&before, &position);
+        if let Some(signal) = stop.requested().filter(|_| step.outcome.stop_wanted && position.batch < total)
+        {
+            let checkpoint = between.save_to_stop(&training.engine, positions, &mut logs)?;
             let message = format!("stopped by signal {signal} after batch {}", position.batch);
-            events.record(EventType::Stopped, message, &[("batch", position.batch.into())])?;
+            between.note(EventType::Stopped, message, &[("batch", position.batch.into())], &mut logs);
             return Ok(Outcome::Stopped { signal, batch: position.batch, checkpoint });
         }
-        let healthy = skipped == 0;
-        between.after_batch(&mut training.engine, (&before, &position), healthy, &mut metrics, events)?;
+        between.after_batch(&mut training.engine, positions, skipped == 0, &mut logs)?;
     }
-    events.record(EventType::TrainFinished, "all batches are done", &[("batch", total.into())])?;
-    let checkpoint = between.finish(&training.engine, &position, events)?;
-    metrics.sync()?;
-    events.record(EventType::Completed, "everything is saved", &[("batch", total.into())])?;
+    let fields = [("batch", total.into())];
+    between.note(EventType::TrainFinished, "all batches are done".into(), &fields, &mut logs);
+    let checkpoint = between.finish(&training.engine, &position, &mut logs)?;
+    logs.metrics.sync()?;
+    between.note(EventType::Completed, "everything is saved".into(), &fields, &mut logs);
     Ok(Outcome::Completed(folder.finished(total, checkpoint)?))
 }
 
@@ -181,7 +191,9 @@ impl<'a> Training<'a> {
             .with(names::learning_rate(class, 0), learning_rate)
             .with(names::GRADIENT_NORM, gradient_norm)
             .with(names::MICROBATCH_SIZE, microbatch as u64)
+            .with(names::TOKEN_IN_EPOCH, before.token_in_epoch)
             .with(names::CURRENT_MEMORY, allocated as f64 / 1e9)
+            .with(names::PEAK_MEMORY, self.prepared.plan.memory_bytes() as f64 / 1e9)
             .with(names::TRAIN_HOURS, hours(after.elapsed))
             .with(names::REMAINING_HOURS, hours(step.report.remaining));
         step.speed.write_to(record)

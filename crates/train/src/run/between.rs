@@ -16,7 +16,7 @@ use crate::spec::CheckpointsToKeep;
 use crate::state::Owed;
 use crate::state::Position;
 use crate::state::export;
-use crate::state::{Moment, Saver, SaverSettings};
+use crate::state::{Moment, Saved, Saver, SaverSettings};
 use crate::time::Interval;
 
 /// Everything that a run does besides its batches.
@@ -24,7 +24,6 @@ pub(super) struct Between<'a> {
     prepared: &'a Prepared,
     folder: &'a RunFolder,
     observer: &'a dyn Observer,
-    generations: GenerationsLog,
     saver: Saver,
     weights_only: bool,
     /// A checkpoint was due while gradients were not finite.
@@ -36,16 +35,19 @@ pub(super) struct Between<'a> {
 /// What is due after a batch.
 struct Due {
     owed: Owed,
-    export: bool,
+    /// A checkpoint.
+    save: bool,
+}
+
+/// The files that a run writes as it goes on.
+pub(super) struct Logs<'a> {
+    pub events: &'a mut EventLog,
+    pub metrics: MetricsLog,
+    pub generations: GenerationsLog,
 }
 
 impl<'a> Between<'a> {
-    pub(super) fn new(
-        prepared: &'a Prepared,
-        folder: &'a RunFolder,
-        observer: &'a dyn Observer,
-        generations: GenerationsLog,
-    ) -> Self {
+    pub(super) fn new(prepared: &'a Prepared, folder: &'a RunFolder, observer: &'a dyn Observer) -> Self {
         let settings = &prepared.plan.settings;
         let saver = Saver::new(SaverSettings {
             folder: folder.checkpoints(),
@@ -59,7 +61,6 @@ impl<'a> Between<'a> {
             prepared,
             folder,
             observer,
-            generations,
             saver,
             weights_only: settings.save_weights_only,
             save_is_due: false,
@@ -71,10 +72,14 @@ impl<'a> Between<'a> {
     pub(super) fn before_the_first_batch(
         &mut self,
         engine: &mut Engine,
-        metrics: &mut MetricsLog,
+        logs: &mut Logs<'_>,
     ) -> Result<(), TrainError> {
-        self.evaluate(engine, 0, metrics)?;
-        self.answer(engine, 0)
+        let owed = Owed {
+            evaluation: self.prepared.eval.is_some(),
+            answers: !self.prepared.prompts.is_empty(),
+            export: false,
+        };
+        self.make_up_for(owed, engine, 0, logs)
     }
 
     /// What a stopped run owed when it was saved.
@@ -83,44 +88,39 @@ impl<'a> Between<'a> {
         owed: Owed,
         engine: &mut Engine,
         batch: u64,
-        metrics: &mut MetricsLog,
+        logs: &mut Logs<'_>,
     ) -> Result<(), TrainError> {
+        if owed.export {
+            self.export_if_there_is_room(engine, batch)?;
+        }
         if owed.evaluation {
-            self.evaluate(engine, batch, metrics)?;
+            self.evaluate(engine, batch, logs)?;
         }
         if owed.answers {
-            self.answer(engine, batch)?;
+            self.answer(engine, batch, logs)?;
         }
         Ok(())
     }
 
     /// Whatever is due now that a batch is done. Metrics and exports are on disk before the checkpoint that they led to: a run
-    /// killed between them makes them again. While gradients are not finite nothing is saved.
+    /// killed between them makes them again. While gradients are not finite no checkpoint is saved, but for the last.
     pub(super) fn after_batch(
         &mut self,
         engine: &mut Engine,
         positions: (&Position, &Position),
         healthy: bool,
-        metrics: &mut MetricsLog,
-        events: &mut EventLog,
+        logs: &mut Logs<'_>,
     ) -> Result<(), TrainError> {
-        let due = self.due(positions);
+        let Due { owed, save } = self.due(positions);
         let position = positions.1;
-        if due.export && position.batch < self.prepared.plan.length.total_batches {
-            self.export_if_there_is_room(engine, position.batch)?;
-        }
-        if due.owed.evaluation {
-            self.evaluate(engine, position.batch, metrics)?;
-        }
-        if due.owed.answers {
-            self.answer(engine, position.batch)?;
-        }
-        self.save_is_due |= due.owed.answers;
-        if self.save_is_due && healthy {
-            metrics.sync()?;
-            self.start_saving(engine, position, Owed::default(), events)?;
+        let last = position.batch == self.prepared.plan.length.total_batches;
+        self.make_up_for(Owed { export: owed.export && !last, ..owed }, engine, position.batch, logs)?;
+        self.save_is_due |= save;
+        if self.save_is_due && (healthy || last) {
+            logs.metrics.sync()?;
+            self.save(engine, position, Owed::default(), last, logs)?;
         } else if self.saver.has_news() {
-            self.settle(events)?;
+            self.settle(logs)?;
         }
         Ok(())
     }
@@ -129,10 +129,13 @@ impl<'a> Between<'a> {
         let settings = &self.prepared.plan.settings;
         let total = self.prepared.plan.length.total_batches;
         let fires = |interval: Interval| interval.fires(&before.progress(), &position.progress(), total);
-        Due {
-            owed: Owed { evaluation: fires(settings.eval_interval), answers: fires(settings.save_interval) },
+        let save = fires(settings.save_interval);
+        let owed = Owed {
+            evaluation: fires(settings.eval_interval) && self.prepared.eval.is_some(),
+            answers: save && !self.prepared.prompts.is_empty(),
             export: fires(settings.hf_save_interval),
-        }
+        };
+        Due { owed, save }
     }
 
     pub(super) fn wait_until_copied(&self, unit: usize) {
@@ -141,16 +144,11 @@ impl<'a> Between<'a> {
 
     /// Appends a line to the metrics. If the disk is full, perhaps with a checkpoint that will fail for it, waits for that and
     /// tries once more.
-    pub(super) fn append(
-        &mut self,
-        metrics: &mut MetricsLog,
-        record: &Record,
-        events: &mut EventLog,
-    ) -> Result<(), TrainError> {
-        match metrics.append(record) {
+    pub(super) fn append(&mut self, record: &Record, logs: &mut Logs<'_>) -> Result<(), TrainError> {
+        match logs.metrics.append(record) {
             Err(error) if error.is_storage_full() => {
-                self.settle(events)?;
-                Ok(metrics.append(record)?)
+                self.settle(logs)?;
+                Ok(logs.metrics.append(record)?)
             }
             appended => Ok(appended?),
         }
@@ -162,47 +160,49 @@ impl<'a> Between<'a> {
         &mut self,
         engine: &Engine,
         positions: (&Position, &Position),
-        metrics: &MetricsLog,
-        events: &mut EventLog,
+        logs: &mut Logs<'_>,
     ) -> Result<PathBuf, TrainError> {
         let owed = self.due(positions).owed;
-        metrics.sync()?;
+        logs.metrics.sync()?;
         self.weights_only = false;
-        self.start_saving(engine, positions.1, owed, events)?;
-        self.last_is(positions.1, events)
+        self.save(engine, positions.1, owed, true, logs)?;
+        self.last_is(positions.1)
     }
 
-    /// Waits for the last checkpoint, and exports the model.
+    /// Exports the model, which needs less room than a checkpoint, and makes sure of the last checkpoint.
     pub(super) fn finish(
         &mut self,
         engine: &Engine,
         position: &Position,
-        events: &mut EventLog,
+        logs: &mut Logs<'_>,
     ) -> Result<PathBuf, TrainError> {
-        let checkpoint = self.last_is(position, events)?;
+        self.settle(logs)?;
         self.export(engine, position.batch)?;
-        Ok(checkpoint)
+        self.last_is(position)
     }
 
     /// The error of a run whose gradients are no numbers.
-    pub(super) fn give_up(&mut self, count: u64, batch: u64, events: &mut EventLog) -> TrainError {
-        if let Err(error) = self.settle(events) {
-            return error;
+    pub(super) fn give_up(&mut self, count: u64, batch: u64, logs: &mut Logs<'_>) -> TrainError {
+        let checkpoints = self.folder.checkpoints();
+        let newest = self.settle(logs).and_then(|()| Ok(list_checkpoints(&checkpoints)?));
+        match newest {
+            Err(error) => error,
+            Ok(names) => {
+                let checkpoint = names.first().map(|name| checkpoints.join(name.to_string()));
+                TrainError::NotFinite { count, batch, advice: advice(checkpoint) }
+            }
         }
-        let newest =
-            list_checkpoints(&self.folder.checkpoints()).ok().and_then(|names| names.first().copied());
-        let checkpoint = newest.map_or("none was saved yet".into(), |name| name.to_string());
-        TrainError::NotFinite { count, batch, checkpoint }
     }
 
-    fn start_saving(
+    fn save(
         &mut self,
         engine: &Engine,
         position: &Position,
         owed: Owed,
-        events: &mut EventLog,
+        wait: bool,
+        logs: &mut Logs<'_>,
     ) -> Result<(), TrainError> {
-        self.settle(events)?;
+        self.settle(logs)?;
         let moment = Moment {
             plan: &self.prepared.plan,
             position,
@@ -212,45 +212,63 @@ impl<'a> Between<'a> {
         };
         self.save_is_due = false;
         self.last_failure = None;
-        let outcome = self.saver.start(engine, &moment);
-        self.report(outcome, events)
+        let outcome = self.saver.start(engine, &moment, wait);
+        self.report(outcome, logs)
     }
 
     /// Waits for the checkpoint that is being saved, if any.
-    fn settle(&mut self, events: &mut EventLog) -> Result<(), TrainError> {
+    fn settle(&mut self, logs: &mut Logs<'_>) -> Result<(), TrainError> {
         let outcome = self.saver.finish();
-        self.report(outcome, events)
+        self.report(outcome, logs)
     }
 
     /// Tells of a checkpoint that is whole. A full disk does not end a run: training goes on, and the older checkpoints
     /// stay as they are.
     fn report(
         &mut self,
-        outcome: Result<Option<PathBuf>, TrainError>,
-        events: &mut EventLog,
+        outcome: Result<Option<Saved>, TrainError>,
+        logs: &mut Logs<'_>,
     ) -> Result<(), TrainError> {
         match outcome {
-            Ok(None) => Ok(()),
-            Ok(Some(path)) => {
+            Ok(None) => {}
+            Ok(Some(Saved { path, trouble })) => {
                 let text = path.display().to_string();
-                let message = format!("checkpoint {text}");
-                events.record(EventType::CheckpointSaved, message, &[("path", text.into())])?;
                 self.observer.observe(Update::CheckpointSaved(&path));
-                Ok(())
+                if let Some(trouble) = trouble {
+                    self.observer.observe(Update::Warning(&format!("{text} is saved, but: {trouble}")));
+                }
+                self.note(
+                    EventType::CheckpointSaved,
+                    format!("checkpoint {text}"),
+                    &[("path", text.into())],
+                    logs,
+                );
             }
             Err(error) if error.is_storage_full() => {
-                let warning = format!("a checkpoint could not be saved, training goes on: {error}");
+                let warning = format!("a checkpoint could not be saved: {error}");
                 self.observer.observe(Update::Warning(&warning));
                 self.last_failure = Some(error);
-                Ok(())
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Records an event of something that has been done and stays done, even if there is no room to tell of it.
+    pub(super) fn note(
+        &self,
+        kind: EventType,
+        message: String,
+        fields: &[(&str, serde_json::Value)],
+        logs: &mut Logs<'_>,
+    ) {
+        if let Err(error) = logs.events.record(kind, message, fields) {
+            self.observer.observe(Update::Warning(&format!("{kind} could not be recorded: {error}")));
         }
     }
 
     /// The checkpoint of `position`, which must be the last that was saved.
-    fn last_is(&mut self, position: &Position, events: &mut EventLog) -> Result<PathBuf, TrainError> {
-        self.settle(events)?;
+    fn last_is(&mut self, position: &Position) -> Result<PathBuf, TrainError> {
         if let Some(source) = self.last_failure.take() {
             return Err(TrainError::FinalSave { source: Box::new(source) });
         }
@@ -277,12 +295,7 @@ impl<'a> Between<'a> {
         Ok(())
     }
 
-    fn evaluate(
-        &mut self,
-        engine: &mut Engine,
-        batch: u64,
-        metrics: &mut MetricsLog,
-    ) -> Result<(), TrainError> {
+    fn evaluate(&mut self, engine: &mut Engine, batch: u64, logs: &mut Logs<'_>) -> Result<(), TrainError> {
         let Some((data, _)) = &self.prepared.eval else { return Ok(()) };
         let report =
             evaluate(engine, data, self.prepared.plan.settings.microbatch_rows(), batch, self.observer)?;
@@ -290,24 +303,30 @@ impl<'a> Between<'a> {
             .with(names::EVAL_CROSS_ENTROPY, report.cross_entropy)
             .with(names::EVAL_PERPLEXITY, report.perplexity())
             .with(names::EVAL_ACCURACY, report.accuracy);
-        metrics.append(&record)?;
+        self.append(&record, logs)?;
         self.observer.observe(Update::Evaluated(&report));
         Ok(())
     }
 
-    fn answer(&mut self, engine: &mut Engine, batch: u64) -> Result<(), TrainError> {
-        let settings = &self.prepared.plan.settings;
-        if settings.eval_prompts.is_empty() {
-            return Ok(());
-        }
-        self.observer.observe(Update::Answering { prompts: settings.eval_prompts.len() });
+    fn answer(&mut self, engine: &mut Engine, batch: u64, logs: &mut Logs<'_>) -> Result<(), TrainError> {
+        let Prepared { prompts, tokenizer, plan, .. } = self.prepared;
+        let settings = &plan.settings;
+        self.observer.observe(Update::Answering { prompts: prompts.len() });
         let seed = settings.seed.wrapping_add(batch);
-        let answers = answers(engine, self.prepared, &settings.eval_prompts, seed)?;
+        let texts = answer_texts(engine, tokenizer, prompts, &settings.eval_generation, seed)?;
+        let answer = |(prompt, text): (&String, String)| Answer { prompt: prompt.clone(), text };
+        let answers: Vec<_> = settings.eval_prompts.iter().zip(texts).map(answer).collect();
         let lines: Vec<_> = answers
             .iter()
             .map(|Answer { prompt, text }| Generation { batch, prompt: prompt.clone(), answer: text.clone() })
             .collect();
-        self.generations.append(&lines)?;
+        match logs.generations.append(&lines) {
+            Err(error) if error.is_storage_full() => {
+                self.settle(logs)?;
+                logs.generations.append(&lines)?;
+            }
+            appended => appended?,
+        }
         self.observer.observe(Update::Answered(&answers));
         Ok(())
     }
@@ -337,24 +356,13 @@ fn evaluate(
     Ok(EvaluationReport { batch, cross_entropy: sums.loss_sum / tokens, accuracy: sums.hits / tokens })
 }
 
-/// Answers to prompts in the form of the run's task.
-fn answers(
-    engine: &mut Engine,
-    prepared: &Prepared,
-    prompts: &[String],
-    seed: u64,
-) -> Result<Vec<Answer>, TrainError> {
-    let task = prepared.plan.settings.task();
-    let tokens = prompts
-        .iter()
-        .enumerate()
-        .map(|(index, prompt)| match prepared.tokenizer.encode_prompt(prompt, task)? {
-            tokens if tokens.is_empty() => Err(TrainError::EmptyPrompt { number: index + 1 }),
-            tokens => Ok(tokens),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let spec = &prepared.plan.settings.eval_generation;
-    let texts = answer_texts(engine, &prepared.tokenizer, &tokens, spec, seed)?;
-    let answer = |(prompt, text): (&String, String)| Answer { prompt: prompt.clone(), text };
-    Ok(prompts.iter().zip(texts).map(answer).collect())
+/// What to do after a run whose gradients were no numbers, with its newest checkpoint.
+fn advice(checkpoint: Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!(
+            "start another run (another run_name) with custom_weights_path: {} and a lower learning_rate or a longer warm-up",
+            path.display()
+        ),
+        None => "start another run (another run_name) with a lower learning_rate or a longer warm-up".into(),
+    }
 }

@@ -51,13 +51,17 @@ impl RunFolder {
         self.exports().join(format!("ba{batch}"))
     }
 
-    /// Removes the models of an earlier run, which this one's would be taken for.
-    pub fn clear_exports(&self) -> Result<(), TrainError> {
+    /// Moves the models of an earlier run, which this one's would be taken for, to a name that is free.
+    pub fn set_exports_aside(&self) -> Result<Option<PathBuf>, TrainError> {
         let exports = self.exports();
-        if exports.exists() {
-            std::fs::remove_dir_all(&exports).map_err(|source| file_error("remove", &exports, source))?;
+        if !exports.exists() {
+            return Ok(None);
         }
-        Ok(())
+        let mut names = (1_u32..).map(|number| self.path.join(format!("huggingface.earlier-{number}")));
+        let aside =
+            names.find(|path| !path.exists()).unwrap_or_else(|| self.path.join("huggingface.earlier"));
+        std::fs::rename(&exports, &aside).map_err(|source| file_error("move", &exports, source))?;
+        Ok(Some(aside))
     }
 
     /// Writes `run.yaml`.

@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use tessera_checkpoint::dcp::remove_leftovers;
+use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::Single;
 use tessera_model::Model;
-use tessera_track::{EventLog, EventType, write_report};
+use tessera_track::{EventLog, EventType, read_events, write_report};
 
 use crate::engine::Engine;
 use crate::error::{Fault, TrainError};
 use crate::observe::{EvaluationReport, Observer, Update};
-use crate::plan::{Prepared, prepare};
+use crate::plan::{Prepared, resolve};
 use crate::spec::RunSpec;
 use crate::state;
 
@@ -81,14 +81,25 @@ pub struct Finished {
 /// # Errors
 /// For everything that can be wrong with the run file, the model, the data or the machine.
 pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> Result<Outcome, TrainError> {
-    let prepared = prepare(spec, observer)?;
-    let folder = RunFolder::open(prepared.plan.settings.run_folder())?;
+    let resolved = resolve(spec, observer)?;
+    let folder = RunFolder::open(resolved.settings.run_folder())?;
+    // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
     remove_leftovers(&folder.checkpoints())?;
     remove_leftovers(&folder.exports())?;
-    if let Some(finished) = already_completed(&prepared, &folder)? {
+    let mut events = EventLog::open(folder.path())?;
+    let prepared = match resolved.prepare(observer) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            if read_events(folder.path())?.is_empty() {
+                events.record(EventType::CheckFailed, error.to_string(), &[])?;
+            }
+            return Err(error);
+        }
+    };
+    observer.observe(Update::Planned(&prepared.plan));
+    if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
         return Ok(Outcome::AlreadyCompleted(finished));
     }
-    let mut events = EventLog::open(folder.path())?;
     begin(&mut events, &folder, &prepared)?;
     let result = train_in(&prepared, &folder, &mut events, observer, stop);
     // What went wrong must not be hidden by a disk that is too full to note it.
@@ -107,7 +118,12 @@ pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> 
 }
 
 /// Fails if the folder's checkpoints are not this run's to go on from; tells if nothing is left to do.
-fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<Finished>, TrainError> {
+/// Makes up for what a kill after the last rename left undone.
+fn already_completed(
+    prepared: &Prepared,
+    folder: &RunFolder,
+    events: &mut EventLog,
+) -> Result<Option<Finished>, TrainError> {
     let settings = &prepared.plan.settings;
     let Some(saved) = state::newest(&folder.checkpoints())? else { return Ok(None) };
     if !settings.autoresume {
@@ -117,6 +133,13 @@ fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<F
     let total = prepared.plan.length.total_batches;
     if saved.position.batch < total || !folder.export(total).is_dir() {
         return Ok(None);
+    }
+    point_latest(&folder.checkpoints(), saved.position.checkpoint_name())?;
+    let completed =
+        read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
+    if !completed {
+        events.record(EventType::Completed, "everything is saved", &[("batch", total.into())])?;
+        write_report(folder.path())?;
     }
     folder.finished(total, saved.folder).map(Some)
 }
@@ -135,8 +158,11 @@ fn train_in(
     let identity = prepared.train.identity();
     let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
     if resumed.is_none() {
-        folder.clear_exports()?;
         state::load(&plan.settings, &prepared.source, &engine, observer)?;
+        if let Some(aside) = folder.set_exports_aside()? {
+            let text = format!("models that an earlier run exported were moved to {}", aside.display());
+            observer.observe(Update::Warning(&text));
+        }
     }
     let message = format!("{} parameters are in memory", plan.parameters);
     events.record(EventType::ModelInitialized, message, &[])?;

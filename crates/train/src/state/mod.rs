@@ -18,11 +18,12 @@ pub(crate) use exporting::export;
 pub(crate) use first_weights::{check, check_against, load, load_from};
 pub use position::Position;
 pub(crate) use resuming::{Resumed, newest, resume};
-pub(crate) use saving::{Moment, Saver, SaverSettings};
+pub(crate) use saving::{Moment, Saved, Saver, SaverSettings};
 
 /// Keys of our own part of the state: what was due when the run was asked to stop.
 const EVALUATION_OWED: &str = "evaluation_owed";
 const ANSWERS_OWED: &str = "answers_owed";
+const EXPORT_OWED: &str = "export_owed";
 
 /// What was due when a run was asked to stop, and is made up for when it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +32,8 @@ pub(crate) struct Owed {
     pub evaluation: bool,
     /// The answers to the eval prompts.
     pub answers: bool,
+    /// The export in Hugging Face layout.
+    pub export: bool,
 }
 
 /// Where the checkpoints of the run in `folder` are.

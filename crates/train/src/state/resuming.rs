@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use tessera_checkpoint::dcp::pickle::Value;
-use tessera_checkpoint::dcp::{DcpReader, StatePath, list_checkpoints, set_aside};
+use tessera_checkpoint::dcp::{DcpReader, StatePath, list_checkpoints, point_latest, set_aside};
 use tessera_dist::DistError;
 use tessera_ops::DType;
 
@@ -14,7 +14,7 @@ use crate::engine::{Engine, OptimizerCounts};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{RunPlan, Settings};
-use crate::state::{ANSWERS_OWED, EVALUATION_OWED, Owed, Position, object, own};
+use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, object, own};
 
 /// A checkpoint's description of its run.
 pub struct Resumable {
@@ -70,7 +70,11 @@ impl Resumable {
             settings: serde_json::from_str(&text(own("settings"))?)
                 .map_err(|_| not_resumable(&own("settings")))?,
             data_identity: text(own("data"))?,
-            owed: Owed { evaluation: owed(EVALUATION_OWED)?, answers: owed(ANSWERS_OWED)? },
+            owed: Owed {
+                evaluation: owed(EVALUATION_OWED)?,
+                answers: owed(ANSWERS_OWED)?,
+                export: owed(EXPORT_OWED)?,
+            },
             folder: folder.to_owned(),
             reader,
         })
@@ -148,7 +152,8 @@ pub struct Resumed {
     pub owed: Owed,
 }
 
-/// Restores the newest checkpoint that is whole. A damaged one is moved aside and the user is told. `None`: there is none.
+/// Restores the newest checkpoint that is whole, and points the latest at it. Damaged ones are then moved aside and the user is
+/// told; if none is whole they stay where they are. `None`: there is none.
 ///
 /// # Errors
 /// When a checkpoint is of other settings or data, or none of those that are there can be used.
@@ -159,7 +164,7 @@ pub fn resume(
     data_identity: &str,
     observer: &dyn Observer,
 ) -> Result<Option<Resumed>, TrainError> {
-    let mut newest_failure = None;
+    let (mut newest_failure, mut damaged) = (None, Vec::new());
     for name in list_checkpoints(checkpoints)? {
         let folder = checkpoints.join(name.to_string());
         let attempt = Resumable::open(&folder).and_then(|found| {
@@ -169,16 +174,18 @@ pub fn resume(
         });
         match attempt {
             Ok(resumed) => {
+                for name in damaged {
+                    set_aside(checkpoints, name)?;
+                }
+                point_latest(checkpoints, name)?;
                 observer.observe(Update::Resumed { checkpoint: &folder, batch: resumed.position.batch });
                 return Ok(Some(resumed));
             }
             Err(error) if passes_over(&error) => {
-                let mut warning = format!("{name} is passed over: {error}");
+                observer.observe(Update::Warning(&format!("checkpoint {name} is passed over: {error}")));
                 if matches!(error, TrainError::Checkpoint(_)) {
-                    let aside = set_aside(checkpoints, name)?;
-                    warning.push_str(&format!("; it was moved to {}", aside.display()));
+                    damaged.push(name);
                 }
-                observer.observe(Update::Warning(&warning));
                 newest_failure.get_or_insert(error);
             }
             Err(error) => return Err(error),

@@ -13,7 +13,7 @@ use tessera_checkpoint::dcp::{
     CheckpointName, ElementType, RankWriter, StatePath, point_latest, retain, write_metadata,
 };
 use tessera_dist::{DistError, UnitState};
-use tessera_files::AtomicFolder;
+use tessera_files::{AtomicFolder, FileError};
 use tessera_model::{EMBEDDING, OUTPUT, UnitTable};
 use tessera_ops::{Buffer, DType};
 
@@ -21,7 +21,7 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::plan::{RunPlan, file_error};
 use crate::spec::OptimizerSpec;
-use crate::state::{ANSWERS_OWED, EVALUATION_OWED, Owed, Position, own};
+use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, own};
 
 /// How checkpoints of a run are kept.
 #[derive(Debug, Clone)]
@@ -40,9 +40,18 @@ pub struct Saver {
     running: Option<Running>,
 }
 
+/// A checkpoint that is whole.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Why the latest could not be pointed at it, or older ones not be removed.
+    pub trouble: Option<FileError>,
+}
+
 /// A checkpoint being saved by a thread.
 struct Running {
-    thread: JoinHandle<Result<PathBuf, TrainError>>,
+    thread: JoinHandle<Result<Saved, TrainError>>,
     copied: Arc<Copied>,
 }
 
@@ -82,10 +91,16 @@ impl Saver {
         Self { settings, running: None }
     }
 
-    /// Starts to save `moment`; the earlier checkpoint must have been finished. `Some`: it is complete.
-    pub fn start(&mut self, engine: &Engine, moment: &Moment<'_>) -> Result<Option<PathBuf>, TrainError> {
+    /// Saves `moment`, beside the training where the settings say so and `wait` does not; the earlier checkpoint must have been
+    /// finished. `Some`: it is complete.
+    pub fn start(
+        &mut self,
+        engine: &Engine,
+        moment: &Moment<'_>,
+        wait: bool,
+    ) -> Result<Option<Saved>, TrainError> {
         let job = Job::new(engine, moment, self.settings.clone())?;
-        if !self.settings.beside {
+        if wait || !self.settings.beside {
             return job.run_in_place().map(Some);
         }
         let copied = Arc::new(Copied::default());
@@ -111,7 +126,7 @@ impl Saver {
     }
 
     /// Waits for the checkpoint being saved, if any, and returns its folder.
-    pub fn finish(&mut self) -> Result<Option<PathBuf>, TrainError> {
+    pub fn finish(&mut self) -> Result<Option<Saved>, TrainError> {
         let Some(running) = self.running.take() else { return Ok(None) };
         running.thread.join().map_err(|_| TrainError::SaverFailed)?.map(Some)
     }
@@ -194,7 +209,7 @@ impl Job {
     }
 
     /// Copies every unit, letting the optimizer go on behind it, then writes the copies.
-    fn run_beside(self, copied: &Copied) -> Result<PathBuf, TrainError> {
+    fn run_beside(self, copied: &Copied) -> Result<Saved, TrainError> {
         let mut copies = Vec::with_capacity(self.units.len());
         {
             let _release = Release(copied);
@@ -212,7 +227,7 @@ impl Job {
         })
     }
 
-    fn run_in_place(self) -> Result<PathBuf, TrainError> {
+    fn run_in_place(self) -> Result<Saved, TrainError> {
         self.write(|index, write| {
             let state = self.units[index].state.read().map_err(|_| DistError::Abandoned { unit: index })?;
             write(&state)
@@ -237,7 +252,7 @@ impl Job {
     fn write(
         &self,
         mut with_state: impl FnMut(usize, &mut StateWriter<'_>) -> Result<(), TrainError>,
-    ) -> Result<PathBuf, TrainError> {
+    ) -> Result<Saved, TrainError> {
         let folder = &self.settings.folder;
         let path = folder.join(self.name.to_string());
         std::fs::create_dir_all(folder).map_err(|source| file_error("create", folder, source))?;
@@ -255,9 +270,9 @@ impl Job {
         let metadata = writer.finish()?;
         write_metadata(partial.folder(), vec![metadata])?;
         partial.finish()?;
-        // From the rename on the checkpoint is there; what follows can be made up for by the next one.
-        let _ = point_latest(folder, self.name).and_then(|()| retain(folder, self.settings.keep));
-        Ok(path)
+        // From the rename on the checkpoint is there, whatever becomes of the pointers and the older ones.
+        let after = [point_latest(folder, self.name), retain(folder, self.settings.keep).map(drop)];
+        Ok(Saved { path, trouble: after.into_iter().find_map(Result::err) })
     }
 
     fn write_unit(
@@ -311,6 +326,7 @@ fn run_objects(moment: &Moment<'_>) -> Result<Vec<(StatePath, Value)>, TrainErro
         (own("data"), data_identity.into()),
         (own(EVALUATION_OWED), owed.evaluation.into()),
         (own(ANSWERS_OWED), owed.answers.into()),
+        (own(EXPORT_OWED), owed.export.into()),
     ]);
     Ok(objects)
 }

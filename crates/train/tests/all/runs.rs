@@ -116,7 +116,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     let (outcome, watcher) = tiny.train(&["save_interval=1ba"], None);
     outcome.unwrap();
     assert_eq!(watcher.losses.lock().unwrap()[0].0, 3);
-    assert!(watcher.warnings.lock().unwrap()[0].contains("damaged"));
+    assert!(watcher.warnings.lock().unwrap()[0].contains("passed over"));
     assert_eq!(tiny.exported("tiny"), tiny.exported("whole"));
 }
 
@@ -344,4 +344,57 @@ fn a_batch_beyond_all_bounds_is_refused() {
     )
     .0
     .unwrap();
+}
+
+/// Copies a folder with everything in it.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    assert!(std::process::Command::new("cp").args(["-a"]).args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn what_is_owed_is_written_once_however_often_it_is_begun() {
+    let tiny = Tiny::new();
+    let arguments = ["save_interval=2ba", "eval_interval=2ba", "hf_save_interval=2ba"];
+    tiny.train(&[&arguments[..], &["run_name=whole"]].concat(), None).0.unwrap();
+    tiny.train(&arguments, Some(2)).0.unwrap();
+    let (run, kept) = (tiny.path("runs/tiny"), tiny.path("kept"));
+    copy(&run.join("checkpoints"), &kept);
+    // Killed right after it made up for what it owed, before any newer checkpoint.
+    tiny.train(&arguments, Some(3)).0.unwrap();
+    fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    copy(&kept, &run.join("checkpoints"));
+    tiny.train(&arguments, None).0.unwrap();
+    assert_eq!(tiny.metrics("tiny"), tiny.metrics("whole"));
+    for file in ["generations.jsonl", "huggingface/ba2/model.safetensors"] {
+        let read = |run: &str| fs::read(tiny.path("runs").join(run).join(file)).unwrap();
+        assert!(read("tiny") == read("whole"), "{file}");
+    }
+}
+
+#[test]
+fn if_no_checkpoint_is_whole_all_stay_where_they_are() {
+    let tiny = Tiny::new();
+    tiny.train(&["save_interval=1ba", "save_num_checkpoints_to_keep=1"], Some(3)).0.unwrap();
+    let shard = newest(&tiny).join("__0_0.distcp");
+    damage(&shard);
+    for _ in 0..2 {
+        let error = tiny.train(&["save_interval=1ba"], None).0.unwrap_err();
+        assert!(matches!(error, TrainError::NoReadableCheckpoint { .. }), "{error}");
+        assert!(shard.is_file());
+    }
+}
+
+#[test]
+fn a_kill_between_the_last_rename_and_the_last_event_is_made_up_for() {
+    let tiny = Tiny::new();
+    tiny.train(&[], None).0.unwrap();
+    let events = tiny.path("runs/tiny/events.jsonl");
+    let text = fs::read_to_string(&events).unwrap();
+    let before =
+        text.lines().filter(|line| !line.contains("\"COMPLETED\"")).collect::<Vec<_>>().join("\n") + "\n";
+    fs::write(&events, before).unwrap();
+    fs::remove_file(tiny.path("runs/tiny/report.html")).unwrap();
+    assert!(matches!(tiny.train(&[], None).0.unwrap(), Outcome::AlreadyCompleted(_)));
+    assert!(fs::read_to_string(&events).unwrap().contains("\"COMPLETED\""));
+    assert!(tiny.path("runs/tiny/report.html").is_file());
 }
