@@ -130,14 +130,18 @@ fn every_form_of_a_link_leads_to_the_checkpoint() {
 
 /// A `torch.save` file of `{state: {model: {model.<name>: tensor}}}`, as Composer writes it for one process.
 fn monolith(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<u32>)>) {
+    monolith_of(path, tensors, ElementType::F32);
+}
+
+/// The same with elements of another type, as which `bits` are then to be read.
+fn monolith_of(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<u32>)>, dtype: ElementType) {
     let mut zip = zip::ZipWriter::new(fs::File::create(path).unwrap());
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     let mut model = Vec::new();
     for (key, (name, (shape, bits))) in tensors.iter().enumerate() {
         zip.start_file(format!("ep1-ba5-rank0/data/{key}"), options).unwrap();
         zip.write_all(&bits.iter().flat_map(|bits| bits.to_le_bytes()).collect::<Vec<_>>()).unwrap();
-        let storage =
-            StorageReference { key: key.to_string().into(), dtype: ElementType::F32, elements: bits.len() };
+        let storage = StorageReference { key: key.to_string().into(), dtype, elements: bits.len() };
         let strides = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
         let tensor = TensorReference { storage: Arc::new(storage), offset: 0, shape: shape.clone(), strides };
         model.push((Value::from(format!("model.{name}").as_str()), Value::Tensor(Arc::new(tensor))));
@@ -163,6 +167,31 @@ fn a_monolithic_checkpoint_is_read_and_its_damage_found() {
     assert_eq!(damaged, [expected().keys().next().unwrap()]);
     fs::write(&path, b"\x80\x02}.").unwrap();
     assert!(matches!(ComposerWeights::open(&path).unwrap_err(), DcpError::NotACheckpoint { .. }));
+}
+
+#[test]
+fn weights_in_fp64_are_refused_by_name_and_integers_are_left_out() {
+    let root = tempfile::tempdir().unwrap();
+    let whole = BTreeMap::from([("model.norm.weight".to_owned(), (vec![1], vec![0, 0]))]);
+    let monolithic = root.path().join("ep1-ba5-rank0.pt");
+    for (dtype, length) in [(ElementType::F64, 8), (ElementType::I64, 8), (ElementType::Bool, 1)] {
+        let sharded = root.path().join(format!("{dtype:?}"));
+        fs::create_dir(&sharded).unwrap();
+        let mut writer = RankWriter::create(&sharded, 0).unwrap();
+        let path = StatePath::weight("model.norm.weight");
+        writer.write_bytes(&path, dtype, &[1], 0, &vec![0; length]).unwrap();
+        write_metadata(&sharded, vec![writer.finish().unwrap()]).unwrap();
+        monolith_of(&monolithic, &whole, dtype);
+        for path in [&sharded, &monolithic] {
+            let error = ComposerWeights::open(path).unwrap_err();
+            if dtype == ElementType::F64 {
+                let text = error.to_string();
+                assert!(text.contains("model.norm.weight") && text.contains("fp32"), "{text}");
+            } else {
+                assert!(error.to_string().contains("no tensors under state.model"), "{error}");
+            }
+        }
+    }
 }
 
 type Parameters = Vec<(&'static str, ElementType, Vec<usize>, Vec<f32>)>;

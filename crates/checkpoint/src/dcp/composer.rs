@@ -8,13 +8,14 @@ use std::path::Path;
 
 use tessera_files::IoContext;
 
+use super::element::ElementType;
 use super::error::DcpError;
 use super::folder::follow_text;
 use super::metadata;
 use super::monolith::Monolith;
 use super::path::WEIGHTS;
 use super::reader::DcpReader;
-use crate::{TensorInfo, WeightSource};
+use crate::{StoredDType, TensorInfo, WeightSource};
 
 /// The weights in a sharded checkpoint (ours or Composer's) or in a monolithic Composer `.pt`.
 #[derive(Debug)]
@@ -65,8 +66,8 @@ impl ComposerWeights {
         let reader = DcpReader::open(folder)?;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in reader.tensors() {
-            // Integers are buffers, such as position ids, not weights.
-            if let (Some(name), Some(dtype)) = (name.strip_prefix(WEIGHTS), tensor.dtype().weight_type()) {
+            let Some(name) = name.strip_prefix(WEIGHTS) else { continue };
+            if let Some(dtype) = stored_dtype(folder, name, tensor.dtype())? {
                 tensors.insert(name.to_owned(), TensorInfo { shape: tensor.shape().to_vec(), dtype });
             }
         }
@@ -88,6 +89,19 @@ impl ComposerWeights {
             return Err(DcpError::NotACheckpoint { path: path.to_owned(), found });
         }
         Ok(Self { tensors, source })
+    }
+}
+
+/// The type of the tensor `name` of the model in the checkpoint `path`; `None` for integers and bools, which are
+/// buffers, such as position ids, not weights.
+pub(super) fn stored_dtype(
+    path: &Path,
+    name: &str,
+    dtype: ElementType,
+) -> Result<Option<StoredDType>, DcpError> {
+    match dtype {
+        ElementType::F64 => Err(DcpError::DoublePrecision { path: path.to_owned(), name: name.to_owned() }),
+        other => Ok(other.weight_type()),
     }
 }
 

@@ -81,6 +81,18 @@ pub enum DcpError {
         /// Its type.
         dtype: ElementType,
     },
+    /// A weight is stored in a precision that is not read.
+    #[error(
+        "{path}: the weight {name} is stored in fp64, which is not read; save the model's weights in fp32 \
+         (model.float()) and use that checkpoint",
+        path = path.display()
+    )]
+    DoublePrecision {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The weight, by its Hugging Face name.
+        name: String,
+    },
     /// What is to be written contradicts itself.
     #[error("cannot write {name} into a checkpoint: {fault}")]
     Write {
@@ -114,6 +126,7 @@ impl DcpError {
             Self::Unknown { .. }
             | Self::Range { .. }
             | Self::NotFloating { .. }
+            | Self::DoublePrecision { .. }
             | Self::Write { .. }
             | Self::NotACheckpoint { .. } => false,
         }

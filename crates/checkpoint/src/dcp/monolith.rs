@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use tessera_files::MappedFile;
 
 use super::archive::{Archive, Record, elements_range};
+use super::composer::stored_dtype;
 use super::element::decode;
 use super::error::{DcpError, ItemFault};
 use super::path::WRAPPER;
@@ -55,8 +56,7 @@ impl Monolith {
         for (name, value) in model {
             let name = name.as_str().and_then(|name| name.strip_prefix(WRAPPER));
             let (Some(name), Value::Tensor(tensor)) = (name, value) else { continue };
-            // Integers are buffers, such as position ids, not weights.
-            let Some(dtype) = tensor.storage.dtype.weight_type() else { continue };
+            let Some(dtype) = stored_dtype(path, name, tensor.storage.dtype)? else { continue };
             let weight = weight(&archive, tensor, dtype).map_err(|fault| damaged(name, fault))?;
             weights.insert(name.to_owned(), weight);
         }

@@ -262,6 +262,7 @@ fn what_is_not_a_dense_llama_is_refused_by_name() {
         ("llama.rope.scaling.type", text("yarn"), None, "rotary scaling is \"yarn\""),
         ("llama.rope.dimension_count", Value::U32(4), None, "4 rotated"),
         ("llama.attention.head_count", Value::U32(0), None, "0 query heads"),
+        ("llama.attention.head_count_kv", Value::U32(0), None, "0 key-value heads"),
         ("llama.embedding_length", text("x"), None, "llama.embedding_length is missing or is not a count"),
         ("tokenizer.ggml.model", text("t5"), None, "kind \"t5\""),
         ("tokenizer.ggml.eos_token_id", Value::U32(9999), None, "tokenizer.ggml.eos_token_id"),
@@ -270,6 +271,22 @@ fn what_is_not_a_dense_llama_is_refused_by_name() {
     ] {
         let text = error(key, value, extra);
         assert!(text.contains(part) && text.contains("model.gguf"), "{part} is not in: {text}");
+    }
+}
+
+#[test]
+fn head_counts_beyond_reason_are_refused_before_they_are_computed_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut all = fields();
+    // Twice this overflows to 0, by which the rows would be divided.
+    all.insert("llama.attention.head_count".to_owned(), Value::U64(1 << 63));
+    all.insert("llama.attention.key_length".to_owned(), Value::U32(WIDTH as u32));
+    for key_value in [2, 1 << 63] {
+        all.insert("llama.attention.head_count_kv".to_owned(), Value::U64(key_value));
+        let file = GgufFile::open(&write(folder.path(), &all, &tensors())).unwrap();
+        for error in [file.config().unwrap_err(), file.into_weights().unwrap_err()] {
+            assert!(error.to_string().contains("has 9223372036854775808 query heads"), "{error}");
+        }
     }
 }
 

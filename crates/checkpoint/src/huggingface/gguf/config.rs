@@ -13,7 +13,10 @@ const LLAMA3_LOW: f64 = 1.0;
 const LLAMA3_HIGH: f64 = 4.0;
 const LLAMA3_ORIGINAL: usize = 8192;
 
-/// The number of query and key-value heads, and the width of a head.
+/// More heads than any Llama has; a count from the file is held against it before anything is computed from it.
+const MOST_HEADS: usize = 1 << 16;
+
+/// The number of query and key-value heads, each `1..=MOST_HEADS`, and the width of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Heads {
     pub query: usize,
@@ -29,7 +32,13 @@ impl Heads {
         let hidden = fields.required_count("llama.embedding_length")?;
         let explicit = fields.count("llama.attention.key_length")?;
         let width = explicit.or_else(|| hidden.checked_div(query)).unwrap_or(0);
-        if query == 0 || key_value == 0 || width == 0 || width % 2 == 1 || query % key_value != 0 {
+        let counts = 1..=MOST_HEADS;
+        if !counts.contains(&query)
+            || !counts.contains(&key_value)
+            || width == 0
+            || width % 2 == 1
+            || query % key_value != 0
+        {
             let found = format!(
                 "has {query} query heads, {key_value} key-value heads and heads of width {width}, which \
                 cannot be"
