@@ -28,6 +28,20 @@ impl PackedRows {
         Self { members: Vec::with_capacity(examples), starts: vec![0] }
     }
 
+    fn push(&mut self, members: &[usize]) {
+        self.members.extend_from_slice(members);
+        self.starts.push(self.members.len());
+    }
+
+    /// The same rows by the places of their first members.
+    fn in_file_order(&self) -> Self {
+        let mut rows: Vec<_> = self.iter().collect();
+        rows.sort_unstable_by_key(|members| members.first());
+        let mut sorted = Self::new(self.members.len());
+        rows.into_iter().for_each(|members| sorted.push(members));
+        sorted
+    }
+
     /// The rows in order, each the numbers of its examples.
     pub fn iter(&self) -> impl Iterator<Item = &[usize]> {
         self.starts.windows(2).filter_map(|bounds| match bounds {
@@ -61,7 +75,7 @@ pub fn best_fit(lengths: &[u32], capacity: u32, seed: u64) -> PackedRows {
             &mut rows,
         );
     }
-    rows
+    rows.in_file_order()
 }
 
 /// One example a row.
@@ -88,11 +102,7 @@ fn pack_window(mut window: Vec<(usize, u32)>, capacity: u32, rows: &mut PackedRo
         }
     }
     packed.iter_mut().for_each(|members| members.sort_unstable());
-    packed.sort_unstable();
-    for members in packed {
-        rows.members.extend(members);
-        rows.starts.push(rows.members.len());
-    }
+    packed.iter().for_each(|members| rows.push(members));
 }
 
 /// Takes out a row with the least room that holds `length`: the row and its room.
@@ -161,9 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn rows_follow_the_file_within_a_window() {
-        let rows = best_fit(&lengths(9, 1000, 128), 128, 4);
-        let firsts: Vec<_> = rows.iter().map(|row| row[0]).collect();
-        assert!(firsts.is_sorted());
+    fn rows_follow_the_file_in_one_window_and_in_several() {
+        for examples in [1000, WINDOW + 5000] {
+            let rows = best_fit(&lengths(9, examples, 128), 128, 4);
+            let firsts: Vec<_> = rows.iter().map(|row| row[0]).collect();
+            assert!(firsts.is_sorted(), "{examples} examples");
+        }
     }
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use tessera_files::{FileError, FolderLock, IoContext};
 
 use crate::batch::Dataset;
-use crate::cache::{Entry, Kept, RowTable, TokenWriter, Written};
+use crate::cache::{Entry, Kept, RowTable, TokenWriter, Written, remove_leftovers};
 use crate::error::{DataError, Problems};
 use crate::pack;
 use crate::progress::{Progress, Report, Stage};
@@ -43,6 +43,7 @@ pub fn prepare(
     let entry = Entry::new(cache, &identity(settings, &source, tokenizer)?);
     fs::create_dir_all(cache).context("create", cache)?;
     let _lock = lock(cache, report)?;
+    remove_leftovers(cache)?;
     if let Some((columns, summary)) = entry.open()? {
         return Ok((Dataset::new(entry.key().to_owned(), columns), summary));
     }
@@ -115,8 +116,8 @@ impl Builder<'_> {
         let Written { columns, kept, mut summary } = writer.finish()?;
         let rows = self.row_table(&kept);
         summary.rows = rows.rows();
-        summary.tokens = kept.iter().map(|example| example.length).sum();
-        summary.loss_tokens = kept.iter().map(|example| example.loss_tokens).sum();
+        summary.tokens = rows.row_tokens.iter().copied().map(u64::from).sum();
+        summary.loss_tokens = rows.row_loss_tokens.iter().copied().map(u64::from).sum();
         if summary.rows == 0 {
             return Err(self.all_dropped(&summary));
         }

@@ -39,7 +39,13 @@ fn a_run_leaves_the_folder_that_the_design_names_and_is_not_run_twice() {
     assert_eq!(bench.text("runs/tiny/checkpoints/latest-sharded-rank0.symlink"), "ep2-ba12");
     assert_eq!(
         names(&bench.path("runs/tiny/huggingface/ba12")),
-        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        [
+            "chat_template.jinja",
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json"
+        ]
     );
     let metrics = bench.json_lines("runs/tiny/metrics.jsonl");
     let losses: Vec<_> = metrics.iter().filter_map(|line| line.get("loss/train/total")?.as_f64()).collect();

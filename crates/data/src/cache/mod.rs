@@ -25,7 +25,10 @@ use crate::source::hex;
 use crate::summary::Summary;
 
 /// Changes whenever the meaning of a column does.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// Characters of a digest in hexadecimal.
+const KEY_LENGTH: usize = 64;
 
 /// The file that says what the columns must be.
 const HEADER: &str = "header.json";
@@ -60,6 +63,24 @@ pub(crate) struct Columns {
     pub(crate) row_tokens: Column<u32>,
     /// Positions with a target in each row.
     pub(crate) row_loss_tokens: Column<u32>,
+}
+
+/// Removes what killed preparations left in `cache`. Whoever calls holds the folder's lock: nobody else is writing an
+/// entry. Only names that entries have while they are written are touched.
+pub(crate) fn remove_leftovers(cache: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(cache).context("list", cache)? {
+        let path = entry.context("list", cache)?.path();
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_leftover) && path.is_dir() {
+            fs::remove_dir_all(&path).context("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a folder's name is that of an unfinished entry, as [`AtomicFolder`] makes it from a digest.
+fn is_leftover(name: &str) -> bool {
+    let key = name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial"));
+    key.is_some_and(|key| key.len() == KEY_LENGTH && key.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Where one data set is or will be kept.

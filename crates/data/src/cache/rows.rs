@@ -53,15 +53,15 @@ impl RowTable {
     }
 
     /// Documents one after the other, cut wherever `context_length` tokens are full. With `apart` each begins
-    /// a row.
+    /// a row. A document's last token is the target of the one before it and has none itself, so where a cut would
+    /// leave it alone it is left out: every piece, and so every row, has a target.
     pub(crate) fn of_documents(kept: &[Kept], context_length: u32, apart: bool) -> Self {
         let (mut table, mut row) = (Self::new(), Open::default());
         for document in kept {
             let mut done = 0;
-            while done < document.length {
+            while document.length - done > 1 {
                 let rest = document.length - done;
                 let length = rest.min(u64::from(context_length - row.tokens)) as u32;
-                // The document's last token alone has no target.
                 let loss_tokens = length - u32::from(u64::from(length) == rest);
                 table.add(&mut row, document.start + done, length, loss_tokens, document.origin);
                 done += u64::from(length);
@@ -110,19 +110,19 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_cut_without_loss() {
+    fn documents_are_cut_without_losing_a_target() {
         let table = RowTable::of_documents(&[document(0, 5), document(5, 2), document(7, 6)], 4, false);
-        assert_eq!(table.piece_start, [0, 4, 5, 7, 8, 12]);
-        assert_eq!(table.piece_length, [4, 1, 2, 1, 4, 1]);
-        assert_eq!(table.row_start, [0, 1, 4, 5, 6]);
-        assert_eq!(table.row_tokens, [4, 4, 4, 1]);
-        assert_eq!(table.row_loss_tokens, [4, 2, 4, 0]);
+        assert_eq!(table.piece_start, [0, 5, 7, 9]);
+        assert_eq!(table.piece_length, [4, 2, 2, 4]);
+        assert_eq!(table.row_start, [0, 1, 3, 4]);
+        assert_eq!(table.row_tokens, [4, 4, 4]);
+        assert_eq!(table.row_loss_tokens, [4, 3, 3]);
     }
 
     #[test]
     fn documents_apart_begin_rows() {
         let table = RowTable::of_documents(&[document(0, 5), document(5, 2)], 4, true);
-        assert_eq!(table.row_tokens, [4, 1, 2]);
-        assert_eq!(table.row_start, [0, 1, 2, 3]);
+        assert_eq!(table.row_tokens, [4, 2]);
+        assert_eq!(table.row_start, [0, 1, 2]);
     }
 }

@@ -97,7 +97,7 @@ impl TokenWriter {
         self.append(&inputs, &labels).map(|_| ())
     }
 
-    /// Ends a document with EOS, once.
+    /// Ends a document with EOS, once. One of a single token has nothing to learn and is dropped.
     pub(crate) fn end(&mut self, mut document: OpenDocument, eos: Option<u32>) -> Result<(), FileError> {
         self.summary.examples += 1;
         if let Some(eos) = eos.filter(|&eos| document.last != Some(eos)) {
@@ -106,14 +106,13 @@ impl TokenWriter {
         if let Some(last) = document.last {
             self.append(&[last], &[IGNORED_LABEL])?;
         }
-        let length = self.written - document.start;
+        let OpenDocument { start, origin, .. } = document;
+        let length = self.written - start;
         self.summary.lengths.add(length);
-        self.kept.push(Kept {
-            start: document.start,
-            length,
-            loss_tokens: length.saturating_sub(1),
-            origin: document.origin,
-        });
+        match length.saturating_sub(1) {
+            0 => self.summary.dropped_no_loss_token += 1,
+            loss_tokens => self.kept.push(Kept { start, length, loss_tokens, origin }),
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! `.txt` files, each a document.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,10 +57,10 @@ impl TextFiles {
         Self::new(path, vec![path.to_owned()])
     }
 
-    /// Every `.txt` file in a folder and the folders in it.
+    /// Every `.txt` file in a folder and the folders in it, linked ones included.
     pub(crate) fn open_folder(root: &Path) -> Result<Self, DataError> {
         let mut paths = Vec::new();
-        collect(root, &mut paths)?;
+        collect(root, &mut HashSet::new(), &mut paths)?;
         paths.sort();
         Self::new(root, paths)
     }
@@ -115,15 +116,22 @@ impl TextFiles {
     }
 }
 
-/// Adds the `.txt` files below `folder`. Links to files are followed; links to folders are not, since they
-/// may lead in a circle.
-fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<(), FileError> {
-    for entry in fs::read_dir(folder).context("list", folder)? {
-        let entry = entry.context("list", folder)?;
-        let path = entry.path();
-        if entry.file_type().context("list", &path)?.is_dir() {
-            collect(&path, paths)?;
-        } else if path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("txt")) && path.is_file() {
+/// Adds the `.txt` files below `folder`. Links to files and folders are followed; one that leads nowhere is an error,
+/// since documents would be missing. Links may lead in a circle: a folder that was `seen`, by its canonical path, is
+/// not read again. Entries are visited in the order of their names, so that the same one of two ways to a folder is taken
+/// each time.
+fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>) -> Result<(), FileError> {
+    if !seen.insert(folder.canonicalize().context("resolve", folder)?) {
+        return Ok(());
+    }
+    let entries = fs::read_dir(folder).context("list", folder)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().context("list", folder)?;
+    entries.sort();
+    for path in entries {
+        let kind = fs::metadata(&path).context("read", &path)?;
+        if kind.is_dir() {
+            collect(&path, seen, paths)?;
+        } else if path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("txt")) && kind.is_file() {
             paths.push(path);
         }
     }

@@ -4,6 +4,7 @@
 //! A template may print the day. The day is therefore fixed when the template is made, so that one data set
 //! is rendered with one day, and it is part of the template's identity exactly if the template asks for it.
 
+mod generation;
 mod python;
 mod turns;
 
@@ -23,10 +24,15 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 /// The only name in the environment.
 const NAME: &str = "chat_template";
 
+/// How many of the engine's instructions one rendering may take: enough for some hundred thousand messages, and over
+/// in a second or two where a loop was to go on for ever.
+const STEPS: u64 = 10_000_000;
+
 /// A parsed chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    source: String,
+    /// The text given, if one was.
+    source: Option<String>,
     special_tokens: BTreeMap<String, String>,
     date: Date,
 }
@@ -39,25 +45,37 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
         date: Date,
     ) -> Result<Self, DataError> {
-        let source = source.unwrap_or(CHATML).to_owned();
+        let source = source.map(str::to_owned);
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| DataError::Template(error.to_string()))?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(STEPS));
         environment.add_filter("tojson", python::to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| python::strftime(date, format));
         environment
-            .add_template_owned(NAME, source.clone())
+            .add_template_owned(NAME, generation::without_marks(source.as_deref().unwrap_or(CHATML)))
             .map_err(|error| DataError::Template(format!("it cannot be parsed: {}", reason(&error))))?;
         Ok(Self { environment, source, special_tokens, date })
     }
 
+    /// The template's text, as given or ChatML's.
+    pub(crate) fn source(&self) -> &str {
+        self.source.as_deref().unwrap_or(CHATML)
+    }
+
+    /// Whether none was given.
+    pub(crate) fn is_fallback(&self) -> bool {
+        self.source.is_none()
+    }
+
     /// What tells two templates apart: the source, the special tokens and, if it can be printed, the day.
     pub(crate) fn identity(&self) -> String {
-        let prints_day = self.source.contains("strftime_now") || self.source.contains("date_string");
+        let source = self.source();
+        let prints_day = source.contains("strftime_now") || source.contains("date_string");
         let day = if prints_day { self.date.to_string() } else { String::new() };
-        format!("{:?}", (&self.source, &self.special_tokens, day))
+        format!("{:?}", (source, &self.special_tokens, day))
     }
 
     /// The text of `messages`, as transformers' `apply_chat_template(tokenize=False)` gives it. `Err` is what
@@ -83,7 +101,12 @@ fn raise_exception(message: &str) -> Result<(), Error> {
 
 /// An error's own words and the template line, without the engine's wrapping.
 fn reason(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let detail = match error.kind() {
+        ErrorKind::OutOfFuel => {
+            format!("rendering it takes more than {STEPS} steps; look for a loop without end")
+        }
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+    };
     match error.line() {
         Some(line) => format!("{detail} (line {line} of the template)"),
         None => detail,
@@ -123,6 +146,21 @@ mod tests {
     fn blocks_and_methods_behave_as_in_transformers() {
         let source = "{{ bos_token }}\n  {% if tools is none %}\n{{ ' x '.strip() }}\n  {% endif %}\n";
         assert_eq!(render(source).unwrap(), "<s>\nx\n");
+    }
+
+    #[test]
+    fn marked_words_of_the_assistant_are_rendered_as_they_stand() {
+        let source =
+            "a\n  {% generation %}\n{% set x = 1 %}b{{ x }}\n {%- endgeneration -%}\n c{{ x is defined }}";
+        assert_eq!(render(source).unwrap(), "a\nb1cFalse");
+    }
+
+    #[test]
+    fn work_without_end_is_stopped() {
+        let source = "\n{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
+        let error = render(source).unwrap_err();
+        assert!(error.contains("takes more than 10000000 steps"), "{error}");
+        assert!(error.ends_with("(line 2 of the template)"), "{error}");
     }
 
     #[test]

@@ -16,10 +16,15 @@ pub(crate) struct Tokenized {
 impl Tokenized {
     /// Appends text whose tokens all have loss, or all have none.
     fn push(&mut self, tokenizer: &TextTokenizer, text: &str, target: bool) -> Result<(), String> {
-        let before = self.tokens.len();
-        tokenizer.encode_into(text, &mut self.tokens)?;
-        self.empty_text |= self.tokens.len() == before;
+        self.empty_text |= tokenizer.encode_into(text, &mut self.tokens)? == 0;
         self.targets.resize(self.tokens.len(), target);
+        Ok(())
+    }
+
+    /// Begins the example with text that has no loss.
+    fn push_first(&mut self, tokenizer: &TextTokenizer, text: &str) -> Result<(), String> {
+        self.empty_text |= tokenizer.encode_first(text, &mut self.tokens)? == 0;
+        self.targets.resize(self.tokens.len(), false);
         Ok(())
     }
 
@@ -49,8 +54,7 @@ impl TextTokenizer {
                 }
             }
             Example::Instruction { prompt, response } => {
-                tokenized.tokens.extend_from_slice(&self.prefix);
-                tokenized.push(self, prompt, false)?;
+                tokenized.push_first(self, prompt)?;
                 tokenized.push(self, response, true)?;
             }
         }

@@ -1,6 +1,6 @@
 //! Text to tokens, with what a tokenizer's files say about the tokens that frame a text.
 //!
-//! BOS comes only from a chat template or from the tokenizer's post-processor, never from us. One EOS ends an
+//! BOS comes only from the text, a chat template or the tokenizer's post-processor, and once. One EOS ends an
 //! example or document, unless it is there already.
 
 mod example;
@@ -78,6 +78,23 @@ impl TextTokenizer {
         })
     }
 
+    /// Takes `eos` (a model's configuration has one) as the token that ends a text where the tokenizer's files name
+    /// none.
+    pub fn with_eos_id(mut self, eos: Option<u32>) -> Self {
+        self.eos = self.eos.or(eos);
+        self
+    }
+
+    /// Whether the files have no chat template, so that ChatML is used.
+    pub fn uses_chatml_fallback(&self) -> bool {
+        self.template.is_fallback()
+    }
+
+    /// The text of the chat template that is used.
+    pub fn chat_template_source(&self) -> &str {
+        self.template.source()
+    }
+
     /// The token that begins a text, where the files name one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
@@ -110,8 +127,7 @@ impl TextTokenizer {
                 self.encode_into(&question, &mut tokens).map_err(DataError::Tokenizer)?;
             }
             Task::InstructionFinetune | Task::ContinuedPretrain => {
-                tokens.extend_from_slice(&self.prefix);
-                self.encode_into(prompt, &mut tokens).map_err(DataError::Tokenizer)?;
+                self.encode_first(prompt, &mut tokens).map_err(DataError::Tokenizer)?;
             }
         }
         Ok(tokens)
@@ -136,25 +152,37 @@ impl TextTokenizer {
 
     /// Appends the tokens of a part of a document as [`Splitter::parts`] cuts it, BOS before the first.
     pub(crate) fn encode_part(&self, part: &str, first: bool, tokens: &mut Vec<u32>) -> Result<(), String> {
-        let start = tokens.len();
         if first {
-            tokens.extend_from_slice(&self.prefix);
+            return self.encode_first(part, tokens).map(drop);
         }
+        let start = tokens.len();
         self.encode_into(part, tokens)?;
-        if !first && self.splitter == Splitter::BeforeLineEnd {
+        if self.splitter == Splitter::BeforeLineEnd {
             // Such a part begins with a line end, which nothing joins: what stands before is the added blank.
             tokens.drain(start..start + self.added_blank.min(tokens.len() - start));
         }
         Ok(())
     }
 
-    /// Appends the tokens of `text`, without special tokens around it.
-    pub(crate) fn encode_into(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), String> {
+    /// Appends the tokens of a text that begins an example, document or prompt, after what the post-processor puts
+    /// before it. A text that begins with that itself (prompts rendered elsewhere often do) gets it no second
+    /// time. Returns how many tokens the text itself has.
+    pub(crate) fn encode_first(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
+        let start = tokens.len();
+        let own = self.encode_into(text, tokens)?;
+        if !tokens.get(start..).unwrap_or_default().starts_with(&self.prefix) {
+            tokens.splice(start..start, self.prefix.iter().copied());
+        }
+        Ok(own)
+    }
+
+    /// Appends the tokens of `text`, without special tokens around it, and returns how many they are.
+    pub(crate) fn encode_into(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|error| format!("the tokenizer fails on this text: {error}"))?;
         tokens.extend_from_slice(encoding.get_ids());
-        Ok(())
+        Ok(encoding.len())
     }
 }

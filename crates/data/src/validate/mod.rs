@@ -3,6 +3,7 @@
 
 mod chat;
 mod instruction;
+mod json;
 
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 pub use chat::{Message, Role};
+use json::Unambiguous;
 
 use crate::error::{DataError, Problems};
 use crate::progress::{Progress, Report, Stage};
@@ -33,7 +35,7 @@ pub enum Example {
 impl Example {
     /// Reads one line. `Err` says what is wrong with it.
     pub(crate) fn parse(line: &Line<'_>, task: Task) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line.text()?).map_err(broken)?;
+        let Unambiguous(value) = serde_json::from_str(line.text()?).map_err(broken)?;
         let Value::Object(row) = value else {
             return Err(format!("found {}, expected a JSON object", kind(&value)));
         };
@@ -92,6 +94,10 @@ fn check_text(files: &TextFiles, advance: &mut dyn FnMut(usize)) -> Result<usize
 fn broken(error: serde_json::Error) -> String {
     let text = error.to_string();
     let reason = text.split(" at line ").next().unwrap_or(&text);
+    // Data is what `Unambiguous` refuses; all else is the parser's.
+    if error.is_data() {
+        return format!("{reason} (column {}); keep one of the two", error.column());
+    }
     format!("broken JSON at column {}: {reason}; each line must be one whole JSON object", error.column())
 }
 

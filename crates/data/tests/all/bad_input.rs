@@ -113,6 +113,17 @@ fn broken_json() {
 }
 
 #[test]
+fn keys_that_are_there_twice() {
+    assert_eq!(
+        problem(Task::InstructionFinetune, r#"{"prompt": "a", "response": "b", "prompt": "c"}"#),
+        "the key `prompt` is there twice in one object (column 41); keep one of the two"
+    );
+    let twice = r#"{"messages": [{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]}"#;
+    let message = problem(Task::ChatCompletion, twice);
+    assert!(message.starts_with("the key `content` is there twice in one object"), "{message}");
+}
+
+#[test]
 fn bytes_that_are_no_text() {
     let mut content = (pair("a", "b") + "\n{\"prompt\": \"").into_bytes();
     let offset = content.len();

@@ -102,6 +102,20 @@ fn an_interrupted_attempt_is_no_entry() {
 }
 
 #[test]
+fn leftovers_of_other_data_sets_are_removed() {
+    let bench = bench();
+    let of_entry = bench.cache().join(format!(".{}.partial", "0a".repeat(32)));
+    let other = bench.cache().join(".notes.partial");
+    for folder in [&of_entry, &other] {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("tokens"), "half").unwrap();
+    }
+    bench.prepare().unwrap();
+    assert!(!of_entry.exists());
+    assert!(other.exists(), "a folder that no preparation made");
+}
+
+#[test]
 fn runs_side_by_side_share_one_entry() {
     let bench = bench();
     std::thread::scope(|scope| {

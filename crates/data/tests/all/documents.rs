@@ -38,31 +38,66 @@ fn files_come_in_the_order_of_paths_each_with_one_end() {
 }
 
 #[test]
-fn documents_cut_over_rows_lose_no_token_and_no_target() {
+fn links_are_followed_and_circles_are_not() {
+    use std::os::unix::fs::symlink;
+    let bench = folder_of(&[("a/one.txt", "one"), ("two.txt", "two")]);
+    let (root, outside) = (&bench.settings.path, bench.folder.path().join("outside"));
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("three.txt"), "three").unwrap();
+    fs::write(bench.folder.path().join("four"), "four").unwrap();
+    symlink(&outside, root.join("linked")).unwrap();
+    symlink(bench.folder.path().join("four"), root.join("z.txt")).unwrap();
+    symlink(root, root.join("a/up")).unwrap();
+    symlink(&outside, outside.join("self")).unwrap();
+    let expected = ["o[[ne<|end|>]]", "t[[hree<|end|>]]", "t[[wo<|end|>]]", "f[[our<|end|>]]"];
+    assert_eq!(bench.marked(), expected);
+
+    let nowhere = root.join("b.txt");
+    symlink(bench.folder.path().join("missing"), &nowhere).unwrap();
+    assert!(bench.error().contains(&nowhere.display().to_string()), "{}", bench.error());
+}
+
+#[test]
+fn documents_cut_over_rows_lose_no_target() {
     let texts: Vec<(String, String)> = (0..7)
         .map(|number| (format!("{number}.txt"), "some words and more\n".repeat(3 + 5 * number)))
         .collect();
     let files: Vec<_> = texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let mut bench = folder_of(&files);
-    bench.settings.context_length = 64;
     let inner = tokenizers::Tokenizer::from_bytes(TOKENIZER).unwrap();
     let end = token_id("<|end|>");
-    let (mut tokens, mut labels) = (Vec::new(), Vec::new());
+    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
     for (_, text) in &texts {
         let mut document = inner.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
         document.push(end);
-        labels.extend(document[1..].iter().map(|&token| token as i32).chain([-100]));
-        tokens.extend(document);
+        inputs.extend_from_slice(&document[..document.len() - 1]);
+        targets.extend(document[1..].iter().map(|&token| token as i32));
     }
+    // Among these are lengths at which some document's last token would begin a row.
+    for context_length in [2, 3, 5, 7, 20, 64] {
+        bench.settings.context_length = context_length;
+        let (dataset, summary) = bench.prepare().unwrap();
+        let batch = all_rows(&dataset);
+        let learnt = || batch.tokens.iter().zip(&batch.labels).filter(|&(_, &label)| label != -100);
+        assert!(learnt().map(|(&token, _)| token).eq(inputs.iter().copied()), "{context_length}");
+        assert!(learnt().map(|(_, &label)| label).eq(targets.iter().copied()), "{context_length}");
+        assert_eq!(
+            (summary.tokens as usize, summary.loss_tokens as usize),
+            (batch.tokens.len(), targets.len())
+        );
+        let rows = dataset.rows();
+        assert!((0..rows).all(|row| dataset.loss_tokens(row) > 0), "{context_length}");
+        assert!((0..rows - 1).all(|row| dataset.tokens(row) == context_length), "{context_length}");
+    }
+}
+
+#[test]
+fn a_document_of_one_token_is_dropped() {
+    let mut bench = folder_of(&[("a.txt", "a"), ("b.txt", "bb")]);
+    bench.tokenizer = TextTokenizer::new(TOKENIZER.as_bytes(), None, None).unwrap();
+    bench.settings.packing = Packing::None;
     let (dataset, summary) = bench.prepare().unwrap();
-    let batch = all_rows(&dataset);
-    assert_eq!(batch.tokens, tokens);
-    assert_eq!(batch.labels, labels);
-    assert_eq!(batch.loss_tokens, tokens.len() - texts.len());
-    assert_eq!((summary.tokens as usize, summary.loss_tokens as usize), (tokens.len(), batch.loss_tokens));
-    let full = dataset.rows() - 1;
-    assert!((0..full).all(|row| dataset.tokens(row) == 64));
-    assert_eq!(dataset.tokens(full), tokens.len() - 64 * full);
+    assert_eq!((dataset.rows(), dataset.loss_tokens(0), summary.dropped_no_loss_token), (1, 1, 1));
 }
 
 #[test]
@@ -71,6 +106,8 @@ fn without_packing_a_document_begins_a_row() {
     bench.settings.context_length = 6;
     bench.settings.packing = Packing::None;
     assert_eq!(bench.marked(), ["a[[aaaaa]]", "a[[a<|end|>]]", "b[[<|end|>]]"].map(|text| text.to_owned()));
+    bench.settings.context_length = 8;
+    assert_eq!(bench.marked(), ["a[[aaaaaaa]]", "b[[<|end|>]]"].map(|text| text.to_owned()));
 }
 
 /// 600 kB of lines with all kinds of line ends and blanks.

@@ -56,6 +56,19 @@ fn instructions_have_one_bos_and_loss_on_the_response() {
 }
 
 #[test]
+fn a_begin_that_is_there_is_not_added() {
+    let text = "<|begin|>hello";
+    let mut bench = Bench::new(Task::InstructionFinetune, "a.jsonl", pair(text, "you"));
+    bench.tokenizer = tokenizer(&with_bos(), "<|end|>", None);
+    assert_eq!(bench.marked(), ["<|begin|>hello[[you<|end|>]]"]);
+    let tokens = bench.tokenizer.encode_prompt(text, Task::InstructionFinetune).unwrap();
+    assert_eq!(tokens, [token_id("<|begin|>"), token_id("hello")]);
+    let mut bench = Bench::new(Task::ContinuedPretrain, "a.txt", text);
+    bench.tokenizer = tokenizer(&with_bos(), "<|end|>", None);
+    assert_eq!(bench.marked(), ["<|begin|>[[hello<|end|>]]"]);
+}
+
+#[test]
 fn an_end_that_is_there_is_not_added() {
     let bench = Bench::new(Task::InstructionFinetune, "a.jsonl", pair("q", "a<|end|>"));
     assert_eq!(bench.marked(), ["q[[a<|end|>]]"]);
@@ -97,6 +110,29 @@ fn prompts_are_framed_as_the_task_frames_them() {
     assert_eq!(chatml().encode_prompt("hello", Task::ContinuedPretrain).unwrap(), [token_id("hello")]);
     let tokens = tokenizer.encode_prompt("hello", Task::ContinuedPretrain).unwrap();
     assert_eq!(tokenizer.decode(&tokens, true).unwrap(), "hello");
+}
+
+#[test]
+fn the_models_end_is_taken_where_the_files_name_none() {
+    let (end, turn) = (token_id("<|end|>"), token_id("<|eot|>"));
+    assert_eq!(chatml().with_eos_id(Some(turn)).eos(), Some(end));
+    let mut bench = Bench::new(Task::InstructionFinetune, "a.jsonl", pair("q", "a"));
+    let unnamed = || TextTokenizer::new(TOKENIZER.as_bytes(), None, None).unwrap();
+    bench.tokenizer = unnamed().with_eos_id(None);
+    assert_eq!(bench.marked(), ["q[[a]]"]);
+    bench.tokenizer = unnamed().with_eos_id(Some(turn));
+    assert_eq!(bench.marked(), ["q[[a<|eot|>]]"]);
+}
+
+#[test]
+fn a_tokenizer_shows_its_template() {
+    let given = tokenizer(TOKENIZER, "<|end|>", Some(ROLES));
+    assert_eq!((given.uses_chatml_fallback(), given.chat_template_source()), (false, ROLES));
+    assert!(chatml().uses_chatml_fallback());
+    let source = chatml().chat_template_source().to_owned();
+    let again = tokenizer(TOKENIZER, "<|end|>", Some(&source));
+    let prompt = |tokenizer: TextTokenizer| tokenizer.encode_prompt("hello", Task::ChatCompletion).unwrap();
+    assert_eq!(prompt(again), prompt(chatml()));
 }
 
 #[test]

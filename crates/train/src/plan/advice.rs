@@ -51,6 +51,8 @@ pub enum Advice {
     },
     /// Nothing tells the model where an answer ends.
     NoEndToken,
+    /// The tokenizer brings no chat template, so ChatML frames the conversations.
+    DefaultTemplate,
     /// The run is over before the learning rate has done much.
     FewBatches {
         /// Batches of the run.
@@ -91,7 +93,17 @@ pub fn advise(prepared: &Prepared) -> Vec<Advice> {
     if prepared.tokenizer.eos().is_none() {
         advice.push(Advice::NoEndToken);
     }
+    if task == Task::ChatCompletion && prepared.tokenizer.uses_chatml_fallback() {
+        advice.push(Advice::DefaultTemplate);
+    }
     advice
+}
+
+impl Advice {
+    /// Whether it touches every example, so that a run says it too.
+    pub fn touches_every_example(&self) -> bool {
+        matches!(self, Self::NoEndToken | Self::DefaultTemplate)
+    }
 }
 
 impl Prepared {
@@ -129,6 +141,11 @@ impl fmt::Display for Advice {
                 "the run has only {total} {batches}: a longer training_duration or a smaller global_train_batch_size \
                  gives the learning rate time to rise and fall",
                 batches = if *total == 1 { "batch" } else { "batches" }
+            ),
+            Self::DefaultTemplate => write!(
+                out,
+                "the tokenizer brings no chat template: conversations are framed as ChatML (<|im_start|>role … <|im_end|>), and \
+                 the export carries that template; give the model's folder a chat_template.jinja for another"
             ),
             Self::NoEndToken => write!(
                 out,

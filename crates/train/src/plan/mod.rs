@@ -169,7 +169,8 @@ impl Resolved {
             source.tokenizer_config.as_ref(),
             source.chat_template.as_deref(),
             settings.template_date,
-        )?;
+        )?
+        .with_eos_id(config.eos_token_ids.first().copied());
         let prompts = encode_prompts(&settings, &tokenizer)?;
         let longest = prompts.iter().map(Vec::len).max();
         let answer_tokens = longest.map(|longest| {

@@ -290,7 +290,7 @@ impl<'a> Between<'a> {
     fn export(&self, engine: &Engine, batch: u64) -> Result<(), TrainError> {
         let folder = self.folder.export(batch);
         self.observer.observe(Update::Exporting(&folder));
-        export(engine, &self.prepared.source, self.prepared.plan.settings.hf_save_precision, &folder)?;
+        export(engine, self.prepared, &folder)?;
         self.observer.observe(Update::Exported(&folder));
         Ok(())
     }

@@ -16,6 +16,7 @@ use tessera_track::{EventLog, EventType, read_events, write_report};
 use crate::engine::Engine;
 use crate::error::{Fault, TrainError};
 use crate::observe::{EvaluationReport, Observer, Update};
+use crate::plan::advice::advise;
 use crate::plan::{Prepared, resolve};
 use crate::spec::RunSpec;
 use crate::state;
@@ -97,6 +98,9 @@ pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> 
         }
     };
     observer.observe(Update::Planned(&prepared.plan));
+    for advice in advise(&prepared).iter().filter(|advice| advice.touches_every_example()) {
+        observer.observe(Update::Warning(&advice.to_string()));
+    }
     if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
         return Ok(Outcome::AlreadyCompleted(finished));
     }
