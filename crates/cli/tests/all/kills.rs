@@ -7,11 +7,11 @@ use crate::signals::Background;
 use crate::support::{Bench, timeless};
 
 const KILLS: u64 = 20;
-/// Enough batches that the kills meet the run in all its parts: starting, training, saving, renaming, deleting.
+/// Several times as many batches as are done before the last kill, so that the kills meet the run in all its parts: starting, training, saving, renaming, deleting.
 const RUN: [&str; 6] = [
     "train",
     "run.yaml",
-    "training_duration=1000ba",
+    "training_duration=1500ba",
     "save_interval=10ba",
     "eval_interval=50ba",
     "save_num_checkpoints_to_keep=2",
@@ -26,14 +26,14 @@ fn killed_twenty_times_a_run_ends_with_the_same_weights() {
         // Two of three are killed while they train, the others perhaps while they start.
         let run =
             if kill % 3 == 0 { Background::launch(&bench, &RUN) } else { Background::start(&bench, &RUN) };
-        sleep(Duration::from_millis((state >> 33) % 300));
+        sleep(Duration::from_millis((state >> 33) % 150));
         assert!(run.kill_was_needed(), "the run was over before kill {kill}");
     }
     bench.tessera(&RUN).printed();
 
     let undisturbed = Bench::new();
     undisturbed.tessera(&RUN).printed();
-    let weights = "runs/tiny/huggingface/ba1000/model.safetensors";
+    let weights = "runs/tiny/huggingface/ba1500/model.safetensors";
     assert!(bench.read(weights) == undisturbed.read(weights));
     let numbers = |bench: &Bench| -> Vec<_> {
         bench.json_lines("runs/tiny/metrics.jsonl").into_iter().map(timeless).collect()
