@@ -7,7 +7,8 @@ use crate::signals::Background;
 use crate::support::{Bench, timeless};
 
 const KILLS: u64 = 20;
-/// Several times as many batches as are done before the last kill, so that the kills meet the run in all its parts: starting, training, saving, renaming, deleting.
+/// Several times as many batches as are done before the last kill, so that the kills meet the run in all its parts: starting,
+/// training, saving, renaming, deleting.
 const RUN: [&str; 6] = [
     "train",
     "run.yaml",
