@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use tessera_checkpoint::huggingface::SafetensorsSource;
 use tessera_data::MicroBatch;
-use tessera_dist::Single;
+use tessera_dist::{DistError, Group, Handle, Single};
 use tessera_model::Model;
 use tessera_model::config::LlamaConfig;
-use tessera_ops::DType;
+use tessera_ops::{DType, Queue, View, ViewMut};
 use tessera_train::engine::{Engine, EngineSettings, Optimizer};
 use tessera_train::spec::{AdamSettings, OptimizerSpec};
 
@@ -64,6 +64,11 @@ impl Golden {
 
     /// An engine with the golden's weights and optimizer.
     pub fn engine(&self, recompute: bool) -> Engine {
+        self.engine_in(Box::new(Single), recompute)
+    }
+
+    /// The same as a rank of a group.
+    pub fn engine_in(&self, group: Box<dyn Group>, recompute: bool) -> Engine {
         let model = Model::new(LlamaConfig::load(&self.folder.join("config.json")).unwrap());
         let adam = AdamSettings { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
         let settings = EngineSettings {
@@ -73,9 +78,38 @@ impl Golden {
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
         };
-        let engine = Engine::new(model, Box::new(Single), settings).unwrap();
+        let engine = Engine::new(model, group, settings).unwrap();
         engine.load_weights(&SafetensorsSource::open(&self.folder).unwrap(), |_| {}).unwrap();
         engine
+    }
+}
+
+/// A group of one that moves weights and gradients through the slots, as larger groups must.
+pub struct Copying;
+
+impl Group for Copying {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn lends(&self) -> bool {
+        false
+    }
+
+    fn all_gather(&self, queue: &Queue, shard: View<'_>, full: ViewMut<'_>) -> Result<Handle, DistError> {
+        Single.all_gather(queue, shard, full)
+    }
+
+    fn reduce_scatter(&self, queue: &Queue, full: View<'_>, shard: ViewMut<'_>) -> Result<Handle, DistError> {
+        Single.reduce_scatter(queue, full, shard)
+    }
+
+    fn all_reduce(&self, queue: &Queue, values: ViewMut<'_>) -> Result<Handle, DistError> {
+        Single.all_reduce(queue, values)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tessera_model::LossScale;
 
-use crate::golden::{Golden, Kind, parameters, relative};
+use crate::golden::{Copying, Golden, Kind, parameters, relative};
 
 const CASES: [&str; 8] = [
     "tied_gqa",
@@ -111,5 +111,28 @@ fn splitting_a_batch_changes_nothing_but_rounding() {
     let together = parameters(&together, Kind::Gradient);
     for (name, gradient) in parameters(&apart, Kind::Gradient) {
         assert!(relative(&gradient, &together[&name]) < 1e-5, "{name}");
+    }
+}
+
+/// The step loop, prefetch included, where nothing is lent: two slots for weights and two for gradients serve the whole model,
+/// with the head's weights in a unit of their own and in the embedding's.
+#[test]
+fn gathered_units_train_as_lent_ones_do() {
+    for case in ["tied_gqa", "untied_mha"] {
+        let golden = Golden::open(case);
+        let mut lent = golden.engine(true);
+        let mut gathered = golden.engine_in(Box::new(Copying), true);
+        for batch in [0, 1, 2] {
+            for engine in [&mut lent, &mut gathered] {
+                engine.train_micro_batch(&golden.batches[batch], scale(&golden, batch)).unwrap();
+                engine.evaluate_micro_batch(&golden.batches[3]).unwrap();
+                engine.finish_step(1.0, false, |_| {}).unwrap();
+            }
+        }
+        let lent = parameters(&lent, Kind::Weights);
+        for (name, weights) in parameters(&gathered, Kind::Weights) {
+            let error = relative(&weights, &lent[&name]);
+            assert!(error < 1e-5, "{case}: {name} is off by {error:e}");
+        }
     }
 }
