@@ -24,8 +24,8 @@ use crate::error::DataError;
 use crate::source::hex;
 use crate::summary::Summary;
 
-/// Changes whenever the meaning of a column does.
-const FORMAT: u32 = 2;
+/// Changes whenever the meaning of a column does, or the tokens that the same files give.
+const FORMAT: u32 = 3;
 
 /// Characters of a digest in hexadecimal.
 const KEY_LENGTH: usize = 64;

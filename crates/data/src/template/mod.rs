@@ -49,11 +49,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| DataError::Template(error.to_string()))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(STEPS));
-        environment.add_filter("tojson", python::to_json);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", move |format: &str| python::strftime(date, format));
+        python::install(&mut environment, date);
         environment
             .add_template_owned(NAME, generation::without_marks(source.as_deref().unwrap_or(CHATML)))
             .map_err(|error| DataError::Template(format!("it cannot be parsed: {}", reason(&error))))?;
@@ -73,30 +70,38 @@ impl ChatTemplate {
     /// What tells two templates apart: the source, the special tokens and, if it can be printed, the day.
     pub(crate) fn identity(&self) -> String {
         let source = self.source();
-        let prints_day = source.contains("strftime_now") || source.contains("date_string");
-        let day = if prints_day { self.date.to_string() } else { String::new() };
+        let day = if source.contains("strftime_now") { self.date.to_string() } else { String::new() };
         format!("{:?}", (source, &self.special_tokens, day))
     }
 
     /// The text of `messages`, as transformers' `apply_chat_template(tokenize=False)` gives it. `Err` is what
-    /// the template said against them.
+    /// the template, or the engine, said against them.
     fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, String> {
         let context = minijinja::context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
             tools => (),
             documents => (),
-            date_string => self.date.strftime("%d %b %Y").to_string(),
             ..Value::from(&self.special_tokens)
         };
         let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
-        rendered.map_err(|error| format!("the chat template refuses this conversation: {}", reason(&error)))
+        rendered.map_err(|error| {
+            let verdict = if is_raised(&error) { "refuses" } else { "fails on" };
+            format!("the chat template {verdict} this conversation: {}", reason(&error))
+        })
     }
 }
 
-/// What templates call on input that they do not take.
-fn raise_exception(message: &str) -> Result<(), Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+/// Whether a template raised the error itself. Errors within its macros are sources of errors.
+fn is_raised(error: &Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.is::<python::Raised>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// An error's own words and the template line, without the engine's wrapping.
@@ -126,10 +131,9 @@ mod tests {
 
     #[test]
     fn the_day_is_the_one_given() {
-        assert_eq!(
-            render("{{ strftime_now('%d %b %Y') }}|{{ date_string }}").unwrap(),
-            "26 Jul 2024|26 Jul 2024"
-        );
+        // transformers gives no `date_string`: templates that ask for one print the day that they were written for.
+        let source = "{{ strftime_now('%d %b %Y') }}|{{ date_string is defined }}";
+        assert_eq!(render(source).unwrap(), "26 Jul 2024|False");
     }
 
     #[test]
@@ -140,6 +144,59 @@ mod tests {
             "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
         );
         assert_eq!(render("{{ 'é𝄞' | tojson(ensure_ascii=true) }}").unwrap(), r#""\u00e9\ud834\udd1e""#);
+        assert_eq!(
+            render("{{ {'b': [1, 2], 'a': 0} | tojson(separators=(',', ':')) }}").unwrap(),
+            r#"{"b":[1,2],"a":0}"#
+        );
+        assert!(render("{{ 1 | tojson(separators=(',',)) }}").unwrap_err().contains("two texts"));
+    }
+
+    #[test]
+    fn blanks_and_lines_are_pythons() {
+        for (source, expected) in [
+            (
+                "{{ '\x1f a\u{85}'.strip() }}|{{ 'xax'.rstrip('x') }}|{{ '\x1c1 ' | trim }}|{{ 12 | trim }}",
+                "a|xa|1|12",
+            ),
+            ("{{ 'a\x1f b '.split() }}|{{ 'a,b,c'.split(',', 1) }}", "['a', 'b']|['a', 'b,c']"),
+            ("{{ 'a,b,c'.rsplit(',', maxsplit=1) }}|{{ 'a'.split(sep='b') }}", "['a,b', 'c']|['a']"),
+            (
+                "{{ 'a\r\nb\u{85}c\n'.splitlines() }}|{{ 'a\x0bb'.splitlines(true) }}",
+                "['a', 'b', 'c']|['a\\x0b', 'b']",
+            ),
+            (
+                "{{ 'a=b=c'.partition('=') }}|{{ 'a=b=c'.rpartition('=') }}",
+                "('a', '=', 'b=c')|('a=b', '=', 'c')",
+            ),
+            ("{{ 'a'.partition('=')[0] }}|{{ 'a'.rpartition('=')[2] }}", "a|a"),
+            (
+                "{{ 'abc'.removeprefix('a') }}|{{ 'abc'.removesuffix('a') }}|{{ \"they're\".title() }}",
+                "bc|abc|They'Re",
+            ),
+        ] {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+        assert!(render("{{ 'a'.split('') }}").unwrap_err().contains("empty separator"));
+        assert!(render("{{ 'a'.split(maxsplit=1) }}").unwrap_err().contains("leave maxsplit out"));
+    }
+
+    #[test]
+    fn none_cannot_be_iterated_over_and_texts_are_sequences() {
+        assert_eq!(
+            render("{{ none is iterable }}{{ 'a' is iterable }}{{ 'a' is sequence }}{{ 1 is sequence }}")
+                .unwrap(),
+            "FalseTrueTrueFalse"
+        );
+        assert_eq!(render("{% if tools is iterable and tools | length > 0 %}tools{% endif %}").unwrap(), "");
+    }
+
+    #[test]
+    fn keys_keep_their_order() {
+        assert_eq!(
+            render("{{ {'b': 1, 'a': 2} }}{% for k, v in {'z': 1, 'y': 2}.items() %}{{ k }}{% endfor %}")
+                .unwrap(),
+            "{'b': 1, 'a': 2}zy"
+        );
     }
 
     #[test]
@@ -170,6 +227,15 @@ mod tests {
             error,
             "the chat template refuses this conversation: no system, please (line 2 of the template)"
         );
+        let error = render("{% macro check() %}{{ raise_exception('no') }}{% endmacro %}\n{{ check() }}")
+            .unwrap_err();
+        assert!(error.starts_with("the chat template refuses this conversation: no (line "), "{error}");
+    }
+
+    #[test]
+    fn failures_are_the_engines() {
+        let error = render("{{ 'a' + 1 }}").unwrap_err();
+        assert!(error.starts_with("the chat template fails on this conversation: tried to use +"), "{error}");
     }
 
     #[test]
@@ -188,6 +254,7 @@ mod tests {
                 .identity()
         };
         assert_eq!(identity("a", 1), identity("a", 2));
-        assert_ne!(identity("{{ date_string }}", 1), identity("{{ date_string }}", 2));
+        let printing = "{{ strftime_now('%d') }}";
+        assert_ne!(identity(printing, 1), identity(printing, 2));
     }
 }

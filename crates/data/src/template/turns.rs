@@ -34,32 +34,46 @@ impl Conversation {
     }
 }
 
+/// Why a conversation cannot be used, and what would help.
+struct Obstacle {
+    problem: String,
+    remedy: &'static str,
+}
+
 impl ChatTemplate {
     /// Renders a conversation and cuts it after each prompt and response.
     pub(crate) fn conversation(&self, messages: &[Message]) -> Result<Conversation, String> {
         let values: Vec<Value> = messages.iter().map(value).collect();
+        self.cut(messages, &values).map_err(|Obstacle { problem, remedy }| {
+            // Many templates take all but a system message.
+            let without_system = match (messages.split_first(), values.split_first()) {
+                (Some((Message { role: Role::System, .. }, messages)), Some((_, values))) => {
+                    self.cut(messages, values).is_ok()
+                }
+                _ => false,
+            };
+            let remedy = if without_system {
+                "it takes the conversation without the system message: remove that, or put its text at the beginning of the \
+                 first user message"
+            } else {
+                remedy
+            };
+            format!("{problem}; {remedy}")
+        })
+    }
+
+    /// [`Self::conversation`] of messages and of the same as values.
+    fn cut(&self, messages: &[Message], values: &[Value]) -> Result<Conversation, Obstacle> {
+        let render = |count: usize, ask| {
+            self.render(values.get(..count).unwrap_or_default(), ask).map_err(|problem| Obstacle {
+                problem,
+                remedy: "change the conversation, or give the model's folder a chat_template.jinja that takes it",
+            })
+        };
         let (mut text, mut ends) = (String::new(), Vec::new());
         for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
-            let (before, with) =
-                (values.get(..index).unwrap_or_default(), values.get(..=index).unwrap_or_default());
-            let prompt = self.render(before, true)?;
-            let full = self.render(with, false)?;
-            if !prompt.starts_with(&text) || !full.starts_with(&text) {
-                return Err(format!(
-                    "the chat template rewrites earlier messages: the text of the first {} messages does not begin \
-                     with the text of those before the last user message, so no loss mask can be placed; split the \
-                     conversation into rows with one assistant message each",
-                    index + 1
-                ));
-            }
-            if !full.starts_with(&prompt) {
-                return Err(format!(
-                    "the chat template renders message {} differently from what its generation prompt announces, so \
-                     no loss mask can be placed; use a template whose text with add_generation_prompt is the \
-                     beginning of the text with the answer",
-                    index + 1
-                ));
-            }
+            let (prompt, full) = (render(index, true)?, render(index + 1, false)?);
+            check_extension(&text, &prompt, &full, index + 1)?;
             ends.push((prompt.len(), full.len()));
             text = full;
         }
@@ -71,6 +85,29 @@ impl ChatTemplate {
         let message = Message { role: Role::User, content: prompt.to_owned() };
         self.render(&[value(&message)], true)
     }
+}
+
+/// Whether the texts with one more question (`prompt`) and its answer (`full`, of `count` messages) go on from each other.
+fn check_extension(before: &str, prompt: &str, full: &str, count: usize) -> Result<(), Obstacle> {
+    if !prompt.starts_with(before) || !full.starts_with(before) {
+        return Err(Obstacle {
+            problem: format!(
+                "the chat template rewrites earlier messages: the text of the first {count} messages does not begin with \
+                 the text of those before the last user message, so no loss mask can be placed"
+            ),
+            remedy: "split the conversation into rows with one assistant message each",
+        });
+    }
+    if !full.starts_with(prompt) {
+        return Err(Obstacle {
+            problem: format!(
+                "the chat template renders message {count} differently from what its generation prompt announces, so no \
+                 loss mask can be placed"
+            ),
+            remedy: "use a template whose text with add_generation_prompt is the beginning of the text with the answer",
+        });
+    }
+    Ok(())
 }
 
 /// A message as templates see it.

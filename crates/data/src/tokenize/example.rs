@@ -16,7 +16,7 @@ pub(crate) struct Tokenized {
 impl Tokenized {
     /// Appends text whose tokens all have loss, or all have none.
     fn push(&mut self, tokenizer: &TextTokenizer, text: &str, target: bool) -> Result<(), String> {
-        self.empty_text |= tokenizer.encode_into(text, &mut self.tokens)? == 0;
+        self.empty_text |= tokenizer.encode_on(text, &mut self.tokens)? == 0;
         self.targets.resize(self.tokens.len(), target);
         Ok(())
     }

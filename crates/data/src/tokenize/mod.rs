@@ -8,7 +8,7 @@ mod special;
 mod split;
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 pub(crate) use example::Tokenized;
 pub(crate) use split::Splitter;
@@ -25,8 +25,8 @@ pub struct TextTokenizer {
     splitter: Splitter,
     /// What the post-processor puts before a text: BOS, or nothing.
     prefix: Vec<u32>,
-    /// Tokens of the blank that SentencePiece puts before a text.
-    added_blank: usize,
+    /// The tokens of a line end as a text, if SentencePiece puts a blank before a text.
+    line_end: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     files_digest: String,
@@ -66,9 +66,10 @@ impl TextTokenizer {
             names.entry("bos_token".to_owned()).or_insert(token);
         }
         let source = chat_template.or_else(|| special::template(tokenizer_config));
+        let splitter = Splitter::new(&json);
         Ok(Self {
-            splitter: Splitter::new(&json),
-            added_blank: special::added_blank(&inner)?,
+            line_end: special::line_end(&inner, splitter)?,
+            splitter,
             template: ChatTemplate::new(source, names, date)?,
             files_digest: hex(tokenizer_json),
             inner,
@@ -155,13 +156,45 @@ impl TextTokenizer {
         if first {
             return self.encode_first(part, tokens).map(drop);
         }
-        let start = tokens.len();
-        self.encode_into(part, tokens)?;
-        if self.splitter == Splitter::BeforeLineEnd {
-            // Such a part begins with a line end, which nothing joins: what stands before is the added blank.
-            tokens.drain(start..start + self.added_blank.min(tokens.len() - start));
+        self.encode_inside(part, tokens).map(drop)
+    }
+
+    /// Appends the tokens of a text that goes on from `tokens`, the tokens of what stands before it, and returns how
+    /// many they are. No token spans the border, as none does where the model is asked to go on from a prompt. Otherwise
+    /// they are what the text has as a part of the whole: tokenizers of SentencePiece's kind put a blank before a text,
+    /// and some also after a special token, which does not belong between a prompt and its response.
+    pub(crate) fn encode_on(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
+        let Some(&last) = tokens.last() else { return self.encode_into(text, tokens) };
+        match self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&last) {
+            Some(special) => self.encode_after(&special.content, &[last], text, tokens),
+            None => self.encode_inside(text, tokens),
         }
-        Ok(())
+    }
+
+    /// Appends the tokens of a text that does not begin a text nor follow a special token.
+    fn encode_inside(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
+        if self.line_end.is_empty() {
+            return self.encode_into(text, tokens);
+        }
+        self.encode_after("\n", &self.line_end, text, tokens)
+    }
+
+    /// Appends the tokens that `text` has after `context`, whose own tokens are `before` and join none of the text's.
+    fn encode_after(
+        &self,
+        context: &str,
+        before: &[u32],
+        text: &str,
+        tokens: &mut Vec<u32>,
+    ) -> Result<usize, String> {
+        let encoding = self.encode(&format!("{context}{text}"))?;
+        match encoding.get_ids().strip_prefix(before) {
+            Some(own) => {
+                tokens.extend_from_slice(own);
+                Ok(own.len())
+            }
+            None => self.encode_into(text, tokens),
+        }
     }
 
     /// Appends the tokens of a text that begins an example, document or prompt, after what the post-processor puts
@@ -178,11 +211,13 @@ impl TextTokenizer {
 
     /// Appends the tokens of `text`, without special tokens around it, and returns how many they are.
     pub(crate) fn encode_into(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| format!("the tokenizer fails on this text: {error}"))?;
+        let encoding = self.encode(text)?;
         tokens.extend_from_slice(encoding.get_ids());
         Ok(encoding.len())
+    }
+
+    fn encode(&self, text: &str) -> Result<Encoding, String> {
+        let encoding = self.inner.encode_fast(text, false);
+        encoding.map_err(|error| format!("the tokenizer fails on this text: {error}"))
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use super::Splitter;
 use crate::error::DataError;
 
 /// The names under which transformers shows special tokens to templates.
@@ -51,9 +52,13 @@ pub(super) fn prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>, DataError> {
     Ok(framed.get(..start).unwrap_or_default().to_vec())
 }
 
-/// How many tokens stand before a line end that begins a text.
-pub(super) fn added_blank(tokenizer: &Tokenizer) -> Result<usize, DataError> {
-    Ok(encode(tokenizer, "\n", false)?.len().saturating_sub(1))
+/// The tokens of a line end as a text, where the tokenizer puts a blank before every text and joins nothing to a line
+/// end: with it in front, a text has the tokens that it has inside another. Else none.
+pub(super) fn line_end(tokenizer: &Tokenizer, splitter: Splitter) -> Result<Vec<u32>, DataError> {
+    match splitter {
+        Splitter::BeforeLineEnd => encode(tokenizer, "\n", false),
+        Splitter::Whole | Splitter::AfterLineEnd => Ok(Vec::new()),
+    }
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, DataError> {

@@ -108,8 +108,12 @@ fn flag(step: &Value, name: &str, otherwise: bool) -> bool {
 /// Whether a step separates a line end from the letter after it. GPT-2's pattern, built into `ByteLevel`,
 /// does, since only a blank can stand before a word in it.
 fn makes_cuts(step: &Value) -> bool {
-    let isolates =
-        || step.get("behavior").is_some_and(|kind| kind == "Isolated") && !flag(step, "invert", false);
+    // The pattern leaves no character out, so that to keep what it matches and to remove the rest is the same.
+    let isolates = || match step.get("behavior").and_then(Value::as_str) {
+        Some("Isolated") => true,
+        Some("Removed") => flag(step, "invert", false),
+        _ => false,
+    };
     let tiktoken = || step.pointer("/pattern/Regex").is_some_and(|pattern| pattern == TIKTOKEN);
     is_type(step, "ByteLevel") && flag(step, "use_regex", true)
         || is_type(step, "Split") && tiktoken() && isolates()
@@ -178,6 +182,14 @@ mod tests {
         assert!(cuts(byte_level.clone(), Value::Null));
         assert!(cuts(sequence(json!([{"type": "Digits"}, byte_level])), json!({"type": "NFC"})));
         assert!(cuts(sequence(json!([split(TIKTOKEN), bytes_only])), Value::Null));
+        let removing = |invert: bool| {
+            let mut step = split(TIKTOKEN);
+            step["behavior"] = json!("Removed");
+            step["invert"] = json!(invert);
+            sequence(json!([step, bytes_only]))
+        };
+        assert!(cuts(removing(true), Value::Null));
+        assert!(!cuts(removing(false), Value::Null));
         assert!(!cuts(sequence(json!([split(r"\S+"), bytes_only])), Value::Null));
         assert!(!cuts(bytes_only, Value::Null));
         assert!(!cuts(byte_level.clone(), json!({"type": "Lowercase"})));

@@ -162,12 +162,34 @@ fn a_template_that_refuses_a_role() {
     let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", lines);
     bench.tokenizer = tokenizer(TOKENIZER, "<|end|>", Some(NO_SYSTEM));
     let error = bench.error();
-    let problem =
-        "the chat template refuses this conversation: System role not supported (line 2 of the template)";
+    let problem = "the chat template refuses this conversation: System role not supported (line 2 of the template); it takes \
+                   the conversation without the system message: remove that, or put its text at the beginning of the first \
+                   user message";
     assert!(
         error.contains(&format!(
-            ": 2 rows cannot be used for CHAT_COMPLETION\n  line 2: {problem}\n  line 3: "
+            ": 2 rows cannot be used for CHAT_COMPLETION\n  line 2: {problem}\n  line 3: {problem}"
         )),
+        "{error}"
+    );
+    bench.tokenizer = tokenizer(TOKENIZER, "<|end|>", Some("{{ raise_exception('never') }}"));
+    let problem = "line 1: the chat template refuses this conversation: never (line 1 of the template); change the \
+                   conversation, or give the model's folder a chat_template.jinja that takes it";
+    assert!(bench.error().contains(problem), "{}", bench.error());
+}
+
+#[test]
+fn a_template_that_loses_the_system_message() {
+    // As Mistral's of v3: the system message stands in the last message, if that is the user's.
+    let template = "{% if messages[0].role == 'system' %}{% set system, said = messages[0].content, messages[1:] %}{% else %}\
+                    {% set said = messages %}{% endif %}{% for message in said %}{% if message.role == 'user' and loop.last \
+                    and system is defined %}{{ system }}{% endif %}[{{ message.content }}]{% endfor %}";
+    let said = [("system", "s"), ("user", "a"), ("assistant", "b")];
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&said));
+    bench.tokenizer = tokenizer(TOKENIZER, "<|end|>", Some(template));
+    let error = bench.error();
+    assert!(error.contains("line 1: the chat template renders message 3 differently"), "{error}");
+    assert!(
+        error.contains("no loss mask can be placed; it takes the conversation without the system message"),
         "{error}"
     );
 }

@@ -144,26 +144,20 @@ fn a_long_text_gives_the_tokens_of_the_whole() {
 }
 
 #[test]
-fn a_long_text_gives_the_tokens_of_the_whole_with_sentencepiece() {
-    let characters = "▁ahelonduriwgs,-=x'<|_>12".chars().map(String::from);
-    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
-    let merged = ["▁t", "▁a", "he", "▁the", "in", "▁▁", "nd", "▁and"].map(String::from);
-    let tokens = bytes.chain(characters).chain(["t".to_owned()]).chain(merged);
-    let vocabulary: serde_json::Map<_, _> =
-        tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false})
-    };
-    let mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-    let json = json!({
-        "version": "1.0",
-        "added_tokens": [special(900, "<|begin|>"), special(901, "<|end|>"), special(902, "<|im_end|>")],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark]},
-        "model": {
-            "type": "BPE", "byte_fallback": true, "fuse_unk": true, "vocab": vocabulary,
-            "merges": [["▁", "t"], ["▁", "a"], ["h", "e"], ["▁t", "he"], ["i", "n"], ["▁", "▁"], ["n", "d"], ["▁a", "nd"]]
-        }
-    });
+fn a_long_text_gives_the_tokens_of_the_whole_with_tiktokens_pattern() {
+    // As DBRX's: what the pattern matches is kept, and the rest, which is nothing, removed.
+    let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let mut json: Value = serde_json::from_str(TOKENIZER).unwrap();
+    json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": true},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+    ]});
     assert_tokens_of_the_whole(&json.to_string());
+}
+
+#[test]
+fn a_long_text_gives_the_tokens_of_the_whole_with_sentencepiece() {
+    for blanks in [Blanks::BeforeEveryText, Blanks::BeforeTheFirst] {
+        assert_tokens_of_the_whole(&sentencepiece(blanks));
+    }
 }

@@ -6,6 +6,7 @@ mod cache;
 mod documents;
 mod masks;
 mod packing;
+mod sentencepiece;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use tessera_data::inspect::{InspectedDocument, inspect_row};
 use tessera_data::{
     DataError, DataSettings, Dataset, Packing, Stage, Summary, TargetResponses, Task, TextTokenizer, prepare,
 };
+
+use sentencepiece::{Blanks, sentencepiece};
 
 const TOKENIZER: &str = include_str!("../fixtures/tokenizer.json");
 const ROLES: &str = include_str!("../fixtures/roles.jinja");

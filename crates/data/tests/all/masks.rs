@@ -24,6 +24,22 @@ fn chatml_has_loss_on_every_response_and_its_end() {
 }
 
 #[test]
+fn dbrxs_form_has_loss_up_to_the_end_of_a_turn() {
+    // As in DBRX's template, a line end stands before a turn and not after it, and the end of a text is another token.
+    let template = "{% for message in messages %}{{ '' if loop.first else '\n' }}<|im_start|>{{ message.role + '\n' + message.content }}\
+                    <|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}{% endif %}";
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS));
+    bench.tokenizer = tokenizer(TOKENIZER, "<|end|>", Some(template));
+    assert_eq!(
+        bench.marked(),
+        [
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n\
+          [[hello you<|im_end|>]]\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n[[no<|im_end|><|end|>]]"
+        ]
+    );
+}
+
+#[test]
 fn target_responses_last_keeps_the_last_one() {
     let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", chat(&TWO_TURNS));
     bench.settings.target_responses = TargetResponses::Last;
