@@ -3,6 +3,8 @@
 //! Views are plain borrows, so the borrow checker sees every overlap: a buffer is cut into disjoint mutable views by
 //! splitting, and an [`Arena`] hands out scratch by splitting from the front.
 
+use std::ops::Range;
+
 use crate::dtype::{DType, Element};
 use crate::error::OpError;
 
@@ -138,6 +140,17 @@ impl<'a> View<'a> {
         Ok(Self { bytes: &self.bytes[start * size..(start + length) * size], shape: [length].into(), ..self })
     }
 
+    /// Some rows of a matrix.
+    pub fn rows(self, rows: Range<usize>) -> Result<Self, OpError> {
+        let width = self.row_width();
+        self.range(rows.start * width, rows.len() * width)?.reshape([rows.len(), width])
+    }
+
+    /// Elements between the beginnings of two rows.
+    fn row_width(&self) -> usize {
+        self.shape.extents().iter().skip(1).product()
+    }
+
     /// The elements, which must be of type `T`.
     pub fn as_slice<T: Element>(&self) -> Result<&'a [T], OpError> {
         check_dtype::<T>(self.dtype)?;
@@ -200,6 +213,12 @@ impl<'a> ViewMut<'a> {
     /// `length` elements from element `start`, as a vector.
     pub fn range(self, start: usize, length: usize) -> Result<Self, OpError> {
         Ok(self.split_at(start)?.1.split_at(length)?.0)
+    }
+
+    /// Some rows of a matrix.
+    pub fn rows(self, rows: Range<usize>) -> Result<Self, OpError> {
+        let width = self.as_view().row_width();
+        self.range(rows.start * width, rows.len() * width)?.reshape([rows.len(), width])
     }
 
     /// The elements, which must be of type `T`.

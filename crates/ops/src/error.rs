@@ -50,6 +50,21 @@ pub enum OpError {
         /// The heads.
         found: Heads,
     },
+    /// Heads that cannot be dealt out to so many ranks.
+    #[error(
+        "{} query heads and {} key-value heads cannot be split over {ranks} ranks: the ranks must divide the query heads, \
+         and divide the key-value heads or be divided by them",
+        heads.query, heads.key_value
+    )]
+    HeadSplit {
+        /// The heads of the layer.
+        heads: Heads,
+        /// The ranks.
+        ranks: usize,
+    },
+    /// A step in which other ranks take part failed. The source is the error of whoever moves data between them.
+    #[error(transparent)]
+    Exchange(Box<dyn std::error::Error + Send + Sync>),
     /// An arena was planned too small: the plan and the code disagree.
     #[error("a scratch arena of {capacity} bytes cannot give {wanted} more bytes after {used}")]
     ArenaExhausted {

@@ -1,7 +1,7 @@
 //! The linear layer, whose weight is stored as `[outputs, inputs]`.
 //!
 //! forward:  y = x·Wᵀ, or y += x·Wᵀ (a residual stream)
-//! backward: dx = dy·W;  dW += dyᵀ·x
+//! backward: dx = dy·W, or dx += dy·W;  dW += dyᵀ·x
 //! x `[T, K]`, W `[N, K]`, y `[T, N]`. Kept for the backward: x. Biases are [`crate::bias`].
 
 use crate::buffer::{View, ViewMut};
@@ -48,11 +48,26 @@ fn times_transposed(
 }
 
 /// dx = dy·W.
-pub fn backward_input(
+pub fn backward_input(queue: &Queue, dy: View<'_>, weight: View<'_>, dx: ViewMut<'_>) -> Result<(), OpError> {
+    times(queue, dy, weight, dx, Output::Replace)
+}
+
+/// dx += dy·W, where x is used for more than one thing.
+pub fn backward_input_add(
+    queue: &Queue,
+    dy: View<'_>,
+    weight: View<'_>,
+    dx: ViewMut<'_>,
+) -> Result<(), OpError> {
+    times(queue, dy, weight, dx, Output::Add)
+}
+
+fn times(
     queue: &Queue,
     dy: View<'_>,
     weight: View<'_>,
     mut dx: ViewMut<'_>,
+    output: Output,
 ) -> Result<(), OpError> {
     const OPERATOR: &str = "linear::backward_input";
     let (rows, outputs) = check::matrix(OPERATOR, "dy", dy.shape())?;
@@ -66,7 +81,7 @@ pub fn backward_input(
                 Matrix::new(dy.as_slice::<F>()?, rows, outputs),
                 Matrix::new(weight.as_slice::<F>()?, outputs, inputs),
                 1.0,
-                Output::Replace,
+                output,
                 Threads::Pool,
             );
             Ok(())

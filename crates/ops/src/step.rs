@@ -19,8 +19,12 @@ pub mod statistic {
     pub const SQUARED_NORM: usize = 2;
     /// Number of ranks that were asked to stop.
     pub const STOP_WANTED: usize = 3;
+    /// The load-balancing loss, weighted.
+    pub const BALANCE_LOSS: usize = 4;
+    /// Seconds that the step took, as rank 0 measured them.
+    pub const ELAPSED: usize = 5;
     /// The length of the vector.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 6;
 }
 
 /// Fields of the decision vector (f64), which outlives the step: it is part of the optimizer's state.
@@ -54,7 +58,8 @@ pub fn decide(
             let statistics = statistics.as_slice::<f64>()?;
             let decision = decision.as_slice_mut::<f64>()?;
             let norm = statistics[statistic::SQUARED_NORM].sqrt();
-            let finite = norm.is_finite() && statistics[statistic::LOSS_SUM].is_finite();
+            let loss = statistics[statistic::LOSS_SUM] + statistics[statistic::BALANCE_LOSS];
+            let finite = norm.is_finite() && loss.is_finite();
             let clips = max_norm > 0.0 && max_norm.is_finite();
             decision[decision::CLIP_FACTOR] = if clips { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
             decision[decision::APPLY] = f64::from(u8::from(finite));
@@ -75,20 +80,21 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn decide_on(statistics: [f64; 4], max_norm: f64, decision: &mut [f64; 5]) {
+    fn decide_on(statistics: [f64; statistic::COUNT], max_norm: f64, decision: &mut [f64; 5]) {
         decide(&Queue::cpu(), View::of(&statistics), max_norm, ViewMut::of(decision)).unwrap();
     }
 
     #[test]
     fn clips_skips_and_counts() {
         let mut decision = [0.0; 5];
-        decide_on([2.0, 0.0, 16.0, 0.0], 1.0, &mut decision);
+        decide_on([2.0, 0.0, 16.0, 0.0, 0.0, 0.0], 1.0, &mut decision);
         assert!((decision[decision::CLIP_FACTOR] - 0.25).abs() < 1e-6);
         assert_eq!(decision[1..], [1.0, 1.0, 0.0, 0.0]);
-        decide_on([2.0, 0.0, f64::NAN, 0.0], 1.0, &mut decision);
-        decide_on([f64::INFINITY, 0.0, 1.0, 0.0], 1.0, &mut decision);
-        assert_eq!(decision[1..], [0.0, 1.0, 2.0, 2.0]);
-        decide_on([2.0, 0.0, 0.25, 0.0], 0.0, &mut decision);
-        assert_eq!(decision, [1.0, 1.0, 2.0, 0.0, 2.0]);
+        decide_on([2.0, 0.0, f64::NAN, 0.0, 0.0, 0.0], 1.0, &mut decision);
+        decide_on([f64::INFINITY, 0.0, 1.0, 0.0, 0.0, 0.0], 1.0, &mut decision);
+        decide_on([2.0, 0.0, 1.0, 0.0, f64::INFINITY, 0.0], 1.0, &mut decision);
+        assert_eq!(decision[1..], [0.0, 1.0, 3.0, 3.0]);
+        decide_on([2.0, 0.0, 0.25, 0.0, 0.0, 0.0], 0.0, &mut decision);
+        assert_eq!(decision, [1.0, 1.0, 2.0, 0.0, 3.0]);
     }
 }

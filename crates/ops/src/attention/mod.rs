@@ -12,6 +12,7 @@
 mod backward;
 mod decode;
 mod forward;
+pub mod split;
 
 pub use backward::{backward, backward_scratch};
 pub use decode::{decode, fill_cache};

@@ -2,10 +2,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use tessera_ops::attention::split::{self, Columns};
 use tessera_ops::attention::{self, Heads};
+use tessera_ops::experts::linear::WeightLayout;
+use tessera_ops::experts::{self, ExpertRows, activation, linear as expert_linear};
 use tessera_ops::{
-    Arena, Buffer, DType, OpError, Queue, View, ViewMut, adamw, bias, cross_entropy, embedding, fill, linear,
-    lion, random, rms_norm, rope, rows, squared_norm, step, swiglu,
+    Arena, Buffer, DType, OpError, Queue, View, ViewMut, adamw, bias, clamp, cross_entropy, embedding, fill,
+    layer_norm, linear, lion, load_balance, random, rms_norm, rope, router, rows, squared_norm, step, swiglu,
 };
 
 use crate::attention::heads;
@@ -130,7 +133,7 @@ macro_rules! operator {
 
 /// Every operator with arguments that fit, for `t` rows.
 fn operators(t: usize) -> Vec<Operator> {
-    [row_operators(t), table_operators(t), attention_operators(t), flat_operators(t)]
+    [row_operators(t), table_operators(t), attention_operators(t), mixture_operators(t), flat_operators(t)]
         .into_iter()
         .flatten()
         .collect()
@@ -200,6 +203,7 @@ fn attention_operators(t: usize) -> Vec<Operator> {
     // A longer list of zeros is a list of empty documents, right where there are no rows.
     let bounds = argument(U32, [2]).free(0).containing(vec![0, t as u32]);
     let scratch = argument(F32, [attention::backward_scratch(HEADS, t)]);
+    let blocks = argument(F32, [2, t, HEADS.output_width() / 2]).free(1);
     let cache = argument(F32, [t, 3, 2 * HEADS.key_value * HEADS.size]).free(1);
     vec![
         operator!(attention::forward, [qkv = qkv.clone(), bounds = bounds.clone()],
@@ -216,6 +220,83 @@ fn attention_operators(t: usize) -> Vec<Operator> {
         operator!(attention::fill_cache, [qkv = qkv.clone(), bounds = bounds.clone()],
             [cache = argument(F32, [1, t + 1, 2 * HEADS.key_value * HEADS.size]).free(1)],
             queue => attention::fill_cache(queue, qkv, bounds, HEADS, cache)),
+        operator!(split::pack, [x = output.clone().free(0)], [blocks = blocks.clone()],
+            queue => split::pack(queue, Columns::of_output(HEADS, 2)?, x, blocks)),
+        operator!(split::unpack, [blocks = blocks.clone()], [y = output.clone().free(0)],
+            queue => split::unpack(queue, Columns::of_output(HEADS, 2)?, blocks, y)),
+    ]
+}
+
+/// Choices of each token.
+const CHOICES: usize = 2;
+const STORED: WeightLayout = WeightLayout::OutputsInputs;
+
+/// A group of two experts, the second of which has no rows.
+fn group(offsets: View<'_>) -> ExpertRows<'_> {
+    ExpertRows { offsets, experts: 0..2 }
+}
+
+/// The part of a batch that is all of it.
+fn all_rows(matrix: View<'_>) -> std::ops::Range<usize> {
+    0..matrix.shape().extents()[0]
+}
+
+fn mixture_operators(t: usize) -> Vec<Operator> {
+    let (width, size, slots_count) = (10, 4, t * CHOICES);
+    let x = argument(F32, [t, width]);
+    let statistic = argument(F32, [t]);
+    let probabilities = argument(F32, [t, 3]);
+    let chosen = argument(U32, [t, CHOICES]);
+    let weights = argument(F32, [t, CHOICES]);
+    let row_starts = argument(U32, [2]).containing(vec![0, t as u32]);
+    let pooled = argument(F64, [1, 3]);
+    let slots = argument(U32, [slots_count]).containing((0..slots_count as u32).collect());
+    let offsets = argument(U32, [3]).free(0).containing(vec![0, slots_count as u32, slots_count as u32]);
+    let (sorted, features) = (argument(F32, [slots_count, width]), argument(F32, [slots_count, size]));
+    let (weight, hidden) = (argument(F32, [2 * size, width]), argument(F32, [slots_count, 2 * size]));
+    vec![
+        operator!(layer_norm::forward, [x = x.clone(), w = argument(F32, [width])],
+            [y = x.clone(), m = statistic.clone(), s = statistic.clone()],
+            queue => layer_norm::forward(queue, x, w, 1e-5, y, m, s)),
+        operator!(layer_norm::backward,
+            [dy = x.clone(), x = x.clone(), w = argument(F32, [width]), m = statistic.clone(), s = statistic.clone()],
+            [dx = x.clone(), dw = argument(F32, [width])],
+            queue => layer_norm::backward(queue, dy, x, w, m, s, dx, dw)),
+        operator!(clamp::forward, [], [x = x.clone().free(1).either_float(), inside = argument(U32, [t, 1])],
+            queue => clamp::forward(queue, x, 8.0, inside)),
+        operator!(clamp::backward, [inside = argument(U32, [t, 1])], [dx = x.clone().free(1).either_float()],
+            queue => clamp::backward(queue, dx, inside)),
+        operator!(router::forward, [], [z = probabilities.clone().free(1), c = chosen.clone(), w = weights.clone()],
+            queue => router::forward(queue, z, Some(1.0), c, w)),
+        operator!(router::backward, [dw = weights.clone(), p = probabilities.clone(), c = chosen.clone()],
+            [dp = probabilities.clone()], queue => router::backward(queue, dw, p, c, Some(1.0), dp)),
+        operator!(load_balance::add,
+            [p = probabilities.clone().either_float(), c = chosen.clone().free(1), starts = row_starts.clone()],
+            [counts = pooled.clone(), sums = pooled.clone()],
+            queue => load_balance::add(queue, p, c, starts, all_rows(p), counts, sums)),
+        operator!(load_balance::loss, [counts = pooled.clone(), sums = pooled.clone(), starts = row_starts.clone()],
+            [total = argument(F64, [1])], queue => load_balance::loss(queue, counts, sums, starts, 2, 0.1, total)),
+        operator!(load_balance::backward, [counts = pooled.clone(), starts = row_starts.clone()],
+            [dp = probabilities.clone().free(0).either_float()],
+            queue => load_balance::backward(queue, counts, starts, all_rows(dp.as_view()), 2, 0.1, dp)),
+        operator!(experts::sort, [c = chosen.free(1)],
+            [s = slots.clone(), places = slots.clone(), o = argument(U32, [3]).free(0)],
+            queue => experts::sort(queue, c, s, places, o)),
+        operator!(experts::gather, [x = x.clone(), s = slots.clone(), o = offsets.clone()], [y = sorted.clone()],
+            queue => experts::gather(queue, x, s, CHOICES, &group(o), y)),
+        operator!(experts::combine, [x = sorted.clone(), s = slots.clone(), places = slots.clone(), o = offsets.clone()],
+            [y = x], queue => experts::combine(queue, x, s, places, CHOICES, &group(o), y)),
+        operator!(expert_linear::forward, [x = sorted.clone(), w = weight.clone(), o = offsets.clone()],
+            [y = features.clone()], queue => expert_linear::forward(queue, x, w, STORED, &group(o), y)),
+        operator!(expert_linear::backward_input, [dy = features.clone(), w = weight.clone(), o = offsets.clone()],
+            [dx = sorted.clone()], queue => expert_linear::backward_input(queue, dy, w, STORED, &group(o), dx)),
+        operator!(expert_linear::backward_weight, [dy = features.clone(), x = sorted, o = offsets.clone()],
+            [dw = weight], queue => expert_linear::backward_weight(queue, dy, x, STORED, &group(o), dw)),
+        operator!(activation::forward,
+            [g = hidden.clone(), w = weights.clone().free(1), s = slots.clone(), o = offsets.clone()],
+            [a = features.clone()], queue => activation::forward(queue, g, w, s, &group(o), a)),
+        operator!(activation::backward, [da = features, w = weights.clone(), s = slots, o = offsets],
+            [g = hidden, dw = weights], queue => activation::backward(queue, da, w, s, &group(o), g, dw)),
     ]
 }
 

@@ -1,6 +1,8 @@
 //! NaN and infinity reach the loss and the norm of the gradient, from where the step is skipped: nothing hides them.
 
-use tessera_ops::{Queue, cross_entropy, linear, rms_norm, squared_norm, step, swiglu};
+use tessera_ops::{
+    Queue, View, ViewMut, cross_entropy, layer_norm, linear, rms_norm, router, squared_norm, step, swiglu,
+};
 
 use crate::attention::{Layer, heads};
 use crate::support::{Seeded, unwritten, view, view_mut};
@@ -152,11 +154,47 @@ fn the_norm_and_the_decision_see_it() {
     for bad in [f32::NAN, f32::INFINITY] {
         let mut gradient = vec![0.5_f32; 100_000];
         gradient[70_001] = bad;
-        let mut statistics = [1.0, 0.0, 0.0, 0.0];
-        let total = view_mut(&mut statistics, [4]).range(step::statistic::SQUARED_NORM, 1).unwrap();
+        let mut statistics = [0.0; step::statistic::COUNT];
+        let total = ViewMut::of(&mut statistics).range(step::statistic::SQUARED_NORM, 1).unwrap();
         squared_norm::add(&Queue::cpu(), view(&gradient, [gradient.len()]), total).unwrap();
-        let mut decision = [0.0; 5];
-        step::decide(&Queue::cpu(), view(&statistics, [4]), 1.0, view_mut(&mut decision, [5])).unwrap();
+        let mut decision = [0.0; step::decision::COUNT];
+        step::decide(&Queue::cpu(), View::of(&statistics), 1.0, ViewMut::of(&mut decision)).unwrap();
         assert_eq!(decision[step::decision::APPLY], 0.0);
+    }
+}
+
+#[test]
+fn a_router_hides_nothing_and_still_chooses() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut logits = [0.5, bad, 1.0, -1.0];
+        let (mut chosen, mut weights) = ([u32::MAX; 2], [0.0_f32; 2]);
+        let (chosen_view, weights_view) = (view_mut(&mut chosen, [1, 2]), view_mut(&mut weights, [1, 2]));
+        let logits = view_mut(&mut logits, [1, 4]);
+        router::forward(&Queue::cpu(), logits, Some(1.0), chosen_view, weights_view).unwrap();
+        assert!(weights.iter().all(|weight| weight.is_nan()), "{weights:?}");
+        assert!(chosen[0] != chosen[1] && chosen.iter().all(|&expert| expert < 4), "{chosen:?}");
+    }
+}
+
+#[test]
+fn a_layer_norm_passes_it_on() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut x = Seeded::new(7).values::<f32>(3 * WIDTH);
+        x[WIDTH + 3] = bad;
+        let (mut y, mut mean, mut deviation) = (unwritten::<f32>(3 * WIDTH), [0.0_f32; 3], [0.0_f32; 3]);
+        let (mean, deviation) = (view_mut(&mut mean, [3]), view_mut(&mut deviation, [3]));
+        let (x, y_view) = (view(&x, [3, WIDTH]), view_mut(&mut y, [3, WIDTH]));
+        layer_norm::forward(
+            &Queue::cpu(),
+            x,
+            view(&[1.0_f32; WIDTH], [WIDTH]),
+            1e-5,
+            y_view,
+            mean,
+            deviation,
+        )
+        .unwrap();
+        let finite = |row: usize| y[row * WIDTH..][..WIDTH].iter().filter(|y| y.is_finite()).count();
+        assert_eq!([finite(0), finite(1), finite(2)], [WIDTH, 0, WIDTH]);
     }
 }

@@ -1,9 +1,14 @@
 //! The same bits for any number of threads.
 
 use rayon::ThreadPoolBuilder;
-use tessera_ops::{Float, Queue, bias, cross_entropy, embedding, linear, rms_norm, squared_norm, swiglu};
+use tessera_ops::experts::linear::WeightLayout;
+use tessera_ops::{
+    Float, Queue, bias, clamp, cross_entropy, embedding, layer_norm, linear, load_balance, rms_norm, router,
+    squared_norm, swiglu,
+};
 
 use crate::attention::{Layer, heads};
+use crate::experts::{Routing, mixture};
 use crate::support::{Seeded, bits, unwritten, view, view_mut};
 
 /// Asserts that pools of 1, 2, 3 and 5 threads give the same bits.
@@ -140,4 +145,85 @@ fn sums_over_tokens_and_elements() {
         squared_norm::add(&queue, view(&flat, [flat.len()]), view_mut(&mut total, [1])).unwrap();
         vec![bits(&dweight), bits(&gradient), bits(&statistics), bits(&total)]
     });
+}
+
+#[test]
+fn layer_norm_and_clamp() {
+    let (rows, width) = (333, 258);
+    let mut seeded = Seeded::new(5);
+    let (x, weight) = (seeded.values::<f32>(rows * width), seeded.values::<f32>(width));
+    let dy = seeded.values::<f32>(rows * width);
+    assert_same_bits("layer norm and clamp", || {
+        let (queue, shape) = (Queue::cpu(), [rows, width]);
+        let (mut y, mut mean, mut deviation) =
+            (unwritten::<f32>(rows * width), vec![0.0; rows], vec![0.0; rows]);
+        let (mut dx, mut dweight) = (dy.clone(), weight.clone());
+        let (x, weight) = (view(&x, shape), view(&weight, [width]));
+        let statistics = (view_mut(&mut mean, [rows]), view_mut(&mut deviation, [rows]));
+        let y_view = view_mut(&mut y, shape);
+        layer_norm::forward(&queue, x, weight, 1e-5, y_view, statistics.0, statistics.1).unwrap();
+        let statistics = (view(&mean, [rows]), view(&deviation, [rows]));
+        let gradients = (view_mut(&mut dx, shape), view_mut(&mut dweight, [width]));
+        let dy = view(&dy, shape);
+        layer_norm::backward(&queue, dy, x, weight, statistics.0, statistics.1, gradients.0, gradients.1)
+            .unwrap();
+        let mut inside = vec![0_u32; rows * clamp::words(width)];
+        let inside_shape = [rows, clamp::words(width)];
+        clamp::forward(&queue, view_mut(&mut y, shape), 0.5, view_mut(&mut inside, inside_shape)).unwrap();
+        clamp::backward(&queue, view_mut(&mut dx, shape), view(&inside, inside_shape)).unwrap();
+        [y, mean, deviation, dx, dweight].iter().map(|values| bits(values)).collect()
+    });
+}
+
+#[test]
+fn routing() {
+    let (tokens, experts, choices) = (700, 8, 2);
+    let mut seeded = Seeded::new(6);
+    let (logits, dweights) = (seeded.values::<f32>(tokens * experts), seeded.values::<f32>(tokens * choices));
+    let row_starts = [0_u32, 300, 700];
+    assert_same_bits("routing", || {
+        let queue = Queue::cpu();
+        let (wide, narrow) = ([tokens, experts], [tokens, choices]);
+        let (mut p, mut weights) = (logits.clone(), dweights.clone());
+        let mut chosen = vec![0_u32; tokens * choices];
+        let (chosen_view, weights_view) = (view_mut(&mut chosen, narrow), view_mut(&mut weights, narrow));
+        router::forward(&queue, view_mut(&mut p, wide), Some(1.0), chosen_view, weights_view).unwrap();
+        let (p, chosen, row_starts) = (view(&p, wide), view(&chosen, narrow), view(&row_starts, [3]));
+        let (mut counts, mut sums, mut total) = (vec![0.0; 2 * experts], vec![0.0; 2 * experts], [0.0]);
+        let pooled = [2, experts];
+        let (counts_view, sums_view) = (view_mut(&mut counts, pooled), view_mut(&mut sums, pooled));
+        load_balance::add(&queue, p, chosen, row_starts, 0..tokens, counts_view, sums_view).unwrap();
+        let (counts, sums) = (view(&counts, pooled), view(&sums, pooled));
+        load_balance::loss(&queue, counts, sums, row_starts, 1, 0.1, view_mut(&mut total, [1])).unwrap();
+        let mut gradient = unwritten::<f32>(tokens * experts);
+        load_balance::backward(&queue, counts, row_starts, 0..tokens, 1, 0.1, view_mut(&mut gradient, wide))
+            .unwrap();
+        let gradient_view = view_mut(&mut gradient, wide);
+        router::backward(&queue, view(&dweights, narrow), p, chosen, Some(1.0), gradient_view).unwrap();
+        vec![bits(&weights), bits(&total), bits(&gradient)]
+    });
+}
+
+#[test]
+fn experts_small_and_large() {
+    let mut seeded = Seeded::new(7);
+    let mut compare = |routing: &Routing, width: usize, size: usize| {
+        let inputs = mixture::Mixture::<f32>::random(&mut seeded, routing, width, size);
+        let dy = seeded.values::<f32>(routing.tokens * width);
+        for layout in [WeightLayout::OutputsInputs, WeightLayout::InputsOutputs] {
+            assert_same_bits("a mixture of experts", || {
+                let groups = [0..1, 1..routing.experts()];
+                let (y, gradients) = mixture::run(routing, &groups, (width, size, layout), &inputs, &dy);
+                [y, gradients.x, gradients.weights, gradients.gate_up, gradients.down]
+                    .iter()
+                    .map(|values| bits(values))
+                    .collect()
+            });
+        }
+    };
+    for seed in 0..20 {
+        compare(&Routing::random(&mut Seeded::new(seed)), 48, 33);
+    }
+    let chosen = (0..1200).map(|slot| u32::from(slot % 3 == 0)).collect();
+    compare(&Routing::new(1200, 2, 1, chosen), 512, 660);
 }
