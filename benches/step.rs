@@ -4,9 +4,9 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tessera_data::MicroBatch;
 use tessera_dist::Single;
-use tessera_model::config::LlamaConfig;
+use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model};
-use tessera_train::engine::{Engine, EngineSettings, Optimizer};
+use tessera_train::engine::{Engine, EngineSettings, Optimizer, OwnNews};
 use tessera_train::spec::OptimizerSpec;
 
 const ROWS: u32 = 4;
@@ -20,15 +20,18 @@ const CONFIG: &str = r#"{
 
 fn engine(recompute: bool) -> Engine {
     let config =
-        LlamaConfig::parse(CONFIG, std::path::Path::new("config.json")).expect("the config is valid");
+        ModelConfig::parse(CONFIG, std::path::Path::new("config.json")).expect("the config is valid");
     let settings = EngineSettings {
         micro_batch_tokens: (ROWS * CONTEXT) as usize,
+        micro_batch_rows: ROWS as usize,
         positions: CONTEXT as usize,
+        chunk_tokens: tessera_train::engine::CHUNK_TOKENS,
         recompute,
+        residency: tessera_dist::Residency::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
         max_grad_norm: 1.0,
     };
-    let engine = Engine::new(Model::new(config), Box::new(Single), settings).expect("there is memory");
+    let engine = Engine::new(Model::new(config), Single, settings).expect("there is memory");
     engine.initialise(17).expect("weights can be drawn");
     engine
 }
@@ -56,9 +59,9 @@ fn step(criterion: &mut Criterion) {
         let mut engine = engine(recompute);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let scale = LossScale(1.0 / batch.loss_tokens as f64);
+                let scale = LossScale { token: 1.0 / batch.loss_tokens as f64, balance: 0.0 };
                 engine.train_micro_batch(&batch, scale).expect("the batch fits");
-                engine.finish_step(1.0, false, |_| {}).expect("the step can be finished")
+                engine.finish_step(1.0, OwnNews::default(), |_| {}).expect("the step can be finished")
             });
         });
     }

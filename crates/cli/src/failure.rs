@@ -11,7 +11,8 @@ use crate::output;
 /// What a shell takes for the user's mistake; clap ends with the same.
 const INPUT: u8 = 2;
 const MACHINE: u8 = 3;
-const NETWORK: u8 = 4;
+/// Another rank or the network: a scheduler may start the run again.
+pub const NETWORK: u8 = 4;
 
 /// Why a command ended without its result.
 #[derive(Debug, thiserror::Error)]

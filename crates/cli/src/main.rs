@@ -5,6 +5,7 @@ mod checkpoint;
 mod failure;
 mod generate;
 mod inspect;
+mod models;
 mod output;
 mod plan;
 mod run_file;
@@ -21,7 +22,7 @@ use clap::{Parser, Subcommand};
 
 use failure::Failure;
 
-/// Fine-tunes every parameter of Llama-family models.
+/// Fine-tunes every parameter of Llama, Mistral, Mixtral and DBRX models.
 #[derive(Parser)]
 #[command(name = "tessera", version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -44,6 +45,7 @@ enum Command {
     Validate(validate::ValidateArguments),
     Inspect(inspect::InspectArguments),
     Plan(plan::PlanArguments),
+    Models(models::ModelsArguments),
     Checkpoint(checkpoint::CheckpointArguments),
     Generate(generate::GenerateArguments),
     Runs(runs::RunsArguments),
@@ -56,6 +58,7 @@ impl Command {
             Self::Validate(arguments) => arguments.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Plan(arguments) => arguments.run(),
+            Self::Models(arguments) => arguments.run(),
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Generate(arguments) => arguments.run(),
             Self::Runs(arguments) => arguments.run(),

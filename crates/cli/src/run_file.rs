@@ -25,6 +25,11 @@ pub struct RunFile {
 }
 
 impl RunFile {
+    /// The run file at `path` with `overrides` laid over it.
+    pub fn new(path: impl Into<PathBuf>, overrides: Vec<String>) -> Self {
+        Self { path: path.into(), overrides }
+    }
+
     /// The run as it was written.
     pub fn load(&self) -> Result<RunSpec, Failure> {
         Ok(RunSpec::load(&self.path, &self.overrides).map_err(TrainError::from)?)

@@ -1,11 +1,13 @@
-//! `tessera runs`: the runs of a folder.
+//! `tessera runs`: the runs of a folder, and why the ranks of one waited for one another in vain.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::json;
+use tessera_dist::explain;
 use tessera_track::{RunSummary, list_runs};
 use tessera_train::TrainError;
+use tessera_train::run::FLIGHT;
 
 use crate::failure::Failure;
 use crate::output::{complain, print, print_json};
@@ -13,8 +15,13 @@ use crate::text::{Align, count, duration, table, value};
 
 /// Lists the runs in a save_folder, the latest first.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  tessera runs runs")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  tessera runs runs\n  tessera runs why runs/my-run"
+)]
 pub struct RunsArguments {
+    #[command(subcommand)]
+    command: Option<RunsCommand>,
     /// Where runs are kept
     #[arg(value_name = "SAVE_FOLDER", default_value = "runs")]
     save_folder: PathBuf,
@@ -23,9 +30,26 @@ pub struct RunsArguments {
     json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum RunsCommand {
+    /// Explains which rank the others waited for, from what each did last
+    Why {
+        /// The run's folder
+        #[arg(value_name = "RUN_FOLDER")]
+        folder: PathBuf,
+        /// Print the explanation as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 impl RunsArguments {
-    /// Prints the table.
+    /// Prints the table, or the explanation.
     pub fn run(self) -> Result<(), Failure> {
+        if let Some(RunsCommand::Why { folder, json }) = self.command {
+            let explanation = explain(&folder.join(FLIGHT)).map_err(TrainError::from)?;
+            return if json { print_json(&explanation) } else { print(&format!("{explanation}\n")) };
+        }
         let listing = list_runs(&self.save_folder).map_err(TrainError::from)?;
         for error in &listing.unreadable {
             complain("warning", &error.to_string());

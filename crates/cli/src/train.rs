@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tessera_train::launch::Launch;
 use tessera_train::observe::{EvaluationReport, Observer};
 use tessera_train::run::{self, Finished, Outcome, StopSignal};
 
@@ -39,17 +40,21 @@ impl TrainArguments {
     /// Trains, and says where everything is.
     pub fn run(self) -> Result<ExitCode, Failure> {
         let spec = self.run_file.load()?;
+        let launch = Launch::from_environment()?;
         let reporter = Arc::new(Reporter::new(self.json));
         let stop = StopSignal::default();
         signals::watch(stop.clone(), reporter.clone()).map_err(Failure::Signals)?;
         let observer: Arc<dyn Observer> = reporter.clone();
-        let outcome = run::train(spec, &observer, &stop);
+        let outcome = run::train(spec, &launch, &observer, &stop);
         reporter.clear();
         let outcome = outcome?;
         let code = match outcome {
             Outcome::Stopped { signal, .. } => ExitCode::from(signals::exit_code(signal)),
             Outcome::Completed(_) | Outcome::AlreadyCompleted(_) => ExitCode::SUCCESS,
         };
+        if !launch.leads() {
+            return Ok(code);
+        }
         let printed = if self.json {
             print_json(&outcome_json(&outcome))
         } else {

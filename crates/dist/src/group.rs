@@ -1,80 +1,129 @@
 //! Groups of ranks and their collectives.
+//!
+//! A collective runs beside the caller, so it owns what it works on: buffers are moved in and come back when it is
+//! waited for, and what a rank keeps (masters, the reduced gradient) is shared under its lock. Nothing here says
+//! whether a thread, a library or a stream does the work. On a device, "after `queue`" means after what was issued
+//! there before the call, and waiting makes `queue` wait, not the host.
 
-use tessera_ops::{Queue, View, ViewMut, fill};
+use std::sync::{Arc, Mutex, RwLock};
+
+use tessera_ops::{Buffer, Queue, ViewMut};
 
 use crate::error::DistError;
+use crate::recorder::Recorder;
+use crate::unit::UnitState;
 
-/// A collective under way.
+/// A collective under way, and the `T` that it gives back.
 #[must_use = "a collective is complete only when it has been waited for"]
-pub struct Handle(Option<Box<dyn FnOnce() -> Result<(), DistError> + Send>>);
+pub struct Pending<T>(State<T>);
 
-impl Handle {
+enum State<T> {
+    Complete(T),
+    UnderWay(Box<dyn FnOnce() -> Result<T, DistError> + Send>),
+}
+
+impl<T> Pending<T> {
     /// A collective that was complete when its call returned.
-    pub fn completed() -> Self {
-        Self(None)
+    pub fn completed(value: T) -> Self {
+        Self(State::Complete(value))
     }
 
     /// A collective that is complete when `wait` returns.
-    pub fn pending(wait: impl FnOnce() -> Result<(), DistError> + Send + 'static) -> Self {
-        Self(Some(Box::new(wait)))
+    pub fn under_way(wait: impl FnOnce() -> Result<T, DistError> + Send + 'static) -> Self {
+        Self(State::UnderWay(Box::new(wait)))
     }
 
     /// Waits for the collective to complete.
-    pub fn wait(self) -> Result<(), DistError> {
-        self.0.map_or(Ok(()), |wait| wait())
+    pub fn wait(self) -> Result<T, DistError> {
+        match self.0 {
+            State::Complete(value) => Ok(value),
+            State::UnderWay(wait) => wait(),
+        }
     }
 }
 
-/// Ranks that hold one model together. Every rank makes the same calls in the same order.
+/// The buffers of an all-to-all, fp32.
+pub struct Exchange {
+    /// What this rank gives: as many equal blocks as there are ranks, the i-th for rank i.
+    pub given: Buffer,
+    /// What it gets: the i-th block from rank i.
+    pub got: Buffer,
+}
+
+/// Ranks that act together. Every rank makes the same calls in the same order, over all groups that it is in: the
+/// collectives of one rank run one after another. Sums are taken in the order of the ranks.
 pub trait Group: Send + Sync {
-    /// This rank.
+    /// This rank, in the group.
     fn rank(&self) -> usize;
 
-    /// The number of ranks.
+    /// The number of ranks in the group.
     fn world_size(&self) -> usize;
 
     /// Whether a rank's shard is the whole unit in the dtype of the compute, so that weights and gradients are used
     /// where they lie and nothing is gathered or reduced.
     fn lends(&self) -> bool;
 
-    /// full = the shards of all ranks, in the order of the ranks.
-    fn all_gather(&self, queue: &Queue, shard: View<'_>, full: ViewMut<'_>) -> Result<Handle, DistError>;
+    /// What this rank has called, in all its groups; `None` where nothing is ever moved.
+    fn recorder(&self) -> Option<&Arc<Recorder>>;
 
-    /// shard += this rank's slice of the sum of `full` over all ranks.
-    fn reduce_scatter(&self, queue: &Queue, full: View<'_>, shard: ViewMut<'_>) -> Result<Handle, DistError>;
+    /// The first `elements` of `full` = the masters of all ranks, in the order of the ranks; after `queue`.
+    fn all_gather(
+        &self,
+        queue: &Queue,
+        unit: usize,
+        elements: usize,
+        shard: &Arc<RwLock<UnitState>>,
+        full: Buffer,
+    ) -> Result<Pending<Buffer>, DistError>;
 
-    /// values = the sum of `values` over all ranks.
-    fn all_reduce(&self, queue: &Queue, values: ViewMut<'_>) -> Result<Handle, DistError>;
-}
+    /// shard += this rank's slice of the sum over all ranks of the first `elements` of `full`; after `queue`.
+    fn reduce_scatter(
+        &self,
+        queue: &Queue,
+        unit: usize,
+        elements: usize,
+        full: Buffer,
+        shard: &Arc<Mutex<Buffer>>,
+    ) -> Result<Pending<Buffer>, DistError>;
 
-/// The group of one rank.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Single;
+    /// gradient = the sum of `gradient` over all ranks; after the reductions that were issued before.
+    fn all_reduce_gradient(
+        &self,
+        unit: usize,
+        gradient: &Arc<Mutex<Buffer>>,
+    ) -> Result<Pending<()>, DistError>;
 
-impl Group for Single {
-    fn rank(&self) -> usize {
-        0
-    }
+    /// values = the sum of `values` (f64, a few of them) over all ranks, in the order of `queue` as an operator's
+    /// output: they are final for whatever is issued there next.
+    fn all_reduce(&self, queue: &Queue, values: ViewMut<'_>) -> Result<Pending<()>, DistError>;
 
-    fn world_size(&self) -> usize {
-        1
-    }
+    /// Every rank's i-th block goes to rank i. The blocks make up the first `elements` elements; after `queue`.
+    fn all_to_all(
+        &self,
+        queue: &Queue,
+        label: &'static str,
+        elements: usize,
+        exchange: Exchange,
+    ) -> Result<Pending<Exchange>, DistError>;
 
-    fn lends(&self) -> bool {
-        true
-    }
+    /// The bytes that rank `root` passes; those of the others are dropped.
+    fn broadcast(
+        &self,
+        label: &'static str,
+        root: usize,
+        bytes: Vec<u8>,
+    ) -> Result<Pending<Vec<u8>>, DistError>;
 
-    fn all_gather(&self, queue: &Queue, shard: View<'_>, full: ViewMut<'_>) -> Result<Handle, DistError> {
-        fill::copy(queue, shard, full)?;
-        Ok(Handle::completed())
-    }
+    /// The bytes of all ranks, in their order; they may differ in length.
+    fn all_gather_bytes(
+        &self,
+        label: &'static str,
+        bytes: Vec<u8>,
+    ) -> Result<Pending<Vec<Vec<u8>>>, DistError>;
 
-    fn reduce_scatter(&self, queue: &Queue, full: View<'_>, shard: ViewMut<'_>) -> Result<Handle, DistError> {
-        fill::add(queue, full, shard)?;
-        Ok(Handle::completed())
-    }
+    /// Complete when all ranks have called it.
+    fn barrier(&self, label: &'static str) -> Result<Pending<()>, DistError>;
 
-    fn all_reduce(&self, _queue: &Queue, _values: ViewMut<'_>) -> Result<Handle, DistError> {
-        Ok(Handle::completed())
-    }
+    /// The group of the ranks that pass the same `colour`, in the order of this one. `name` stands in messages.
+    fn split(&self, name: &'static str, colour: usize) -> Result<Box<dyn Group>, DistError>;
 }

@@ -20,6 +20,11 @@ impl UnitSize {
     pub fn shard(&self, world_size: usize) -> usize {
         self.elements.div_ceil(world_size)
     }
+
+    /// Elements of the whole unit with that padding.
+    pub fn padded(&self, world_size: usize) -> usize {
+        self.shard(world_size) * world_size
+    }
 }
 
 /// What training changes, and only in the optimizer's step: the masters and the optimizer's moments, fp32, all with the
@@ -31,11 +36,12 @@ pub struct UnitState {
     pub moments: Vec<Buffer>,
 }
 
-/// One rank's share of a unit. The state is shared with the thread that copies it for a checkpoint.
+/// One rank's share of a unit. The state is shared with the collectives that gather it and with the thread that copies
+/// it for a checkpoint, the gradient with the collectives that add to it.
 pub struct Unit {
     pub(crate) size: UnitSize,
     pub(crate) state: Arc<RwLock<UnitState>>,
-    pub(crate) gradient: Mutex<Buffer>,
+    pub(crate) gradient: Arc<Mutex<Buffer>>,
 }
 
 impl Unit {
@@ -44,7 +50,7 @@ impl Unit {
         let allocate = || Buffer::zeroed(size.shard(world_size) * DType::F32.size());
         let moments = (0..moments).map(|_| allocate()).collect::<Result<_, _>>()?;
         let state = UnitState { master: allocate()?, moments };
-        Ok(Self { size, state: Arc::new(RwLock::new(state)), gradient: Mutex::new(allocate()?) })
+        Ok(Self { size, state: Arc::new(RwLock::new(state)), gradient: Arc::new(Mutex::new(allocate()?)) })
     }
 
     /// The unit's extents.
@@ -58,7 +64,7 @@ impl Unit {
     }
 
     /// This rank's slice of the gradient, summed over what has been reduced since it was cleared.
-    pub fn gradient(&self) -> &Mutex<Buffer> {
+    pub fn gradient(&self) -> &Arc<Mutex<Buffer>> {
         &self.gradient
     }
 }

@@ -1,56 +1,66 @@
-//! All units of a model as the step loop uses them: two slots for gathered weights and two for gradients serve the
-//! whole model, so that one unit arrives or leaves while the loop computes with another.
+//! All units of a model as the step loop uses them: weights are asked for before they are needed, gradients are let go
+//! when they are complete, and both move while the loop computes with another unit.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, TryLockError};
 
 use tessera_ops::{Buffer, DType, Queue, View, ViewMut, fill};
 
 use crate::error::DistError;
-use crate::group::{Group, Handle};
-use crate::unit::{Unit, UnitState};
+use crate::group::Group;
+use crate::mesh::Mesh;
+use crate::slots::{GradientSlot, Residency, SlotPlan, WeightSlots};
+use crate::unit::{Unit, UnitSize, UnitState};
 
-/// The number of units that can be gathered, or reduced, at a time.
-const SLOTS: usize = 2;
-
-/// A buffer for the whole of one unit, and what is still under way in it.
-struct Slot {
-    buffer: Buffer,
-    /// The unit whose weights are, or will be, in the buffer.
-    unit: Option<usize>,
-    pending: Option<Handle>,
-}
-
-/// The units of a model, as one rank of a group holds them.
+/// The units of a model, as one rank holds them.
 pub struct Units {
-    group: Box<dyn Group>,
+    mesh: Mesh,
     units: Vec<Unit>,
     /// Empty in a group that lends.
-    weight_slots: Vec<RwLock<Slot>>,
+    weights: Mutex<WeightSlots>,
     /// Empty in a group that lends.
-    gradient_slots: Vec<Mutex<Slot>>,
+    gradients: Vec<Mutex<GradientSlot>>,
     /// Gradients handed out so far: they take the slots in turn.
-    gradients: AtomicUsize,
+    turn: AtomicUsize,
+    /// Whether gradients came that the other replicas have not seen.
+    replicas_differ: AtomicBool,
 }
 
 impl Units {
-    /// Takes the units, and allocates the slots that the group needs.
-    pub fn new(group: Box<dyn Group>, units: Vec<Unit>) -> Result<Self, DistError> {
-        let world_size = group.world_size();
-        let largest = units.iter().map(|unit| unit.size.shard(world_size) * world_size).max().unwrap_or(0);
-        let slots = if group.lends() { 0 } else { SLOTS };
-        let slot = || -> Result<Slot, DistError> {
-            let buffer = Buffer::zeroed(largest * DType::F32.size())?;
-            Ok(Slot { buffer, unit: None, pending: None })
-        };
-        let weight_slots = (0..slots).map(|_| slot().map(RwLock::new)).collect::<Result<_, _>>()?;
-        let gradient_slots = (0..slots).map(|_| slot().map(Mutex::new)).collect::<Result<_, _>>()?;
-        Ok(Self { group, units, weight_slots, gradient_slots, gradients: AtomicUsize::new(0) })
+    /// Takes the units, of which each rank of the mesh's shard group owns a slice, and allocates the slots that they
+    /// pass through.
+    pub fn new(mesh: impl Into<Mesh>, units: Vec<Unit>) -> Result<Self, DistError> {
+        Self::with_residency(mesh, units, Residency::default())
+    }
+
+    /// The same, with a say in how long gathered weights stay.
+    pub fn with_residency(
+        mesh: impl Into<Mesh>,
+        units: Vec<Unit>,
+        residency: Residency,
+    ) -> Result<Self, DistError> {
+        let mesh = mesh.into();
+        let sizes: Vec<UnitSize> = units.iter().map(Unit::size).collect();
+        let plan = SlotPlan::new(&sizes, mesh.shard().world_size(), mesh.shard().lends(), residency);
+        let gradients = plan.gradients.iter().map(|&bytes| GradientSlot::new(bytes).map(Mutex::new));
+        Ok(Self {
+            weights: Mutex::new(WeightSlots::new(&plan.weights, residency)?),
+            gradients: gradients.collect::<Result<_, _>>()?,
+            turn: AtomicUsize::new(0),
+            replicas_differ: AtomicBool::new(false),
+            mesh,
+            units,
+        })
     }
 
     /// The group that shares the units.
     pub fn group(&self) -> &dyn Group {
-        self.group.as_ref()
+        self.mesh.shard()
+    }
+
+    /// All groups of this rank.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
     }
 
     /// The units, in the order of the model.
@@ -63,40 +73,75 @@ impl Units {
         &self.units[index]
     }
 
-    /// Starts to gather a unit's weights, so that they are there when [`Units::weights`] asks. At most one other unit's
-    /// weights may be held meanwhile: there are two slots.
+    /// Elements of the whole unit as it is moved.
+    fn padded(&self, index: usize) -> usize {
+        self.units[index].size.padded(self.group().world_size())
+    }
+
+    /// Bytes of the slots' buffers, as far as nothing is under way in them: what [`SlotPlan`] planned.
+    pub fn slot_bytes(&self) -> Result<usize, DistError> {
+        let mut bytes = self.slots(0)?.bytes();
+        for slot in &self.gradients {
+            bytes += slot.lock().map_err(|_| DistError::Abandoned { unit: 0 })?.buffer.len();
+        }
+        Ok(bytes)
+    }
+
+    fn slots(&self, unit: usize) -> Result<MutexGuard<'_, WeightSlots>, DistError> {
+        self.weights.lock().map_err(|_| DistError::Abandoned { unit })
+    }
+
+    /// Starts to gather a unit's weights, so that they are there when [`Units::weights`] asks. Where weights stay only
+    /// while they are used, at most one other unit's may be held meanwhile: there are two slots.
     pub fn prefetch(&self, queue: &Queue, index: usize) -> Result<(), DistError> {
-        if self.weight_slots.is_empty() || self.slot_of(index)?.is_some() {
+        let mut slots = self.slots(index)?;
+        self.gather(&mut slots, queue, index)
+    }
+
+    fn gather(&self, slots: &mut WeightSlots, queue: &Queue, index: usize) -> Result<(), DistError> {
+        if slots.is_empty() || slots.has(index) {
             return Ok(());
         }
-        let mut slot = self.free_slot(index)?;
-        if let Some(pending) = slot.pending.take() {
-            pending.wait()?;
-        }
-        let unit = &self.units[index];
-        let state = unit.state.read().map_err(|_| DistError::Abandoned { unit: index })?;
-        let length = unit.size.shard(self.group.world_size()) * self.group.world_size();
-        let full = slot.buffer.view_mut(DType::F32).range(0, length)?;
-        let handle = self.group.all_gather(queue, state.master.view(DType::F32), full)?;
-        slot.pending = Some(handle);
-        slot.unit = Some(index);
-        Ok(())
+        let (elements, state) = (self.padded(index), &self.units[index].state);
+        slots.fill(index, |full| self.group().all_gather(queue, index, elements, state, full))
     }
 
-    /// The slot that holds, or is to hold, a unit's weights.
-    fn slot_of(&self, index: usize) -> Result<Option<&RwLock<Slot>>, DistError> {
-        for slot in &self.weight_slots {
-            if slot.read().map_err(|_| DistError::Abandoned { unit: index })?.unit == Some(index) {
-                return Ok(Some(slot));
-            }
+    /// A unit's weights: those of the masters since the last change. Gathers them now if they were not prefetched.
+    pub fn weights(&self, queue: &Queue, index: usize) -> Result<Weights<'_>, DistError> {
+        let elements = self.units[index].size.elements;
+        let mut slots = self.slots(index)?;
+        if slots.is_empty() {
+            let state = self.units[index].state.read().map_err(|_| DistError::Abandoned { unit: index })?;
+            return Ok(Weights { source: Source::Lent(state), elements });
         }
-        Ok(None)
+        self.gather(&mut slots, queue, index)?;
+        Ok(Weights { source: Source::Gathered(slots.hold(index)?), elements })
     }
 
-    /// A slot that nobody holds, to be filled with unit `index`.
-    fn free_slot(&self, index: usize) -> Result<RwLockWriteGuard<'_, Slot>, DistError> {
-        for slot in &self.weight_slots {
-            match slot.try_write() {
+    /// Forgets gathered weights: the masters have changed. None may be held.
+    pub fn weights_changed(&self) -> Result<(), DistError> {
+        self.slots(0)?.clear()
+    }
+
+    /// Where a unit's gradient is to be added. In a group that gathers it starts at zero each time, and two can be held.
+    pub fn gradient(&self, queue: &Queue, index: usize) -> Result<Gradient<'_>, DistError> {
+        let elements = self.units[index].size.elements;
+        if self.gradients.is_empty() {
+            let gradient = &self.units[index].gradient;
+            let buffer = gradient.lock().map_err(|_| DistError::Abandoned { unit: index })?;
+            return Ok(Gradient { target: Target::Lent(buffer), elements });
+        }
+        let mut slot = self.free_gradient_slot(index)?;
+        slot.settle()?;
+        fill::zero(queue, slot.buffer.view_mut(DType::F32).range(0, self.padded(index))?)?;
+        Ok(Gradient { target: Target::Slot(slot), elements })
+    }
+
+    /// The slot whose gradient has had the most time to leave, of those that are not held.
+    fn free_gradient_slot(&self, index: usize) -> Result<MutexGuard<'_, GradientSlot>, DistError> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        for offset in 0..self.gradients.len() {
+            match self.gradients[(turn + offset) % self.gradients.len()].try_lock() {
                 Ok(slot) => return Ok(slot),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Poisoned(_)) => return Err(DistError::Abandoned { unit: index }),
@@ -105,69 +150,27 @@ impl Units {
         Err(DistError::NoFreeSlot { unit: index })
     }
 
-    /// A unit's weights: those of the masters since the last change. Gathers them now if they were not prefetched.
-    pub fn weights(&self, queue: &Queue, index: usize) -> Result<Weights<'_>, DistError> {
-        let abandoned = || DistError::Abandoned { unit: index };
-        let elements = self.units[index].size.elements;
-        if self.weight_slots.is_empty() {
-            let state = self.units[index].state.read().map_err(|_| abandoned())?;
-            return Ok(Weights { source: Source::Lent(state), elements });
-        }
-        self.prefetch(queue, index)?;
-        let slot = self.slot_of(index)?.ok_or(DistError::NoFreeSlot { unit: index })?;
-        if let Some(pending) = slot.write().map_err(|_| abandoned())?.pending.take() {
-            pending.wait()?;
-        }
-        Ok(Weights { source: Source::Gathered(slot.read().map_err(|_| abandoned())?), elements })
-    }
-
-    /// Forgets gathered weights: the masters have changed.
-    pub fn weights_changed(&self) -> Result<(), DistError> {
-        for (index, slot) in self.weight_slots.iter().enumerate() {
-            slot.write().map_err(|_| DistError::Abandoned { unit: index })?.unit = None;
-        }
-        Ok(())
-    }
-
-    /// Where a unit's gradient is to be added. In a group that gathers it starts at zero each time.
-    pub fn gradient(&self, queue: &Queue, index: usize) -> Result<Gradient<'_>, DistError> {
-        let abandoned = || DistError::Abandoned { unit: index };
-        let elements = self.units[index].size.elements;
-        let turn = self.gradients.fetch_add(1, Ordering::Relaxed) % SLOTS;
-        let Some(slot) = self.gradient_slots.get(turn) else {
-            let buffer = self.units[index].gradient.lock().map_err(|_| abandoned())?;
-            return Ok(Gradient { target: Target::Lent(buffer), elements });
-        };
-        let mut slot = slot.lock().map_err(|_| abandoned())?;
-        if let Some(pending) = slot.pending.take() {
-            pending.wait()?;
-        }
-        let length = self.units[index].size.shard(self.group.world_size()) * self.group.world_size();
-        fill::zero(queue, slot.buffer.view_mut(DType::F32).range(0, length)?)?;
-        Ok(Gradient { target: Target::Slot(slot), elements })
-    }
-
     /// Starts to add a complete gradient into the shards of all ranks.
     pub fn reduce(&self, queue: &Queue, index: usize, gradient: Gradient<'_>) -> Result<(), DistError> {
+        self.replicas_differ.store(true, Ordering::Relaxed);
         let Target::Slot(mut slot) = gradient.target else { return Ok(()) };
-        let unit = &self.units[index];
-        let length = unit.size.shard(self.group.world_size()) * self.group.world_size();
-        let mut shard = unit.gradient.lock().map_err(|_| DistError::Abandoned { unit: index })?;
-        let full = slot.buffer.view(DType::F32).range(0, length)?;
-        let handle = self.group.reduce_scatter(queue, full, shard.view_mut(DType::F32))?;
-        slot.pending = Some(handle);
-        Ok(())
+        let (elements, shard) = (self.padded(index), &self.units[index].gradient);
+        slot.leave(|full| self.group().reduce_scatter(queue, index, elements, full, shard))
     }
 
-    /// Waits until every gradient that was to be reduced is in the shards.
+    /// Ends the reductions of a step: when this returns, every shard has the sum over all ranks and replicas. Only then
+    /// are the replicas summed, once for all micro-batches; the shards must be cleared before the next gradient comes.
     pub fn finish_reductions(&self) -> Result<(), DistError> {
-        for (index, slot) in self.gradient_slots.iter().enumerate() {
-            let mut slot = slot.lock().map_err(|_| DistError::Abandoned { unit: index })?;
-            if let Some(pending) = slot.pending.take() {
-                pending.wait()?;
-            }
+        for (index, slot) in self.gradients.iter().enumerate() {
+            slot.lock().map_err(|_| DistError::Abandoned { unit: index })?.settle()?;
         }
-        Ok(())
+        let replicate = self.mesh.replicate();
+        if !self.replicas_differ.swap(false, Ordering::Relaxed) || replicate.world_size() == 1 {
+            return Ok(());
+        }
+        let sums = self.units.iter().enumerate();
+        let sums = sums.map(|(index, unit)| replicate.all_reduce_gradient(index, &unit.gradient));
+        sums.collect::<Result<Vec<_>, _>>()?.into_iter().try_for_each(|sum| sum.wait())
     }
 }
 
@@ -179,7 +182,7 @@ pub struct Weights<'a> {
 
 enum Source<'a> {
     Lent(RwLockReadGuard<'a, UnitState>),
-    Gathered(RwLockReadGuard<'a, Slot>),
+    Gathered(Arc<Buffer>),
 }
 
 impl Weights<'_> {
@@ -187,7 +190,7 @@ impl Weights<'_> {
     pub fn view(&self) -> Result<View<'_>, DistError> {
         let buffer = match &self.source {
             Source::Lent(state) => &state.master,
-            Source::Gathered(slot) => &slot.buffer,
+            Source::Gathered(buffer) => buffer,
         };
         Ok(buffer.view(DType::F32).range(0, self.elements)?)
     }
@@ -201,7 +204,7 @@ pub struct Gradient<'a> {
 
 enum Target<'a> {
     Lent(MutexGuard<'a, Buffer>),
-    Slot(MutexGuard<'a, Slot>),
+    Slot(MutexGuard<'a, GradientSlot>),
 }
 
 impl Gradient<'_> {
@@ -212,98 +215,5 @@ impl Gradient<'_> {
             Target::Slot(slot) => &mut slot.buffer,
         };
         Ok(buffer.view_mut(DType::F32).range(0, self.elements)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::group::Single;
-    use crate::unit::UnitSize;
-
-    /// A group of one that moves everything through the slots, as larger groups must.
-    struct Copying;
-
-    impl Group for Copying {
-        fn rank(&self) -> usize {
-            0
-        }
-
-        fn world_size(&self) -> usize {
-            1
-        }
-
-        fn lends(&self) -> bool {
-            false
-        }
-
-        fn all_gather(&self, queue: &Queue, shard: View<'_>, full: ViewMut<'_>) -> Result<Handle, DistError> {
-            Single.all_gather(queue, shard, full)
-        }
-
-        fn reduce_scatter(
-            &self,
-            queue: &Queue,
-            full: View<'_>,
-            shard: ViewMut<'_>,
-        ) -> Result<Handle, DistError> {
-            Single.reduce_scatter(queue, full, shard)
-        }
-
-        fn all_reduce(&self, queue: &Queue, values: ViewMut<'_>) -> Result<Handle, DistError> {
-            Single.all_reduce(queue, values)
-        }
-    }
-
-    fn units(group: Box<dyn Group>) -> Units {
-        let units = [5, 9, 7].map(|elements| {
-            let unit = Unit::zeroed(UnitSize { elements, decayed: 2 }, 1, 2).unwrap();
-            let mut state = unit.state.write().unwrap();
-            state.master.view_mut(DType::F32).as_slice_mut::<f32>().unwrap().fill(elements as f32);
-            drop(state);
-            unit
-        });
-        Units::new(group, units.into()).unwrap()
-    }
-
-    #[test]
-    fn gathered_units_are_the_lent_ones() {
-        let queue = Queue::cpu();
-        for units in [units(Box::new(Single)), units(Box::new(Copying))] {
-            let order = [0, 1, 2, 0, 2, 1, 0];
-            for (place, index) in order.into_iter().enumerate() {
-                let weights = units.weights(&queue, index).unwrap();
-                if let Some(&next) = order.get(place + 1) {
-                    units.prefetch(&queue, next).unwrap();
-                }
-                let expected = [5, 9, 7][index];
-                assert_eq!(
-                    weights.view().unwrap().as_slice::<f32>().unwrap(),
-                    vec![expected as f32; expected]
-                );
-                let mut gradient = units.gradient(&queue, index).unwrap();
-                gradient.view_mut().unwrap().as_slice_mut::<f32>().unwrap()[0] += 1.0;
-                units.reduce(&queue, index, gradient).unwrap();
-            }
-            units.finish_reductions().unwrap();
-            let sums = units
-                .iter()
-                .map(|unit| unit.gradient.lock().unwrap().view(DType::F32).as_slice::<f32>().unwrap()[0]);
-            assert_eq!(sums.collect::<Vec<_>>(), [3.0, 2.0, 2.0]);
-        }
-    }
-
-    #[test]
-    fn changed_masters_are_gathered_again() {
-        let queue = Queue::cpu();
-        let units = units(Box::new(Copying));
-        drop(units.weights(&queue, 0).unwrap());
-        let mut state = units.unit(0).state.write().unwrap();
-        state.master.view_mut(DType::F32).as_slice_mut::<f32>().unwrap().fill(1.0);
-        drop(state);
-        units.weights_changed().unwrap();
-        let weights = units.weights(&queue, 0).unwrap();
-        assert_eq!(weights.view().unwrap().as_slice::<f32>().unwrap()[0], 1.0);
     }
 }

@@ -97,12 +97,17 @@ pub struct AtomicFolder {
 impl AtomicFolder {
     /// Starts filling what is to become `path`, removing what an interrupted attempt left behind.
     pub fn create(path: &Path) -> Result<Self, FileError> {
-        let partial = hidden_sibling(path, PARTIAL);
+        let partial = Self::partial(path);
         if partial.exists() {
             fs::remove_dir_all(&partial).context("remove", &partial)?;
         }
         fs::create_dir_all(&partial).context("create", &partial)?;
         Ok(Self { partial, path: path.to_owned() })
+    }
+
+    /// Where the contents of what is to become `path` are written, for those who help to fill it.
+    pub fn partial(path: &Path) -> PathBuf {
+        hidden_sibling(path, PARTIAL)
     }
 
     /// Where the contents are to be written.

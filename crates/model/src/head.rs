@@ -4,8 +4,10 @@
 //! none. Since the loss is the last thing, its gradient is computed in the same pass, chunk by chunk.
 
 use tessera_ops::step::statistic;
-use tessera_ops::{Arena, DType, OpError, Queue, View, ViewMut, cross_entropy, fill, linear, rms_norm, rows};
+use tessera_ops::{Arena, DType, OpError, Queue, View, ViewMut, cross_entropy, fill, linear, rows};
 
+use crate::config::ModelConfig;
+use crate::norm::Norm;
 use crate::stage::Context;
 
 /// Logits of one chunk may take this many bytes: large enough for the matrix product to run at its best rate, small
@@ -16,24 +18,29 @@ const CHUNK_BYTES: usize = 128 << 20;
 const MATRIX: usize = 0;
 const NORM: usize = 1;
 
-/// What each token's loss counts in the gradient: 1 / (loss tokens of the whole step).
+/// What losses count in the gradient of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossScale(pub f64);
+pub struct LossScale {
+    /// Each token's: 1 / (loss tokens of the whole step).
+    pub token: f64,
+    /// Each packed row's load-balancing loss: its coefficient / (rows of the whole step that are not empty).
+    pub balance: f64,
+}
 
 /// The final norm and the output projection.
 #[derive(Debug, Clone)]
 pub struct Head {
     hidden: usize,
     vocabulary: usize,
-    epsilon: f64,
+    norm: Norm,
 }
 
 /// Scratch for one chunk of C tokens; hidden size H, vocabulary V.
 struct Chunk<'a> {
     /// The rows of the residual stream that have a target `[C, H]`.
     input: ViewMut<'a>,
-    /// `[C]`.
-    inverse_rms: ViewMut<'a>,
+    /// Of the norm.
+    statistics: ViewMut<'a>,
     /// The normalised rows, later their gradient `[C, H]`.
     normed: ViewMut<'a>,
     /// The gradient of the input `[C, H]`.
@@ -43,8 +50,8 @@ struct Chunk<'a> {
 }
 
 impl Head {
-    pub(crate) fn new(hidden: usize, vocabulary: usize, epsilon: f64) -> Self {
-        Self { hidden, vocabulary, epsilon }
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        Self { hidden: config.hidden_size, vocabulary: config.vocab_size, norm: Norm::of(config) }
     }
 
     /// The number of tokens whose logits exist at a time, where `tokens` are there in all.
@@ -57,13 +64,13 @@ impl Head {
     pub fn scratch_bytes(&self, tokens: usize) -> usize {
         let chunk = self.chunk_tokens(tokens);
         let matrix = |width: usize| Arena::cost(DType::F32, chunk * width);
-        matrix(1) + 3 * matrix(self.hidden) + matrix(self.vocabulary)
+        Arena::cost(DType::F32, self.norm.statistics(chunk)) + 3 * matrix(self.hidden) + matrix(self.vocabulary)
     }
 
     fn chunk<'a>(&self, tokens: usize, arena: &mut Arena<'a>) -> Result<Chunk<'a>, OpError> {
         Ok(Chunk {
             input: arena.take(DType::F32, [tokens, self.hidden])?,
-            inverse_rms: arena.take(DType::F32, [tokens])?,
+            statistics: arena.take(DType::F32, [self.norm.statistics(tokens)])?,
             normed: arena.take(DType::F32, [tokens, self.hidden])?,
             dinput: arena.take(DType::F32, [tokens, self.hidden])?,
             logits: arena.take(DType::F32, [tokens, self.vocabulary])?,
@@ -111,7 +118,7 @@ impl Head {
             let mut chunk = self.chunk(loss_rows.shape().elements(), &mut inner)?;
             self.chunk_logits(queue, weights, x, loss_rows, &mut chunk)?;
             let sums = statistics.reborrow().range(statistic::LOSS_SUM, 2)?;
-            cross_entropy::forward_backward(queue, chunk.logits.reborrow(), targets, scale.0, sums)?;
+            cross_entropy::forward_backward(queue, chunk.logits.reborrow(), targets, scale.token, sums)?;
             self.chunk_backward(queue, weights, &mut chunk, gradients)?;
             rows::scatter(queue, chunk.dinput.as_view(), loss_rows, dx.reborrow())?;
         }
@@ -156,8 +163,8 @@ impl Head {
         chunk: &mut Chunk<'_>,
     ) -> Result<(), OpError> {
         rows::gather(queue, x, loss_rows, chunk.input.reborrow())?;
-        let (normed, inverse_rms) = (chunk.normed.reborrow(), chunk.inverse_rms.reborrow());
-        rms_norm::forward(queue, chunk.input.as_view(), weights[NORM], self.epsilon, normed, inverse_rms)?;
+        let (normed, statistics) = (chunk.normed.reborrow(), chunk.statistics.reborrow());
+        self.norm.forward(queue, chunk.input.as_view(), weights[NORM], normed, statistics)?;
         linear::forward(queue, chunk.normed.as_view(), weights[MATRIX], chunk.logits.reborrow())
     }
 
@@ -173,12 +180,12 @@ impl Head {
         linear::backward_weight(queue, dlogits, chunk.normed.as_view(), gradients[MATRIX].reborrow())?;
         linear::backward_input(queue, dlogits, weights[MATRIX], chunk.normed.reborrow())?;
         fill::zero(queue, chunk.dinput.reborrow())?;
-        rms_norm::backward(
+        self.norm.backward(
             queue,
             chunk.normed.as_view(),
             chunk.input.as_view(),
             weights[NORM],
-            chunk.inverse_rms.as_view(),
+            chunk.statistics.as_view(),
             chunk.dinput.reborrow(),
             gradients[NORM].reborrow(),
         )

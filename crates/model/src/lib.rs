@@ -4,15 +4,23 @@
 //! backward written by hand; a block keeps its input only and can compute the rest again. The step loop decides when
 //! weights arrive and gradients leave; a stage sees views.
 
+mod balance;
 mod block;
+pub mod catalogue;
 pub mod config;
 mod head;
 mod model;
+mod names;
+mod norm;
+mod sequence;
 mod stage;
 mod table;
 
-pub use block::Block;
+pub use balance::{Balance, BalanceGradient, BalanceSums};
+pub use block::{Block, Visit};
 pub use head::{Head, LossScale};
-pub use model::{EMBEDDING, Model, OUTPUT};
+pub use model::Model;
+pub use names::{Naming, Names};
+pub use sequence::{SequenceExchange, SequenceSplit, part};
 pub use stage::{Context, DecodeContext, MicroBatch};
 pub use table::{Initial, Parameter, Piece, Placed, Segment, UnitTable};

@@ -1,57 +1,72 @@
 //! A whole model as the step loop sees it: units of parameters, and the stages that use them in order.
 
-use crate::block::Block;
-use crate::config::LlamaConfig;
-use crate::head::Head;
-use crate::table::{Initial, Segment, UnitTable};
+use std::collections::HashSet;
 
-/// The name of the token embedding in a Hugging Face folder.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The name of the output matrix in a Hugging Face folder.
-pub const OUTPUT: &str = "lm_head.weight";
-const FINAL_NORM: &str = "model.norm.weight";
+use crate::balance::Balance;
+use crate::block::Block;
+use crate::config::ModelConfig;
+use crate::head::Head;
+use crate::names::{Naming, Names};
+use crate::table::{Initial, Segment, UnitTable};
 
 /// The stages of a model and the table of its units.
 ///
-/// Unit 0 is the embedding, unit 1 + i block i. The head's unit holds the output matrix and the final norm, in this order:
-/// the last unit, or unit 0 where the embedding is also the output matrix.
+/// Unit 0 is the embedding; the units of the blocks' stages follow. The head's unit holds the output matrix and the final
+/// norm, in this order: the last unit, or unit 0 where the embedding is also the output matrix.
 pub struct Model {
-    config: LlamaConfig,
+    config: ModelConfig,
+    names: Names,
     units: Vec<UnitTable>,
     blocks: Vec<Block>,
+    /// The unit of each block's first stage.
+    first_units: Vec<usize>,
     head: Head,
     head_unit: usize,
 }
 
 impl Model {
-    /// The model that a config describes.
-    pub fn new(config: LlamaConfig) -> Self {
+    /// The model that a config describes, with the tensor names that its family's folders have.
+    pub fn new(config: ModelConfig) -> Self {
+        let names = Names::new(config.family, Naming::default());
+        Self::with_names(config, names)
+    }
+
+    /// The model that a config describes, with the tensor names of a folder.
+    pub fn with_names(config: ModelConfig, names: Names) -> Self {
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
-        let matrix = |name: &str| {
-            Segment::of(name.into(), [vocabulary, hidden], Initial::Normal(config.initializer_range))
-        };
-        let final_norm = Segment::of(FINAL_NORM.into(), [hidden], Initial::Constant(1.0));
-        let (blocks, block_units): (Vec<_>, Vec<_>) =
-            (0..config.num_hidden_layers).map(|index| Block::new(&config, index)).unzip();
-        let mut units = Vec::with_capacity(blocks.len() + 2);
-        let head_unit;
-        if config.tie_word_embeddings {
-            units.push(UnitTable::new(vec![matrix(EMBEDDING), final_norm]));
-            units.extend(block_units);
-            head_unit = 0;
+        let matrix =
+            |name: String| Segment::of(name, [vocabulary, hidden], Initial::Normal(config.initializer_range));
+        let final_norm = Segment::of(names.final_norm(), [hidden], Initial::Constant(1.0));
+        let tied = config.tie_word_embeddings;
+        let embedding = matrix(names.embedding());
+        let mut units = vec![UnitTable::new(if tied {
+            vec![embedding, final_norm.clone()]
         } else {
-            units.push(UnitTable::new(vec![matrix(EMBEDDING)]));
+            vec![embedding]
+        })];
+        let (mut blocks, mut first_units) = (Vec::new(), Vec::new());
+        for index in 0..config.num_hidden_layers {
+            let (block, block_units) = Block::new(&config, &names.block(index));
+            blocks.push(block);
+            first_units.push(units.len());
             units.extend(block_units);
-            head_unit = units.len();
-            units.push(UnitTable::new(vec![matrix(OUTPUT), final_norm]));
         }
-        let head = Head::new(hidden, vocabulary, config.rms_norm_eps);
-        Self { config, units, blocks, head, head_unit }
+        let head_unit = if tied { 0 } else { units.len() };
+        if !tied {
+            units.push(UnitTable::new(vec![matrix(names.output()), final_norm]));
+        }
+        let head = Head::new(&config);
+        Self { config, names, units, blocks, first_units, head, head_unit }
     }
 
     /// The config.
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What its tensors are called in a Hugging Face folder.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// The tables of the units, in the order in which a forward needs them.
@@ -59,9 +74,20 @@ impl Model {
         &self.units
     }
 
-    /// The decoder blocks; block i uses unit 1 + i.
+    /// The decoder blocks.
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
+    }
+
+    /// The unit of a block's stage.
+    pub fn stage_unit(&self, block: usize, stage: usize) -> usize {
+        self.first_units[block] + stage
+    }
+
+    /// The unit that a forward needs after that of a block's stage.
+    pub fn unit_after(&self, block: usize, stage: usize) -> usize {
+        let last = block + 1 == self.blocks.len() && stage + 1 == self.blocks[block].stages();
+        if last { self.head_unit } else { self.stage_unit(block, stage) + 1 }
     }
 
     /// The head.
@@ -74,10 +100,22 @@ impl Model {
         self.head_unit
     }
 
-    /// Every parameter's name in a Hugging Face folder and its shape, in the order of the units.
+    /// What the load-balancing loss is summed over, where the model has experts.
+    pub fn balance(&self) -> Option<Balance> {
+        let experts = self.config.experts?;
+        Some(Balance { layers: self.blocks.len(), experts: experts.count })
+    }
+
+    /// Every tensor's name in a Hugging Face folder and its shape, in the order of the units.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let parameters = self.units.iter().flat_map(UnitTable::parameters);
-        parameters.map(|placed| (placed.parameter.name.clone(), placed.parameter.shape.clone())).collect()
+        let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut seen = HashSet::new();
+        for placed in self.units.iter().flat_map(UnitTable::parameters) {
+            if seen.insert(&placed.parameter.name) {
+                tensors.push((placed.parameter.name.clone(), placed.parameter.shape.clone()));
+            }
+        }
+        tensors
     }
 
     /// The number of parameters.

@@ -105,6 +105,47 @@ pub enum TrainError {
          run (another run_name) with a lower one"
     )]
     NotFiniteWeights { name: String },
+    #[error(
+        "the weights to start from are damaged: element {element} of {name} is {value}; fetch them again, or start from an \
+         earlier checkpoint"
+    )]
+    NotFiniteSource { name: String, element: usize, value: f32 },
+    #[error(
+        "{launcher} set {name} to '{found}', which names no process; start the run by mpirun, srun or torchrun, or unset the \
+         variable"
+    )]
+    Launch { launcher: &'static str, name: &'static str, found: String },
+    #[error(
+        "{launcher} started {processes} processes, but this build joins none to another; build it with --features mpi, or \
+         start one process"
+    )]
+    NoProcesses { launcher: &'static str, processes: usize },
+    #[error(
+        "{launcher} started {processes} processes, but MPI joined {found} of them; start the run by the mpirun of the MPI that \
+         the binary was built with, or by srun --mpi=pmix"
+    )]
+    Unlaunched { launcher: &'static str, processes: usize, found: usize },
+    #[error("rank 0 could not start the run: {message}")]
+    NotStarted { message: String },
+    #[error(
+        "rank {rank} sees another {key} than rank 0: {found} instead of {expected}; give all nodes the same run file, model and \
+         data, and the same binary"
+    )]
+    Disagreement { rank: usize, key: String, found: String, expected: String },
+    #[error(
+        "rank {rank} holds another state than rank {other} {moment}: {found} instead of {expected}. Replicated state must be \
+         equal; go on from the last checkpoint, and have the memory of its machine checked if it comes again"
+    )]
+    Diverged { rank: usize, other: usize, moment: &'static str, found: String, expected: String },
+    /// Another rank could not use a checkpoint that this one could.
+    #[error("rank {rank}: {message}")]
+    Elsewhere { rank: usize, message: String, damage: bool, passed_over: bool },
+    #[error("rank {rank} failed in its thread; its last words are above")]
+    Panicked { rank: usize },
+    #[error("{folder} is not there for rank {rank}: save_folder must be one folder that all nodes see", folder = folder.display())]
+    NotShared { folder: PathBuf, rank: usize },
+    #[error("rank {rank} could not write its part of a checkpoint: {message}")]
+    ShardFailed { rank: usize, message: String },
     #[error("the thread that wrote a checkpoint failed")]
     SaverFailed,
     #[error("eval_prompts: prompt {number} has no token; remove it")]
@@ -136,6 +177,11 @@ impl TrainError {
         self.file_error().is_some_and(FileError::is_storage_full)
     }
 
+    /// Whether a run can go on although this came of a checkpoint: the older ones stay as they are.
+    pub fn spares_the_run(&self) -> bool {
+        self.is_storage_full() || matches!(self, Self::ShardFailed { .. })
+    }
+
     /// The error of the file system behind it, if there is one.
     fn file_error(&self) -> Option<&FileError> {
         match self {
@@ -155,6 +201,7 @@ impl TrainError {
             return Fault::Input;
         }
         match self {
+            Self::Engine(error) if error.is_between_ranks() => Fault::Network,
             Self::Checkpoint(DcpError::File(_))
             | Self::Model(HuggingFaceError::File(_))
             | Self::Engine(_)
@@ -162,9 +209,14 @@ impl TrainError {
             | Self::Track(_)
             | Self::TooLarge { .. }
             | Self::SaverFailed
+            | Self::Panicked { .. }
+            | Self::Diverged { .. }
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
-            Self::Model(HuggingFaceError::Hub { .. }) => Fault::Network,
+            Self::Model(HuggingFaceError::Hub { .. })
+            | Self::NotStarted { .. }
+            | Self::Disagreement { .. }
+            | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,
         }
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use tessera_checkpoint::dcp::ComposerWeights;
 use tessera_data::{Task, TextTokenizer};
-use tessera_dist::Single;
+use tessera_dist::{Residency, Single};
 use tessera_model::Model;
 
-use crate::engine::{Engine, EngineSettings, GenerationSettings, Optimizer, Sampler};
+use crate::engine::{CHUNK_TOKENS, Engine, EngineSettings, GenerationSettings, Optimizer, Sampler};
 use crate::error::TrainError;
 use crate::observe::{Answer, Observer};
 use crate::plan::{DEFAULT_CONTEXT_LENGTH, OpenedModel};
@@ -68,7 +68,7 @@ impl Generator {
         )?;
         let by_template =
             if source.chat_template.is_some() { Task::ChatCompletion } else { Task::ContinuedPretrain };
-        let engine = Engine::new(Model::new(config), Box::new(Single), asking_only(positions))?;
+        let engine = Engine::new(Model::new(config), Single, asking_only(positions))?;
         match &settings.weights {
             Some(path) => {
                 let weights = ComposerWeights::open(path)?;
@@ -152,8 +152,11 @@ pub(crate) fn answer_texts(
 fn asking_only(positions: usize) -> EngineSettings {
     EngineSettings {
         micro_batch_tokens: positions,
+        micro_batch_rows: 1,
         positions,
+        chunk_tokens: CHUNK_TOKENS,
         recompute: true,
+        residency: Residency::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 0.0 },
         max_grad_norm: f64::INFINITY,
     }

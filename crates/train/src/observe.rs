@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tessera_checkpoint::huggingface::HubProgress;
 use tessera_data::Summary;
+use tessera_dist::Alarm;
 
 use crate::plan::RunPlan;
 
@@ -34,6 +35,9 @@ pub enum Update<'a> {
     Prepared(Split, &'a Summary),
     /// Every default is filled and every size known.
     Planned(&'a RunPlan),
+    /// Ranks wait for one another in vain. It comes from a thread of its own, and the run will not end by itself: whoever is told
+    /// must end the process.
+    Stalled(&'a Alarm),
     /// So many of all parameters have been read.
     LoadingWeights {
         /// Elements read.

@@ -376,24 +376,27 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// What helps where the hub does not hand a repository out.
+const LOCAL_FOLDER: &str = "or give a local folder with the model's files";
+
 /// What a refusal means and what to do about it.
 fn explain(error: &HFError) -> String {
     match error {
         HFError::AuthRequired { .. } => format!(
-            "{error}. The repository does not exist, or is private or gated: check its name; accept its \
-            licence on its page; set HF_TOKEN to a token of the account that did"
+            "{error}. The repository does not exist, or is private or gated: check its name; ask for access and \
+            accept the licence on its page; set HF_TOKEN to a token of the account that did; {LOCAL_FOLDER}"
         ),
         HFError::Forbidden { .. } => format!(
             "{error}. Access is not granted: accept the licence on the repository's page (some are reviewed \
-            by hand) and set HF_TOKEN to a token of that account with read rights"
+            by hand) and set HF_TOKEN to a token of that account with read rights; {LOCAL_FOLDER}"
         ),
-        HFError::RepoNotFound { .. } => format!("{error}. Check its name; if it is private, set HF_TOKEN"),
-        HFError::RevisionNotFound { .. } => {
-            format!(
-                "{error}. Check the repository's name and what stands after the @: a branch, tag or commit; \
-                if it is private, set HF_TOKEN"
-            )
-        }
+        HFError::RepoNotFound { .. } => format!(
+            "{error}. Check its name; it may have been withdrawn; if it is private, set HF_TOKEN; {LOCAL_FOLDER}"
+        ),
+        HFError::RevisionNotFound { .. } => format!(
+            "{error}. Check the repository's name and what stands after the @: a branch, tag or commit; the \
+            repository may have been withdrawn; if it is private, set HF_TOKEN; {LOCAL_FOLDER}"
+        ),
         HFError::EntryNotFound { .. } => {
             format!("{error}. The repository has changed while it was read; try again")
         }

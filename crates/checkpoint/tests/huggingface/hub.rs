@@ -262,7 +262,9 @@ fn refusals_say_what_to_do() {
         let hub = Hub::new();
         hub.state.lock().unwrap().refusal = Some(status);
         let problem = hub.open(&hub.options()).unwrap_err().to_string();
-        assert!(problem.contains(part) && problem.contains(ID), "{status}: {problem}");
+        for part in [part, ID, "or give a local folder"] {
+            assert!(problem.contains(part), "{status}: {part:?} is not in: {problem}");
+        }
     }
 }
 

@@ -5,15 +5,16 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tessera_data::Summary;
+use tessera_dist::Alarm;
 use tessera_train::observe::{Answer, EvaluationReport, Observer, Split, StepReport, Update};
 use tessera_train::plan::RunPlan;
 use tessera_train::speed::expected_flops_per_second;
 
+use crate::failure::NETWORK;
 use crate::output::{DIM, HEADING, Paint, complain};
 use crate::summary::run_summary;
 use crate::text::{count, counted, duration, percent, rate, shortened, value};
@@ -37,7 +38,6 @@ pub struct Reporter {
     /// Batches get lines.
     batch_lines: bool,
     paint: Paint,
-    training: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -81,7 +81,6 @@ impl Reporter {
             lines_to_stderr,
             batch_lines: !stderr || !(stdout || lines_to_stderr),
             paint: if lines_to_stderr { Paint::of_stderr() } else { Paint::of_stdout() },
-            training: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -91,9 +90,10 @@ impl Reporter {
         self.bar.clear();
     }
 
-    /// Whether batches are being done.
-    pub fn is_training(&self) -> bool {
-        self.training.load(Ordering::Relaxed)
+    /// Ends the process: the ranks that wait cannot.
+    fn stalled(&self, alarm: &Alarm) {
+        self.bar.aside(|| complain("error", &alarm.to_string()));
+        std::process::exit(i32::from(NETWORK));
     }
 
     /// The run's task, once it is known.
@@ -226,7 +226,6 @@ impl Observer for Reporter {
                 self.back_to_batches();
             }
             Update::TrainingStarts { batch, total } => {
-                self.training.store(true, Ordering::Relaxed);
                 self.show_batches(batch, total, String::new());
             }
             Update::Step(step) => self.step(step),
@@ -236,6 +235,7 @@ impl Observer for Reporter {
                 self.back_to_batches();
             }
             Update::Warning(warning) => self.bar.aside(|| complain("warning", warning)),
+            Update::Stalled(alarm) => self.stalled(alarm),
             Update::Downloading(_)
             | Update::Preparing(..)
             | Update::LoadingWeights { .. }

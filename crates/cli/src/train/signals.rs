@@ -31,7 +31,7 @@ pub fn watch(stop: StopSignal, reporter: Arc<Reporter>) -> io::Result<()> {
         for signal in signals.forever() {
             let again = stop.requested().is_some();
             // Before the first batch there is nothing to save.
-            if again || !reporter.is_training() {
+            if again || !stop.is_heard() {
                 reporter.leaving(signal, again);
                 signal_hook::low_level::exit(i32::from(exit_code(signal)));
             }

@@ -7,6 +7,7 @@ mod checkpoints;
 mod damage;
 mod full_disk;
 mod kills;
+mod models;
 mod running;
 mod showing;
 mod signals;

@@ -98,11 +98,13 @@ fn runs_are_listed() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let bench = Bench::new();
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 12] = [
         &["train"],
         &["validate"],
         &["inspect"],
         &["plan"],
+        &["models"],
+        &["models", "show"],
         &["checkpoint", "list"],
         &["checkpoint", "show"],
         &["checkpoint", "verify"],

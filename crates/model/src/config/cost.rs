@@ -1,6 +1,9 @@
 //! What a model costs: its parameters and the floating-point operations to train it.
 
-use super::LlamaConfig;
+use super::{ModelConfig, TorchDType};
+
+/// Bytes that each parameter takes while it is trained by AdamW: fp32 weight, gradient and two moments.
+const STATE_BYTES: u64 = 16;
 
 /// Floating-point operations of one training step (forward and backward, no recompute), for each token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,14 +25,42 @@ pub struct TrainingWork {
     pub squared_lengths: u64,
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// The exact number of trainable parameters. A tied head counts once.
     pub fn parameter_count(&self) -> u64 {
-        self.parameters_exact().min(u128::from(u64::MAX)) as u64
+        saturated(self.parameters_exact())
+    }
+
+    /// Bytes of the weights as they are stored; in 16 bits where the config does not say.
+    pub fn stored_bytes(&self) -> u64 {
+        let bytes = match self.stored_dtype {
+            Some(TorchDType::Float32) => 4,
+            Some(TorchDType::BFloat16 | TorchDType::Float16) | None => 2,
+        };
+        self.parameter_count().saturating_mul(bytes)
+    }
+
+    /// Bytes of weights, gradients and AdamW's moments in training, over all devices; what tokens take comes on top.
+    pub fn training_state_bytes(&self) -> u64 {
+        self.parameter_count().saturating_mul(STATE_BYTES)
+    }
+
+    /// The exact number of parameters that one token's forward uses: of the experts, only the active ones.
+    pub fn active_parameter_count(&self) -> u64 {
+        saturated(self.active_parameters())
     }
 
     /// [`parameter_count`](Self::parameter_count) in a type that no config within the size limits overflows.
     pub(super) fn parameters_exact(&self) -> u128 {
+        self.parameters_with(self.experts.map_or(0, |experts| experts.count))
+    }
+
+    fn active_parameters(&self) -> u128 {
+        self.parameters_with(self.experts.map_or(0, |experts| experts.active))
+    }
+
+    /// The parameters with so many experts a block, where there are experts; the router keeps its size.
+    fn parameters_with(&self, experts: usize) -> u128 {
         let [hidden, inner, vocabulary, layers] =
             [self.hidden_size, self.intermediate_size, self.vocab_size, self.num_hidden_layers]
                 .map(|size| size as u128);
@@ -38,34 +69,41 @@ impl LlamaConfig {
 
         let attention = 2 * hidden * queries + 2 * hidden * keys;
         let attention_bias = if self.attention_bias { queries + 2 * keys + hidden } else { 0 };
-        let feed_forward = 3 * hidden * inner;
-        let feed_forward_bias = if self.mlp_bias { 2 * inner + hidden } else { 0 };
+        let gated = 3 * hidden * inner;
+        let gated_bias = if self.mlp_bias { 2 * inner + hidden } else { 0 };
+        let feed_forward = match self.experts {
+            None => gated + gated_bias,
+            Some(all) => experts as u128 * gated + all.count as u128 * hidden,
+        };
         let norms = 2 * hidden;
-        let block = attention + attention_bias + feed_forward + feed_forward_bias + norms;
+        let block = attention + attention_bias + feed_forward + norms;
 
-        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        embeddings * vocabulary * hidden + layers * block + hidden
+        self.embeddings() * vocabulary * hidden + layers * block + hidden
+    }
+
+    /// How many matrices of the vocabulary's size there are.
+    fn embeddings(&self) -> u128 {
+        if self.tie_word_embeddings { 1 } else { 2 }
     }
 
     /// Operations that forward and backward of `work` need, nothing counted twice and nothing that is not needed: products of
-    /// the blocks for each token, of the head for each loss token, and causal attention within each document.
+    /// the blocks for each token, with its active experts only, of the head for each loss token, and causal attention within
+    /// each document.
     pub fn training_flops(&self, work: TrainingWork) -> f64 {
-        let head = self.vocab_size as f64 * self.hidden_size as f64;
-        let embeddings = if self.tie_word_embeddings { 1.0 } else { 2.0 };
-        let blocks = self.parameters_exact() as f64 - embeddings * head;
+        let head = self.vocab_size as u128 * self.hidden_size as u128;
+        let blocks = self.active_parameters() - self.embeddings() * head;
         let attention = (self.num_hidden_layers * self.num_attention_heads * self.head_dim) as f64;
-        6.0 * (blocks * work.tokens as f64
-            + head * work.loss_tokens as f64
+        6.0 * (blocks as f64 * work.tokens as f64
+            + head as f64 * work.loss_tokens as f64
             + attention * work.squared_lengths as f64)
     }
 
     /// Operations to train on one token of a sequence of `sequence_length`: `6·N + 12·L·heads·head_dim·s`,
-    /// where N leaves out the input embedding (a look-up) and counts the head, tied or not. A sliding window
-    /// is not subtracted, so that figures compare with other engines'.
+    /// where N is the active parameters without the input embedding (a look-up) and with the head, tied or not. A
+    /// sliding window is not subtracted, so that figures compare with other engines'.
     pub fn training_flops_per_token(&self, sequence_length: usize) -> TrainingFlops {
-        let input_embedding =
-            if self.tie_word_embeddings { 0 } else { self.vocab_size as u128 * self.hidden_size as u128 };
-        let products = 6.0 * (self.parameters_exact() - input_embedding) as f64;
+        let head = self.vocab_size as u128 * self.hidden_size as u128;
+        let products = 6.0 * (self.active_parameters() - (self.embeddings() - 1) * head) as f64;
         let attention =
             [12, self.num_hidden_layers, self.num_attention_heads, self.head_dim, sequence_length]
                 .map(|size| size as f64)
@@ -73,4 +111,8 @@ impl LlamaConfig {
                 .product::<f64>();
         TrainingFlops { full: products + attention, causal: products + attention / 2.0 }
     }
+}
+
+fn saturated(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }

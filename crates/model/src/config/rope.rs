@@ -1,7 +1,7 @@
 //! Rotary position embedding: its base, its scaling, and the inverse frequencies that follow.
 //!
-//! Both spellings are read: `rope_theta` beside `rope_scaling`, and `rope_parameters`, which holds both. The
-//! formulas are those of `transformers`, `modeling_rope_utils.py`.
+//! Every spelling is read: `rope_theta` beside `rope_scaling`, `rope_parameters`, which holds both, and DBRX's
+//! `attn_config.rope_theta`. The formulas are those of `transformers`, `modeling_rope_utils.py`.
 
 use std::f64::consts::PI;
 
@@ -9,9 +9,6 @@ use serde_json::Value;
 
 use super::ConfigError;
 use super::fields::Fields;
-
-/// The base where a config gives none, as in `transformers`.
-const DEFAULT_THETA: f64 = 10_000.0;
 
 /// Rotary position embedding as a model was trained with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,29 +49,31 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// Reads either spelling. Both together must agree.
-    pub(super) fn read(fields: &Fields<'_>) -> Result<Self, ConfigError> {
+    /// Reads every spelling there is; those that are there must agree. `attention` is an object within the config that may
+    /// hold the base too, `default_theta` the base where none does.
+    pub(super) fn read(
+        fields: &Fields<'_>,
+        attention: Option<&Fields<'_>>,
+        default_theta: f64,
+    ) -> Result<Self, ConfigError> {
         let parameters = fields.object("rope_parameters", "rope_parameters.")?;
         let scaling = fields.object("rope_scaling", "rope_scaling.")?;
-        let theta_beside = parameters.as_ref().map(theta).transpose()?.flatten();
-        let theta =
-            agreeing(fields, "rope_theta", theta(fields)?, "rope_parameters.rope_theta", theta_beside)?;
-        let scaling_of = |fields: Option<Fields<'_>>| match fields {
-            Some(fields) => RopeScaling::read(&fields),
-            None => Ok(None),
-        };
-        let scaling = agreeing(
-            fields,
-            "rope_scaling",
-            scaling_of(scaling)?,
-            "rope_parameters",
-            scaling_of(parameters)?,
-        )?;
-        refuse_partial_rotation(fields)?;
-        if let Some(parameters) = parameters {
-            refuse_partial_rotation(&parameters)?;
+        let mut thetas = Vec::new();
+        for fields in [Some(fields), parameters.as_ref(), attention].into_iter().flatten() {
+            thetas.extend(theta(fields)?.map(|theta| (fields.name("rope_theta"), theta)));
         }
-        Ok(Self { theta: theta.unwrap_or(DEFAULT_THETA), scaling: scaling.unwrap_or(RopeScaling::None) })
+        let mut scalings = Vec::new();
+        for (key, object) in [("rope_scaling", &scaling), ("rope_parameters", &parameters)] {
+            let read = object.as_ref().map(RopeScaling::read).transpose()?.flatten();
+            scalings.extend(read.map(|scaling| (key.to_owned(), scaling)));
+        }
+        for fields in [Some(fields), parameters.as_ref()].into_iter().flatten() {
+            refuse_partial_rotation(fields)?;
+        }
+        Ok(Self {
+            theta: agreeing(fields, thetas)?.unwrap_or(default_theta),
+            scaling: agreeing(fields, scalings)?.unwrap_or(RopeScaling::None),
+        })
     }
 
     /// The angle by which each pair of dimensions turns from one position to the next, in radians:
@@ -92,22 +91,20 @@ fn theta(fields: &Fields<'_>) -> Result<Option<f64>, ConfigError> {
     fields.number("rope_theta", "a number above 1, such as 500000.0", |theta| theta > 1.0)
 }
 
-/// The one of two spellings that is there, or what both say.
-fn agreeing<T: PartialEq + std::fmt::Debug>(
+/// What all spellings of a value that are there say; each is a key with its value.
+fn agreeing<T: Copy + PartialEq + std::fmt::Debug>(
     fields: &Fields<'_>,
-    first_key: &str,
-    first: Option<T>,
-    second_key: &str,
-    second: Option<T>,
+    spellings: Vec<(String, T)>,
 ) -> Result<Option<T>, ConfigError> {
-    match (first, second) {
-        (Some(first), Some(second)) if first != second => Err(ConfigError::Contradiction {
+    let Some((first_key, first)) = spellings.first() else { return Ok(None) };
+    match spellings.iter().find(|(_, value)| value != first) {
+        Some((second_key, second)) => Err(ConfigError::Contradiction {
             path: fields.path().to_owned(),
             first: format!("`{first_key}`: {first:?}"),
             second: format!("`{second_key}`: {second:?}"),
-            fix: "keep the spelling that the model was trained with and remove the other".to_owned(),
+            fix: "keep the one that the model was trained with and remove the other".to_owned(),
         }),
-        (first, second) => Ok(first.or(second)),
+        None => Ok(Some(*first)),
     }
 }
 

@@ -3,6 +3,11 @@
 /// The loss of a step in nats for each loss token, a mixture's balancing loss included.
 pub const LOSS: &str = "loss/train/total";
 
+/// The cross-entropy's part of [`LOSS`], logged for models with experts.
+pub const CROSS_ENTROPY_LOSS: &str = "loss/train/loss";
+/// The load-balancing loss's part of [`LOSS`], logged for models with experts.
+pub const LOAD_BALANCING_LOSS: &str = "loss/train/lbl";
+
 /// The prefix of the metrics that are taken from the training batch itself.
 pub const TRAIN_PREFIX: &str = "metrics/train/";
 /// Mean cross-entropy of the batch's loss tokens, in nats.

@@ -2,12 +2,12 @@
 
 use tessera_data::MicroBatch;
 use tessera_dist::DistError;
-use tessera_model::Context;
 use tessera_ops::step::statistic;
 use tessera_ops::{DType, fill};
 
-use super::Engine;
+use super::context::ContextPlace;
 use super::pass::{Keep, Pass, Targets, rope_view};
+use super::{Engine, Workspace};
 
 /// Sums over an evaluated data set.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,14 +21,18 @@ pub struct Evaluation {
 impl Engine {
     /// Adds the losses of one micro-batch.
     pub fn evaluate_micro_batch(&mut self, batch: &MicroBatch) -> Result<(), DistError> {
-        let targets = Targets::of(batch);
+        let Workspace { inputs, kept, scratch, exchange, .. } = &mut self.workspace;
+        let place = ContextPlace::new(self.units.mesh().context(), exchange);
+        let whole = batch.tokens.len();
+        let targets = Targets::of_part(batch, place.part(whole));
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = Context { queue: &self.queue, batch: targets.views(batch), rope_table };
+        let context = self.settings.context(&self.queue, targets.views(batch), rope_table);
+        let context = place.over(whole, context);
         let pass = Pass { model: &self.model, units: &self.units, context };
-        let last = pass.forward(&mut self.workspace, Keep::Nothing, |_, _| Ok(()))?;
-        let x = pass.stream(&mut self.workspace.inputs[last])?;
+        let last = pass.forward(inputs, kept, Keep::Nothing, None, |_, _| Ok(()))?;
+        let x = pass.stream(&mut inputs[last])?;
         let statistics = self.statistics.view_mut(DType::F64);
-        let arena = self.workspace.scratch.arena();
+        let arena = scratch.arena();
         pass.with_weights(self.model.head_unit(), Some(0), |weights| {
             Ok(self.model.head().evaluate(&context, weights, x.as_view(), statistics, arena)?)
         })
@@ -36,7 +40,7 @@ impl Engine {
 
     /// Ends an evaluation: the sums over all ranks since the last step or evaluation.
     pub fn finish_evaluation(&mut self) -> Result<Evaluation, DistError> {
-        self.units.group().all_reduce(&self.queue, self.statistics.view_mut(DType::F64))?.wait()?;
+        self.units.mesh().world().all_reduce(&self.queue, self.statistics.view_mut(DType::F64))?.wait()?;
         let view = self.statistics.view(DType::F64);
         let statistics = view.as_slice::<f64>()?;
         let evaluation =

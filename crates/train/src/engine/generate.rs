@@ -8,7 +8,7 @@ use tessera_dist::DistError;
 use tessera_model::{Block, Context, DecodeContext, Model};
 use tessera_ops::{Arena, Buffer, DType, OpError, View, ViewMut, embedding};
 
-use super::Engine;
+use super::{Engine, Workspace};
 use super::pass::{Keep, Pass, Targets, rope_view, rows, two};
 use crate::error::TrainError;
 use crate::spec::GenerationSpec;
@@ -201,14 +201,15 @@ impl Engine {
         };
         let targets = Targets::of(&batch);
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = Context { queue: &self.queue, batch: targets.views(&batch), rope_table };
+        let context = self.settings.context(&self.queue, targets.views(&batch), rope_table);
         let pass = Pass { model: &self.model, units: &self.units, context };
         let blocks = self.model.blocks();
-        let last = pass.forward(&mut self.workspace, Keep::Nothing, |index, kept| {
+        let Workspace { inputs, kept, scratch, .. } = &mut self.workspace;
+        let last = pass.forward(inputs, kept, Keep::Nothing, None, |index, kept| {
             after_block((index, &blocks[index]), &context, kept)
         })?;
-        let x = pass.stream(&mut self.workspace.inputs[last])?;
-        pass.logits(x.as_view(), &[length - 1], self.workspace.scratch.arena())
+        let x = pass.stream(&mut inputs[last])?;
+        pass.logits(x.as_view(), &[length - 1], scratch.arena())
     }
 
     /// Appends the last token of every sequence to the cache and returns the logits after it, one row each. A finished
@@ -225,6 +226,7 @@ impl Engine {
         let batch = tessera_model::MicroBatch {
             tokens: View::of(&tokens),
             positions: View::of(&lengths),
+            row_starts: View::of(&rows_of_all),
             cu_seqlens: View::of(&rows_of_all),
             loss_rows: View::of(&rows_of_all),
             targets: View::of(&rows_of_all),
@@ -234,7 +236,7 @@ impl Engine {
         let pass = Pass {
             model: &self.model,
             units: &self.units,
-            context: Context { queue: &self.queue, batch, rope_table },
+            context: self.settings.context(&self.queue, batch, rope_table),
         };
         let (inputs, kept) = (&mut self.workspace.inputs, &mut self.workspace.kept[0]);
         let first = rows(&mut inputs[0], count, hidden)?;
@@ -244,13 +246,16 @@ impl Engine {
         let blocks = self.model.blocks();
         for (index, block) in blocks.iter().enumerate() {
             let (x, y) = two(inputs, index % 2, (index + 1) % 2);
-            let (x, y) = (rows(x, count, hidden)?, rows(y, count, hidden)?);
+            let (x, mut y) = (rows(x, count, hidden)?, rows(y, count, hidden)?);
             let shape = [count, cache.capacity, cache.row_width];
-            let own = cache.blocks[index].view_mut(DType::F32).reshape(shape)?;
-            let next = if index + 1 < blocks.len() { index + 2 } else { self.model.head_unit() };
-            pass.with_weights(1 + index, Some(next), |weights| {
-                Ok(block.decode(&context, weights, x.as_view(), y, own, kept.arena())?)
-            })?;
+            let mut own = cache.blocks[index].view_mut(DType::F32).reshape(shape)?;
+            for stage in 0..block.stages() {
+                let (unit, next) = (self.model.stage_unit(index, stage), self.model.unit_after(index, stage));
+                pass.with_weights(unit, Some(next), |weights| {
+                    let (x, y, own) = (x.as_view(), y.reborrow(), own.reborrow());
+                    Ok(block.decode(stage, &context, weights, x, y, own, kept.arena())?)
+                })?;
+            }
         }
         let x = rows(&mut inputs[blocks.len() % 2], count, hidden)?;
         pass.logits(x.as_view(), &rows_of_all, self.workspace.scratch.arena())

@@ -1,10 +1,40 @@
-//! The memory plan: the size of every buffer as a function of the model, the micro-batch and the settings. The engine
-//! allocates from it, so what it says before a run is what the run uses.
+//! The memory plan: the size of every buffer as a function of the model, the ranks, the micro-batch and the settings. The
+//! engine allocates from it, so what it says before a run is what the run uses.
 
-use tessera_model::{Block, Head, Model};
-use tessera_ops::{Arena, DType};
+use tessera_dist::{Degrees, Mesh, SlotPlan, UnitSize};
+use tessera_model::{Block, Head, Model, UnitTable};
+use tessera_ops::step::{decision, statistic};
+use tessera_ops::{Arena, DType, OpError};
 
 use super::EngineSettings;
+use super::context::ContextBytes;
+
+/// How many ranks share one copy of the model, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sharing {
+    /// Ranks of which each owns an equal slice of every unit.
+    pub ranks: usize,
+    /// Those of them that share a sequence.
+    pub context: usize,
+    /// Whether what a rank owns is used where it lies: see [`tessera_dist::Group::lends`].
+    pub lends: bool,
+}
+
+impl Sharing {
+    /// That of a run's groups.
+    pub fn of(mesh: &Mesh) -> Self {
+        let shard = mesh.shard();
+        Self { ranks: shard.world_size(), context: mesh.context().world_size(), lends: shard.lends() }
+    }
+}
+
+/// That of the groups which these degrees make; one rank alone lends.
+impl From<Degrees> for Sharing {
+    fn from(Degrees { shard, context, .. }: Degrees) -> Self {
+        let ranks = shard * context;
+        Self { ranks, context, lends: ranks == 1 }
+    }
+}
 
 /// Bytes that one rank needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,46 +45,75 @@ pub struct MemoryPlan {
     pub moment_bytes: usize,
     /// Reduced gradients.
     pub gradient_bytes: usize,
+    /// Gathered weights.
+    pub weight_slot_bytes: usize,
+    /// Gradients on their way to the ranks that own them.
+    pub gradient_slot_bytes: usize,
     /// The residual stream at one place of the model `[T, H]`.
     pub input_bytes: usize,
     /// How many of these there are, the gradient that flows back included.
     pub inputs: usize,
-    /// What one block leaves for its backward.
+    /// What one block leaves for its backward, where ranks share sequences what that takes more included.
     pub kept_bytes: usize,
     /// How many of these there are.
     pub kept_arenas: usize,
-    /// Scratch of the head and of a block's backward.
-    pub scratch_bytes: usize,
+    /// Scratch of the head: one chunk of logits.
+    pub head_scratch_bytes: usize,
+    /// Scratch of a block's backward. It takes turns with the head's in one buffer.
+    pub block_scratch_bytes: usize,
+    /// What sequences that are shared take.
+    pub context: ContextBytes,
     /// Cosines and sines of the rotary embedding.
     pub rope_table_bytes: usize,
+    /// Sums of the load-balancing loss.
+    pub balance_bytes: usize,
+    /// A step's statistics and decision.
+    pub scalar_bytes: usize,
 }
 
 impl MemoryPlan {
-    /// The plan of one rank of `world_size`.
-    pub fn new(model: &Model, world_size: usize, settings: &EngineSettings) -> Self {
-        let shard: usize =
-            model.units().iter().map(|unit| unit.elements().div_ceil(world_size) * DType::F32.size()).sum();
+    /// The plan of one rank.
+    ///
+    /// # Errors
+    /// When the model's heads cannot be split over the ranks that share a sequence.
+    pub fn new(model: &Model, sharing: Sharing, settings: &EngineSettings) -> Result<Self, OpError> {
+        let sizes = unit_sizes(model);
+        let shard: usize = sizes.iter().map(|size| size.shard(sharing.ranks) * DType::F32.size()).sum();
+        let slots = SlotPlan::new(&sizes, sharing.ranks, sharing.lends, settings.residency);
         let tokens = settings.micro_batch_tokens;
         let blocks = model.blocks();
-        let largest = |bytes: fn(&Block, usize) -> usize| {
-            blocks.iter().map(|block| bytes(block, tokens)).max().unwrap_or(0)
+        let context = ContextBytes::new(model, sharing.context, tokens)?;
+        let chunk = settings.chunk_tokens();
+        let largest = |bytes: fn(&Block, usize, usize) -> usize| {
+            blocks.iter().map(|block| bytes(block, tokens, chunk)).max().unwrap_or(0)
         };
-        Self {
+        Ok(Self {
             master_bytes: shard,
             moment_bytes: shard * settings.optimizer.moments().len(),
             gradient_bytes: shard,
+            weight_slot_bytes: slots.weights.iter().sum(),
+            gradient_slot_bytes: slots.gradients.iter().sum(),
             input_bytes: Arena::cost(DType::F32, tokens * model.config().hidden_size),
             inputs: blocks.len() + 2,
-            kept_bytes: largest(Block::kept_bytes),
+            kept_bytes: largest(Block::kept_bytes) + context.arena,
             kept_arenas: if settings.recompute { 1 } else { blocks.len() },
-            scratch_bytes: largest(Block::backward_bytes).max(Head::scratch_bytes(model.head(), tokens)),
+            head_scratch_bytes: Head::scratch_bytes(model.head(), tokens),
+            block_scratch_bytes: largest(Block::backward_bytes) + context.arena,
+            context,
             rope_table_bytes: settings.positions * model.config().head_dim * DType::F32.size(),
-        }
+            balance_bytes: model.balance().map_or(0, |balance| balance.bytes(settings.micro_batch_rows)),
+            scalar_bytes: (statistic::COUNT + decision::COUNT) * DType::F64.size(),
+        })
     }
 
-    /// Bytes that do not depend on the micro-batch: weights, gradients, optimizer.
+    /// Bytes of a rank's own slices: weights, gradients, optimizer.
     pub fn state_bytes(&self) -> usize {
         self.master_bytes + self.moment_bytes + self.gradient_bytes
+    }
+
+    /// Bytes that units pass through.
+    pub fn slot_bytes(&self) -> usize {
+        self.weight_slot_bytes + self.gradient_slot_bytes
     }
 
     /// Bytes of the copy that a checkpoint written beside the training takes of weights and moments.
@@ -62,11 +121,35 @@ impl MemoryPlan {
         self.master_bytes + if weights_only { 0 } else { self.moment_bytes }
     }
 
+    /// Scratch of the head and of a block's backward.
+    pub fn scratch_bytes(&self) -> usize {
+        self.head_scratch_bytes.max(self.block_scratch_bytes)
+    }
+
+    /// What goes to the ranks that share a sequence, and what comes from them.
+    pub fn exchange_bytes(&self) -> usize {
+        2 * self.context.exchange
+    }
+
     /// Bytes that micro-batches work in.
     pub fn workspace_bytes(&self) -> usize {
         self.input_bytes * self.inputs
             + self.kept_bytes * self.kept_arenas
-            + self.scratch_bytes
+            + self.scratch_bytes()
+            + self.exchange_bytes()
             + self.rope_table_bytes
+            + self.balance_bytes
+            + self.scalar_bytes
     }
+
+    /// Everything that the engine allocates.
+    pub fn engine_bytes(&self) -> usize {
+        self.state_bytes() + self.slot_bytes() + self.workspace_bytes()
+    }
+}
+
+/// The extents of a model's units.
+pub fn unit_sizes(model: &Model) -> Vec<UnitSize> {
+    let size = |table: &UnitTable| UnitSize { elements: table.elements(), decayed: table.decayed() };
+    model.units().iter().map(size).collect()
 }

@@ -4,38 +4,65 @@
 //! unit's while one computes; gradients leave unit by unit on the way back. How many ranks share the units, and whether
 //! anything moves at all, the loop does not know.
 
+mod context;
 mod evaluate;
 mod generate;
 mod memory;
 mod optimizer;
 mod pass;
 mod step;
+#[cfg(test)]
+mod tests;
+mod traffic;
 mod weights;
 
+pub use context::{ContextBytes, balance_traffic_bytes, check_context, context_traffic_bytes};
 pub use evaluate::Evaluation;
 pub use generate::{GenerationSettings, Sampler, answer_cache_bytes};
-pub use memory::MemoryPlan;
+pub use memory::{MemoryPlan, Sharing, unit_sizes};
 pub use optimizer::Optimizer;
-pub use step::{OptimizerCounts, StepOutcome};
+pub use step::{OptimizerCounts, OwnNews, StepOutcome};
+pub use traffic::{ElementBytes, Moves, Traffic};
 
-use tessera_dist::{DistError, Group, Unit, UnitSize, Units};
-use tessera_model::Model;
+use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units};
+use tessera_model::{Context, MicroBatch, Model};
 use tessera_ops::step::{decision, statistic};
-use tessera_ops::{Buffer, DType, Queue, rope};
+use tessera_ops::{Buffer, DType, Queue, View, rope};
 
 /// What fixes the engine's buffers and its update rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineSettings {
-    /// The largest number of tokens of one micro-batch.
+    /// The largest number of tokens of one micro-batch; of this rank's part, where ranks share a sequence.
     pub micro_batch_tokens: usize,
+    /// The largest number of rows of one micro-batch.
+    pub micro_batch_rows: usize,
     /// Positions that a document can have.
     pub positions: usize,
+    /// Tokens on which feed-forward layers work at a time, where blocks are computed again on the way back.
+    pub chunk_tokens: usize,
     /// Whether blocks are computed again on the way back, keeping only their inputs.
     pub recompute: bool,
+    /// How long gathered weights stay.
+    pub residency: Residency,
     /// The update rule.
     pub optimizer: Optimizer,
     /// What the global gradient norm is clipped to; infinite clips nothing.
     pub max_grad_norm: f64,
+}
+
+/// Tokens of a chunk from which on feed-forward layers run at their best rate; more only cost memory.
+pub const CHUNK_TOKENS: usize = 4096;
+
+impl EngineSettings {
+    /// What the stages of a pass see.
+    fn context<'a>(&self, queue: &'a Queue, batch: MicroBatch<'a>, rope_table: View<'a>) -> Context<'a> {
+        Context { queue, batch, rope_table, chunk_tokens: self.chunk_tokens(), split: None }
+    }
+
+    /// Tokens on which feed-forward layers work at a time. Where nothing is computed again, all of it must be kept.
+    fn chunk_tokens(&self) -> usize {
+        if self.recompute { self.micro_batch_tokens.min(self.chunk_tokens) } else { self.micro_batch_tokens }
+    }
 }
 
 /// Memory that micro-batches work in.
@@ -48,6 +75,10 @@ struct Workspace {
     gradient: Buffer,
     /// Scratch of the head and of a block's backward.
     scratch: Buffer,
+    /// What the load-balancing loss is summed from; empty where there is none.
+    balance: Buffer,
+    /// What goes to the ranks that share a sequence and comes from them; empty where there are none.
+    exchange: Exchange,
 }
 
 /// A model that can be trained, evaluated and asked.
@@ -69,19 +100,18 @@ impl Engine {
     ///
     /// # Errors
     /// When the machine has no memory for a buffer.
-    pub fn new(model: Model, group: Box<dyn Group>, settings: EngineSettings) -> Result<Self, DistError> {
+    pub fn new(
+        model: Model,
+        mesh: impl Into<Mesh>,
+        settings: EngineSettings,
+    ) -> Result<Self, DistError> {
         let queue = Queue::cpu();
-        let (world_size, moments) = (group.world_size(), settings.optimizer.moments().len());
-        let units = model
-            .units()
-            .iter()
-            .map(|table| {
-                let size = UnitSize { elements: table.elements(), decayed: table.decayed() };
-                Unit::zeroed(size, world_size, moments)
-            })
-            .collect::<Result<_, _>>()?;
-        let units = Units::new(group, units)?;
-        let plan = MemoryPlan::new(&model, world_size, &settings);
+        let mesh = mesh.into();
+        let (world_size, moments) = (mesh.shard().world_size(), settings.optimizer.moments().len());
+        let units = unit_sizes(&model).into_iter().map(|size| Unit::zeroed(size, world_size, moments));
+        let units = units.collect::<Result<_, _>>()?;
+        let units = Units::with_residency(mesh, units, settings.residency)?;
+        let plan = MemoryPlan::new(&model, Sharing::of(units.mesh()), &settings)?;
         let buffers = |count: usize, bytes: usize| {
             (0..count).map(|_| Buffer::zeroed(bytes)).collect::<Result<Vec<_>, _>>()
         };
@@ -89,7 +119,9 @@ impl Engine {
             inputs: buffers(model.blocks().len() + 1, plan.input_bytes)?,
             kept: buffers(plan.kept_arenas, plan.kept_bytes)?,
             gradient: Buffer::zeroed(plan.input_bytes)?,
-            scratch: Buffer::zeroed(plan.scratch_bytes)?,
+            scratch: Buffer::zeroed(plan.scratch_bytes())?,
+            balance: Buffer::zeroed(plan.balance_bytes)?,
+            exchange: plan.context.buffers()?,
         };
         let mut rope_table = Buffer::zeroed(plan.rope_table_bytes)?;
         let frequencies = model.config().rope.inverse_frequencies(model.config().head_dim);
@@ -116,6 +148,13 @@ impl Engine {
     /// The sharded units.
     pub fn units(&self) -> &Units {
         &self.units
+    }
+
+    /// Which part of a batch this rank takes: its number among those that take one, and how many these are. Ranks that share
+    /// a sequence take the same.
+    pub fn data_place(&self) -> (usize, usize) {
+        let (world, context) = (self.units.mesh().world(), self.units.mesh().context().world_size());
+        (world.rank() / context, world.world_size() / context)
     }
 
     /// The settings.

@@ -1,31 +1,44 @@
 //! One way through the model: the order in which units arrive, and the stages' calls.
 
+use std::ops::Range;
+
 use tessera_data::{IGNORED_LABEL, MicroBatch};
 use tessera_dist::{DistError, Units};
-use tessera_model::{Context, Model};
+use tessera_model::{BalanceGradient, BalanceSums, Context, Model, Visit};
 use tessera_ops::{Buffer, DType, OpError, Queue, View, ViewMut, embedding};
 
-use super::Workspace;
+use super::context::stage_error;
 
-/// A micro-batch with the places of its targets, as the stages want it.
+/// A stretch of a micro-batch's tokens with the places of their targets, as the stages want it.
 pub(super) struct Targets {
+    part: Range<usize>,
     loss_rows: Vec<u32>,
     targets: Vec<u32>,
 }
 
 impl Targets {
+    /// Of all tokens.
     pub(super) fn of(batch: &MicroBatch) -> Self {
-        let labelled = || batch.labels.iter().enumerate().filter(|&(_, &label)| label != IGNORED_LABEL);
+        Self::of_part(batch, 0..batch.tokens.len())
+    }
+
+    /// Of the tokens `part`, which must be there.
+    pub(super) fn of_part(batch: &MicroBatch, part: Range<usize>) -> Self {
+        let labels = &batch.labels[part.clone()];
+        let labelled = || labels.iter().enumerate().filter(|&(_, &label)| label != IGNORED_LABEL);
         Self {
             loss_rows: labelled().map(|(row, _)| row as u32).collect(),
             targets: labelled().map(|(_, &label)| label as u32).collect(),
+            part,
         }
     }
 
+    /// Of the micro-batch that they were made of.
     pub(super) fn views<'a>(&'a self, batch: &'a MicroBatch) -> tessera_model::MicroBatch<'a> {
         tessera_model::MicroBatch {
-            tokens: View::of(&batch.tokens),
-            positions: View::of(&batch.positions),
+            tokens: View::of(&batch.tokens[self.part.clone()]),
+            positions: View::of(&batch.positions[self.part.clone()]),
+            row_starts: View::of(&batch.row_starts),
             cu_seqlens: View::of(&batch.cu_seqlens),
             loss_rows: View::of(&self.loss_rows),
             targets: View::of(&self.targets),
@@ -89,34 +102,82 @@ impl Pass<'_> {
     /// block's arena before the next block uses it.
     pub(super) fn forward(
         &self,
-        workspace: &mut Workspace,
+        inputs: &mut [Buffer],
+        kept: &mut [Buffer],
         keep: Keep,
+        mut balance: Option<&mut BalanceSums<'_>>,
         mut after_block: impl FnMut(usize, &mut Buffer) -> Result<(), OpError>,
     ) -> Result<usize, DistError> {
         let place = |index: usize| if keep == Keep::ForBackward { index } else { index % 2 };
-        let blocks = self.model.blocks();
-        let first = self.stream(&mut workspace.inputs[0])?;
+        let first = self.stream(&mut inputs[0])?;
         self.with_weights(0, Some(1), |weights| {
             Ok(embedding::forward(self.queue(), self.context.batch.tokens, weights[0], first)?)
         })?;
+        let blocks = self.model.blocks();
         for (index, block) in blocks.iter().enumerate() {
-            let (x, y) = two(&mut workspace.inputs, place(index), place(index + 1));
-            let (x, y) = (self.stream(x)?, self.stream(y)?);
-            let arena = index % workspace.kept.len();
-            let kept = &mut workspace.kept[arena];
-            let next = if index + 1 < blocks.len() { index + 2 } else { self.model.head_unit() };
-            self.with_weights(1 + index, Some(next), |weights| {
-                block.forward(&self.context, weights, x.as_view(), Some(y), kept.arena())?;
-                Ok(after_block(index, kept)?)
-            })?;
+            let (x, y) = two(inputs, place(index), place(index + 1));
+            let (x, mut y) = (self.stream(x)?, self.stream(y)?);
+            let arena = index % kept.len();
+            let kept = &mut kept[arena];
+            for stage in 0..block.stages() {
+                let (unit, next) = (self.model.stage_unit(index, stage), self.model.unit_after(index, stage));
+                self.with_weights(unit, Some(next), |weights| {
+                    let (x, y, balance) = (x.as_view(), y.reborrow(), balance.as_deref_mut());
+                    block
+                        .forward(stage, &self.context, weights, x, y, kept.arena(), balance)
+                        .map_err(stage_error)
+                })?;
+            }
+            after_block(index, kept)?;
         }
         Ok(place(blocks.len()))
+    }
+
+    /// From the gradient of the head's input to that of the first block's, through the blocks' `visits`.
+    pub(super) fn backward(
+        &self,
+        visits: &[(usize, usize, Visit)],
+        inputs: &mut [Buffer],
+        kept: &mut [Buffer],
+        scratch: &mut Buffer,
+        balance: Option<BalanceGradient<'_>>,
+        dx: &mut ViewMut<'_>,
+    ) -> Result<(), DistError> {
+        for (place, &(unit, index, visit)) in visits.iter().enumerate() {
+            let next = visits.get(place + 1).map_or(0, |&(unit, ..)| unit);
+            let block = &self.model.blocks()[index];
+            let x = self.stream(&mut inputs[index])?;
+            let arena = index % kept.len();
+            let kept = kept[arena].arena();
+            if !visit.backward {
+                self.with_weights(unit, Some(next), |weights| {
+                    block.recompute(&self.context, weights, x.as_view(), kept).map_err(stage_error)
+                })?;
+                continue;
+            }
+            self.with_gradients(unit, Some(next), |weights, gradients| {
+                let (context, x, dx, scratch) = (&self.context, x.as_view(), dx.reborrow(), scratch.arena());
+                let done = block.backward(visit, context, weights, x, kept, dx, gradients, scratch, balance);
+                done.map_err(stage_error)
+            })?;
+        }
+        Ok(())
     }
 
     /// The `[T, H]` front of a buffer.
     pub(super) fn stream<'b>(&self, buffer: &'b mut Buffer) -> Result<ViewMut<'b>, OpError> {
         rows(buffer, self.context.batch.tokens(), self.model.config().hidden_size)
     }
+}
+
+/// The stages on the way back, each with its unit and block. What the last block kept is still there.
+pub(super) fn visits(model: &Model, recompute: bool) -> Vec<(usize, usize, Visit)> {
+    let blocks = model.blocks();
+    let visits = blocks.iter().enumerate().rev().flat_map(|(index, block)| {
+        let visits = block.visits(recompute && index + 1 < blocks.len());
+        visits.into_iter().map(move |visit| (model.stage_unit(index, visit.stage), index, visit))
+    });
+    visits.collect()
 }
 
 /// The table of the rotary embedding `[positions, head size]`.

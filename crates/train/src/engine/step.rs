@@ -1,20 +1,26 @@
 //! One training step: micro-batches forward and backward, then one decision and one update.
 
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 use tessera_data::MicroBatch;
 use tessera_dist::DistError;
-use tessera_model::{Context, LossScale};
+use tessera_model::LossScale;
 use tessera_ops::step::{decide, decision, statistic};
 use tessera_ops::{DType, OpError, View, embedding, fill, squared_norm};
 
-use super::Engine;
+use super::context::ContextPlace;
 use super::optimizer::Slice;
-use super::pass::{Keep, Pass, Targets, rope_view};
+use super::pass::{Keep, Pass, Targets, rope_view, visits};
+use super::{Engine, Workspace};
 
 /// What came of a step, the same on every rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutcome {
     /// Σ of the token losses.
     pub loss_sum: f64,
+    /// The load-balancing loss as it is added to the loss; zero without experts.
+    pub balance_loss: f64,
     /// Loss tokens whose target had the largest logit.
     pub hits: f64,
     /// The norm of the gradient before clipping.
@@ -23,44 +29,68 @@ pub struct StepOutcome {
     pub skipped_in_a_row: u64,
     /// Whether any rank was asked to stop.
     pub stop_wanted: bool,
+    /// How long the step took rank 0, by whose clock all go.
+    pub elapsed: Duration,
+}
+
+/// What a rank adds to a step's sums besides its losses and gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnNews {
+    /// Whether it was asked to stop.
+    pub stop_wanted: bool,
+    /// How long the step took it.
+    pub elapsed: Duration,
+}
+
+impl OwnNews {
+    fn write_to(self, statistics: &mut [f64], rank: usize) {
+        statistics[statistic::STOP_WANTED] = f64::from(u8::from(self.stop_wanted));
+        statistics[statistic::ELAPSED] = if rank == 0 { self.elapsed.as_secs_f64() } else { 0.0 };
+    }
 }
 
 impl Engine {
     /// Adds one micro-batch's losses to the step's statistics and its gradients to the units. A rank without rows passes an
     /// empty micro-batch, so that all ranks make the same collectives.
     pub fn train_micro_batch(&mut self, batch: &MicroBatch, scale: LossScale) -> Result<(), DistError> {
-        let targets = Targets::of(batch);
+        let Workspace { inputs, kept, gradient, scratch, balance, exchange } = &mut self.workspace;
+        let place = ContextPlace::new(self.units.mesh().context(), exchange);
+        let whole = batch.tokens.len();
+        let targets = Targets::of_part(batch, place.part(whole));
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = Context { queue: &self.queue, batch: targets.views(batch), rope_table };
+        let context = self.settings.context(&self.queue, targets.views(batch), rope_table);
+        let context = place.over(whole, context);
         let pass = Pass { model: &self.model, units: &self.units, context };
-        let workspace = &mut self.workspace;
-        let blocks = self.model.blocks();
-        let last = pass.forward(workspace, Keep::ForBackward, |_, _| Ok(()))?;
+        let mut balance = match self.model.balance() {
+            Some(balanced) => {
+                let mut buffer = balance.view_mut(DType::F64);
+                fill::zero(&self.queue, buffer.reborrow())?;
+                Some((balanced, balanced.sums(buffer, batch.row_starts.len() - 1)?))
+            }
+            None => None,
+        };
+        let sums = balance.as_mut().map(|(_, sums)| sums);
+        let last = pass.forward(inputs, kept, Keep::ForBackward, sums, |_, _| Ok(()))?;
+        if let Some((_, sums)) = &mut balance {
+            place.add_up(&self.queue, sums)?;
+        }
+        if let Some((balance, sums)) = balance.as_ref().filter(|_| place.counts()) {
+            let total = self.statistics.view_mut(DType::F64).range(statistic::BALANCE_LOSS, 1)?;
+            balance.loss(&self.queue, sums, context.batch.row_starts, scale.balance, total)?;
+        }
 
-        let x = pass.stream(&mut workspace.inputs[last])?;
+        let x = pass.stream(&mut inputs[last])?;
         let statistics = self.statistics.view_mut(DType::F64);
-        let mut dx = pass.stream(&mut workspace.gradient)?;
-        let arena = workspace.scratch.arena();
-        pass.with_gradients(self.model.head_unit(), Some(blocks.len()), |weights, gradients| {
-            let dx = dx.reborrow();
+        let mut dx = pass.stream(gradient)?;
+        let visits = visits(&self.model, self.settings.recompute);
+        let next = visits.first().map(|&(unit, ..)| unit);
+        pass.with_gradients(self.model.head_unit(), next, |weights, gradients| {
+            let (dx, arena) = (dx.reborrow(), scratch.arena());
             let head = self.model.head();
             Ok(head.train(&context, weights, x.as_view(), scale, statistics, dx, gradients, arena)?)
         })?;
-
-        for (index, block) in blocks.iter().enumerate().rev() {
-            let x = pass.stream(&mut workspace.inputs[index])?;
-            let kept = &mut workspace.kept[if self.settings.recompute { 0 } else { index }];
-            let scratch = workspace.scratch.arena();
-            // What the last block kept is still there.
-            let recompute = self.settings.recompute && index + 1 < blocks.len();
-            pass.with_gradients(1 + index, Some(index), |weights, gradients| {
-                if recompute {
-                    block.forward(&context, weights, x.as_view(), None, kept.arena())?;
-                }
-                let dx = dx.reborrow();
-                Ok(block.backward(&context, weights, x.as_view(), kept.arena(), dx, gradients, scratch)?)
-            })?;
-        }
+        let balance = balance.as_ref().map(|(balance, sums)| balance.gradient(sums, scale.balance));
+        pass.backward(&visits, inputs, kept, scratch, balance, &mut dx)?;
         pass.with_gradients(0, None, |_, gradients| {
             let table = gradients[0].reborrow();
             Ok(embedding::backward(&self.queue, context.batch.tokens, dx.as_view(), table)?)
@@ -68,23 +98,25 @@ impl Engine {
     }
 
     /// Ends a step: sums over all ranks, one decision, and the update at `multiplier` times the peak learning rate.
-    /// `stop_wanted` is told to the other ranks. `before_update` is called with each unit before it changes.
+    /// `own` news are told to the other ranks. `before_update` is called with each unit before it changes.
     pub fn finish_step(
         &mut self,
         multiplier: f64,
-        stop_wanted: bool,
+        own: OwnNews,
         mut before_update: impl FnMut(usize),
     ) -> Result<StepOutcome, DistError> {
         let queue = &self.queue;
         self.units.finish_reductions()?;
-        for (index, unit) in self.units.iter().enumerate() {
+        // Every copy of the model has the same gradient by now: it counts once.
+        let counts = self.units.mesh().replicate().rank() == 0;
+        for (index, unit) in self.units.iter().enumerate().filter(|_| counts) {
             let gradient = unit.gradient().lock().map_err(|_| DistError::Abandoned { unit: index })?;
             let total = self.statistics.view_mut(DType::F64).range(statistic::SQUARED_NORM, 1)?;
             squared_norm::add(queue, gradient.view(DType::F32), total)?;
         }
         let mut statistics = self.statistics.view_mut(DType::F64);
-        statistics.as_slice_mut::<f64>()?[statistic::STOP_WANTED] = f64::from(u8::from(stop_wanted));
-        self.units.group().all_reduce(queue, statistics)?.wait()?;
+        own.write_to(statistics.as_slice_mut::<f64>()?, self.units.mesh().world().rank());
+        self.units.mesh().world().all_reduce(queue, statistics)?.wait()?;
         let statistics = self.statistics.view(DType::F64);
         decide(queue, statistics, self.settings.max_grad_norm, self.decision.view_mut(DType::F64))?;
         self.update(multiplier, &mut before_update)?;
@@ -140,7 +172,7 @@ impl Engine {
 }
 
 /// The optimizer's own counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OptimizerCounts {
     /// Updates done.
     pub updates: u64,
@@ -154,9 +186,11 @@ fn outcome(statistics: View<'_>, decision: View<'_>) -> Result<StepOutcome, OpEr
     let (statistics, decision) = (statistics.as_slice::<f64>()?, decision.as_slice::<f64>()?);
     Ok(StepOutcome {
         loss_sum: statistics[statistic::LOSS_SUM],
+        balance_loss: statistics[statistic::BALANCE_LOSS],
         hits: statistics[statistic::HITS],
         gradient_norm: statistics[statistic::SQUARED_NORM].sqrt(),
         skipped_in_a_row: decision[decision::SKIPPED_IN_A_ROW] as u64,
         stop_wanted: statistics[statistic::STOP_WANTED] > 0.0,
+        elapsed: Duration::try_from_secs_f64(statistics[statistic::ELAPSED]).unwrap_or_default(),
     })
 }

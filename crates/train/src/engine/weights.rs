@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tessera_checkpoint::WeightSource;
-use tessera_dist::DistError;
+use tessera_dist::{DistError, Weights};
 use tessera_model::{Initial, UnitTable};
 use tessera_ops::{DType, ViewMut, random};
 
@@ -11,6 +11,11 @@ use super::Engine;
 use crate::error::TrainError;
 
 impl Engine {
+    /// A unit's weights, gathered from all ranks, which all call this.
+    pub fn weights(&self, unit: usize) -> Result<Weights<'_>, DistError> {
+        self.units.weights(&self.queue, unit)
+    }
+
     /// This rank's slice of a unit, in elements of the unit.
     pub fn slice(&self, unit: usize) -> Range<usize> {
         let group = self.units.group();
@@ -32,18 +37,24 @@ impl Engine {
         Ok(self.units.weights_changed()?)
     }
 
-    /// Fills the master weights from `source`, reading this rank's ranges only. `read` is called with the number of
-    /// elements after each piece.
+    /// Fills the master weights from `source`, reading this rank's ranges only. `tables` are those of the units with the
+    /// names that the source has for its tensors. `read` is called with the number of elements after each piece.
     pub fn load_weights(
         &self,
+        tables: &[UnitTable],
         source: &dyn WeightSource,
         mut read: impl FnMut(usize),
     ) -> Result<(), TrainError> {
+        let mut tables = tables.iter();
         self.for_each_master(|table, slice, master| {
-            for piece in table.pieces(slice) {
-                let elements = piece.place.len();
-                source.read(&piece.parameter.name, piece.first, &mut master[piece.place])?;
-                read(elements);
+            for piece in tables.next().unwrap_or(table).pieces(slice) {
+                let (name, master) = (&piece.parameter.name, &mut master[piece.place]);
+                source.read(name, piece.first, master)?;
+                if let Some((place, &value)) = master.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+                    let element = piece.first + place;
+                    return Err(TrainError::NotFiniteSource { name: name.clone(), element, value });
+                }
+                read(master.len());
             }
             Ok(())
         })
@@ -55,7 +66,7 @@ impl Engine {
         let mut before = 0;
         self.for_each_master(|table, slice, master| {
             for piece in table.pieces(slice) {
-                let first = before + first_in_unit(table, &piece.parameter.name) + piece.first;
+                let first = before + piece.before;
                 let master = &mut master[piece.place];
                 match piece.parameter.initial {
                     Initial::Constant(value) => master.fill(value),
@@ -70,13 +81,4 @@ impl Engine {
             Ok(())
         })
     }
-}
-
-/// Elements of the parameters that stand before `name` in a unit.
-fn first_in_unit(table: &UnitTable, name: &str) -> usize {
-    table
-        .parameters()
-        .take_while(|placed| placed.parameter.name != name)
-        .map(|placed| placed.parameter.elements())
-        .sum()
 }

@@ -4,7 +4,6 @@
 use std::fmt;
 
 use tessera_data::Task;
-use tessera_model::Model;
 
 use crate::error::TrainError;
 use crate::plan::Prepared;
@@ -113,7 +112,7 @@ impl Prepared {
     /// # Errors
     /// When they are missing, damaged or those of another model.
     pub fn check_first_weights(&self) -> Result<(), TrainError> {
-        state::check(&self.plan.settings, &self.source, &Model::new(self.config.clone()))
+        state::check(&self.plan.settings, &self.source, &self.config)
     }
 }
 

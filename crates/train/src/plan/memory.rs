@@ -2,23 +2,26 @@
 
 use std::num::NonZeroUsize;
 
+use tessera_dist::Degrees;
 use tessera_model::Model;
 
 use super::{RunPlan, Settings, engine_settings};
 use crate::engine::MemoryPlan;
 use crate::error::TrainError;
-use crate::spec::MicrobatchSize;
+use crate::spec::{MicrobatchSize, Parallel, ShardDegree};
 
 /// Tokens of a micro-batch from which on matrix products run at their best rate; more only cost memory.
 const GOOD_MICRO_BATCH_TOKENS: usize = 4096;
 /// The share of the machine's memory that a plan may use.
 const USABLE_MEMORY: f64 = 0.85;
+/// More ranks than any run has: a degree above it is refused when the run starts.
+const MOST_RANKS: usize = 1 << 20;
 
 /// What memory is for, and how many bytes of it.
 type Part = (&'static str, usize);
 
 impl RunPlan {
-    /// What memory is needed for, and how many bytes of it.
+    /// What this process needs memory for, and how many bytes of it: for all ranks that run in it.
     pub fn memory_parts(&self) -> Vec<Part> {
         parts(&self.memory, &self.settings, self.answer_bytes)
     }
@@ -30,28 +33,40 @@ impl RunPlan {
 }
 
 fn parts(memory: &MemoryPlan, settings: &Settings, answer_bytes: usize) -> Vec<Part> {
-    let mut parts = vec![
+    let snapshot = if settings.save_async { memory.snapshot_bytes(settings.save_weights_only) } else { 0 };
+    let parts = [
         ("weights", memory.master_bytes),
         ("optimizer", memory.moment_bytes),
         ("gradients", memory.gradient_bytes),
-    ];
-    if settings.save_async {
-        parts.push(("copy for a checkpoint", memory.snapshot_bytes(settings.save_weights_only)));
-    }
-    if answer_bytes > 0 {
-        parts.push(("cache for answers", answer_bytes));
-    }
-    parts.extend([
+        ("gathered weights", memory.weight_slot_bytes),
+        ("leaving gradients", memory.gradient_slot_bytes),
+        ("copy for a checkpoint", snapshot),
+        ("cache for answers", answer_bytes),
         ("inputs of blocks", memory.input_bytes * memory.inputs),
         ("kept for the backward", memory.kept_bytes * memory.kept_arenas),
-        ("scratch", memory.scratch_bytes),
+        ("scratch", memory.scratch_bytes()),
+        ("exchange of sequences", memory.exchange_bytes()),
         ("rotary table", memory.rope_table_bytes),
-    ]);
-    parts
+        ("sums", memory.balance_bytes + memory.scalar_bytes),
+    ];
+    let ranks = settings.local_ranks().get();
+    parts.into_iter().filter(|&(_, bytes)| bytes > 0).map(|(part, bytes)| (part, bytes * ranks)).collect()
 }
 
 fn total(parts: &[Part]) -> usize {
     parts.iter().map(|(_, bytes)| bytes).sum()
+}
+
+/// How the ranks of a run are cut, as far as one process can tell: as many ranks as `parallel` names, and where it leaves
+/// their number open those of this process. More ranks than that only need less memory each.
+fn least_degrees(settings: &Settings) -> Degrees {
+    let Parallel { shard, replicate, context, .. } = settings.parallel;
+    let [replicate, context] = [replicate, context].map(|degree| degree.get().min(MOST_RANKS));
+    let shard = match shard {
+        ShardDegree::Remaining => settings.local_ranks().get().div_ceil(replicate * context),
+        ShardDegree::Ranks(ranks) => ranks.get().min(MOST_RANKS),
+    };
+    Degrees { shard, replicate, context }
 }
 
 /// Decides `device_train_microbatch_size: auto` from the memory plan and the machine's total memory: the same machine always
@@ -61,27 +76,30 @@ pub(super) fn decide_microbatch(
     model: &Model,
     answer_bytes: usize,
 ) -> Result<MemoryPlan, TrainError> {
-    let plan = |rows: usize| MemoryPlan::new(model, 1, &engine_settings(settings, rows));
+    let degrees = least_degrees(settings);
+    let plan = |rows: usize| MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows));
     let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes));
     let there = total_memory();
     let usable = (there as f64 * USABLE_MEMORY) as usize;
     let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
+    let own = settings.global_train_batch_size.div_ceil(degrees.shard * degrees.replicate);
     let mut rows = match settings.device_train_microbatch_size {
-        MicrobatchSize::Auto => good.min(settings.global_train_batch_size),
+        MicrobatchSize::Auto => good.min(own),
         MicrobatchSize::Rows(rows) => rows.get(),
     };
+    let mut memory = plan(rows)?;
     while rows > 1
         && settings.device_train_microbatch_size == MicrobatchSize::Auto
-        && needed(&plan(rows)) > usable
+        && needed(&memory) > usable
     {
         rows /= 2;
+        memory = plan(rows)?;
     }
-    let memory = plan(rows);
     if needed(&memory) > usable {
         return Err(TrainError::TooLarge {
             needed: gibibytes(needed(&memory)),
             total: gibibytes(there),
-            states: gibibytes(memory.state_bytes()),
+            states: gibibytes(memory.state_bytes() * settings.local_ranks().get()),
             tokens: settings.context_length * rows,
         });
     }

@@ -1,6 +1,7 @@
 //! From a run file to a run that is ready to start: every default filled, every path read, every size known.
 
 pub mod advice;
+pub mod cluster;
 mod memory;
 mod settings;
 
@@ -11,11 +12,12 @@ use std::time::Duration;
 use tessera_checkpoint::huggingface::{HubOptions, ModelLocation, ModelSource};
 use tessera_checkpoint::{StoredDType, WeightSource};
 use tessera_data::{Dataset, Order, Summary, TextTokenizer};
+use tessera_dist::Residency;
 use tessera_files::FileError;
-use tessera_model::Model;
-use tessera_model::config::{LlamaConfig, TrainingWork};
+use tessera_model::config::{ModelConfig, TrainingWork};
+use tessera_model::{Model, Names};
 
-use crate::engine::{EngineSettings, MemoryPlan, Optimizer, answer_cache_bytes};
+use crate::engine::{CHUNK_TOKENS, EngineSettings, MemoryPlan, Optimizer, answer_cache_bytes};
 use crate::error::TrainError;
 use crate::observe::{Observer, Split, Update};
 use crate::schedule::Schedule;
@@ -72,7 +74,9 @@ pub struct Prepared {
     /// Whether its folder holds a checkpoint to go on from.
     pub resumes: bool,
     /// The model's config.
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
+    /// What the tensors of its checkpoints and exports are called.
+    pub names: Names,
     /// The model's files.
     pub source: ModelSource,
     /// The model's tokenizer.
@@ -105,7 +109,7 @@ pub struct OpenedModel {
     /// The model's files.
     pub source: ModelSource,
     /// What its `config.json` says.
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
 }
 
 impl OpenedModel {
@@ -117,7 +121,7 @@ impl OpenedModel {
         }
         let source = ModelSource::open(&ModelLocation::parse(model)?, &hub)?;
         let place = std::path::Path::new(model).join("config.json");
-        let config = LlamaConfig::parse(&source.config.to_string(), &place)?;
+        let config = ModelConfig::parse(&source.config.to_string(), &place)?;
         Ok(Self { source, config })
     }
 }
@@ -127,7 +131,7 @@ pub struct Resolved {
     /// The run file with every default filled in.
     pub settings: Settings,
     source: ModelSource,
-    config: LlamaConfig,
+    config: ModelConfig,
 }
 
 /// Reads the model's files and fills in the run file's defaults.
@@ -150,6 +154,11 @@ pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, 
 }
 
 impl Resolved {
+    /// The model's config.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     /// Reads the data, and plans the run.
     ///
     /// # Errors
@@ -160,10 +169,14 @@ impl Resolved {
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
         }
-        let model = Model::new(config.clone());
         if settings.validate_inputs && saved.is_none() {
-            state::check(&settings, &source, &model)?;
+            state::check(&settings, &source, &config)?;
         }
+        let names = match &saved {
+            Some(saved) => saved.names(&config),
+            None => state::names(&settings, &source, &config)?,
+        };
+        let model = Model::with_names(config.clone(), names);
         let tokenizer = TextTokenizer::with_date(
             &source.tokenizer_json,
             source.tokenizer_config.as_ref(),
@@ -199,7 +212,7 @@ impl Resolved {
             settings,
         };
         let resumes = saved.is_some();
-        Ok(Prepared { plan, resumes, config, source, tokenizer, prompts, train, train_summary, eval })
+        Ok(Prepared { plan, resumes, config, names, source, tokenizer, prompts, train, train_summary, eval })
     }
 }
 
@@ -242,11 +255,18 @@ pub(crate) fn work_of(data: &Dataset, rows: impl IntoIterator<Item = usize>) -> 
     work
 }
 
-fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSettings {
+/// What an engine for these settings is to be made with, where `microbatch_rows` rows are computed at a time.
+pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSettings {
     EngineSettings {
-        micro_batch_tokens: microbatch_rows * settings.context_length,
+        micro_batch_tokens: (microbatch_rows * settings.context_length).div_ceil(settings.parallel.context.get()),
+        micro_batch_rows: microbatch_rows,
         positions: settings.context_length,
+        chunk_tokens: CHUNK_TOKENS,
         recompute: settings.activation_checkpointing == ActivationCheckpointing::Block,
+        residency: match settings.parallel.reshard_after_forward {
+            true => Residency::WhileUsed,
+            false => Residency::WholeStep,
+        },
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,
     }

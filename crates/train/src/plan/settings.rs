@@ -2,13 +2,15 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::civil::Date;
 use serde::Serialize;
 use tessera_checkpoint::StoredDType;
 use tessera_data::{DataSettings, Task};
+use tessera_dist::Degrees;
 use tessera_files::{Digest, Sha256, sha256_hex};
-use tessera_model::config::{LlamaConfig, TorchDType};
+use tessera_model::config::{ModelConfig, TorchDType};
 
 use crate::error::TrainError;
 use crate::spec::{
@@ -64,6 +66,8 @@ pub struct Settings {
     pub activation_checkpointing: ActivationCheckpointing,
     pub devices: Devices,
     pub parallel: Parallel,
+    pub dist_timeout: f64,
+    pub dist_startup_timeout: f64,
     pub eval_interval: Interval,
     pub template_date: Date,
     /// Whether the run file says the day.
@@ -72,7 +76,7 @@ pub struct Settings {
 }
 
 /// Keys that a resumed run may change: they do not touch the numbers of training.
-const FREE_KEYS: [&str; 17] = [
+const FREE_KEYS: [&str; 19] = [
     "eval_data_path",
     "eval_prompts",
     "eval_generation",
@@ -89,6 +93,8 @@ const FREE_KEYS: [&str; 17] = [
     "activation_checkpointing",
     "devices",
     "parallel",
+    "dist_timeout",
+    "dist_startup_timeout",
     "eval_interval",
 ];
 
@@ -100,7 +106,7 @@ impl Settings {
     /// When the model or this build cannot do what is asked for.
     pub fn resolve(
         spec: RunSpec,
-        config: &LlamaConfig,
+        config: &ModelConfig,
         stored: impl FnOnce() -> Option<StoredDType>,
     ) -> Result<Self, TrainError> {
         let maximum = config.max_position_embeddings;
@@ -143,7 +149,9 @@ impl Settings {
             shuffle: spec.shuffle.unwrap_or(true),
             activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Block),
             devices: devices(spec.devices)?,
-            parallel: parallel(spec.parallel)?,
+            parallel: spec.parallel.unwrap_or_default(),
+            dist_timeout: spec.dist_timeout.unwrap_or(600.0),
+            dist_startup_timeout: spec.dist_startup_timeout.unwrap_or(1800.0),
             eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
             date_is_given: spec.template_date.is_some(),
             template_date: spec.template_date.unwrap_or_else(|| jiff::Zoned::now().date()),
@@ -218,8 +226,48 @@ impl Settings {
         }
     }
 
+    /// How long ranks wait for one another.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.dist_timeout)
+    }
+
+    /// How long they do until the first batch.
+    pub fn startup_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.dist_startup_timeout)
+    }
+
+    /// The ranks of this process: one a device.
+    pub fn local_ranks(&self) -> NonZeroUsize {
+        match self.devices {
+            Devices::Cpu { ranks } => ranks,
+            Devices::Auto | Devices::EveryGpu | Devices::Gpus(_) => NonZeroUsize::MIN,
+        }
+    }
+
+    /// How `world_size` ranks share the work.
+    ///
+    /// # Errors
+    /// When `parallel` does not divide them, or asks for what the model cannot be divided into.
+    pub fn degrees(&self, world_size: usize, config: &ModelConfig) -> Result<Degrees, TrainError> {
+        let Parallel { shard, replicate, context, .. } = self.parallel;
+        let (replicate, context) = (replicate.get(), context.get());
+        let others = replicate.saturating_mul(context);
+        let shard = match shard {
+            ShardDegree::Remaining if world_size.is_multiple_of(others) => world_size / others,
+            ShardDegree::Ranks(shard) if shard.get().saturating_mul(others) == world_size => shard.get(),
+            _ => {
+                let found = serde_json::to_string(&self.parallel)?;
+                let expected = format!(
+                    "degrees whose product is {world_size}, the number of ranks (shard: -1 takes what the others leave)"
+                );
+                return Err(TrainError::unsupported("parallel", found, expected));
+            }
+        };
+        Ok(Degrees { shard, replicate, context })
+    }
+
     /// What data preparation needs to know, for the data at `path`.
-    pub fn data_settings(&self, path: &str, config: &LlamaConfig) -> DataSettings {
+    pub fn data_settings(&self, path: &str, config: &ModelConfig) -> DataSettings {
         DataSettings {
             path: path.into(),
             task: self.task(),
@@ -282,7 +330,7 @@ pub struct Difference {
 /// The source's element type. What is not fp32 is exported in bf16: trained weights may leave fp16's range.
 fn export_precision(
     given: Option<HfSavePrecision>,
-    config: &LlamaConfig,
+    config: &ModelConfig,
     stored: impl FnOnce() -> Option<StoredDType>,
 ) -> HfSavePrecision {
     match given.unwrap_or(HfSavePrecision::Auto) {
@@ -310,23 +358,11 @@ fn precision(given: Option<Precision>) -> Result<Precision, TrainError> {
 fn devices(given: Option<Devices>) -> Result<Devices, TrainError> {
     match given.unwrap_or(Devices::Auto) {
         Devices::Auto => Ok(Devices::Cpu { ranks: NonZeroUsize::MIN }),
-        Devices::Cpu { ranks } if ranks == NonZeroUsize::MIN => Ok(Devices::Cpu { ranks }),
+        Devices::Cpu { ranks } => Ok(Devices::Cpu { ranks }),
         devices => Err(TrainError::unsupported(
             "devices",
             devices,
-            "cpu or auto: this build trains on one CPU device".into(),
+            "cpu, cpu:4 (ranks) or auto: this build trains on CPUs only".into(),
         )),
     }
-}
-
-fn parallel(given: Option<Parallel>) -> Result<Parallel, TrainError> {
-    let parallel = given.unwrap_or_default();
-    let sharded = matches!(parallel.shard, ShardDegree::Ranks(ranks) if ranks.get() > 1);
-    if sharded || parallel.replicate.get() > 1 || parallel.context.get() > 1 {
-        let found = serde_json::to_string(&parallel)?;
-        let expected =
-            "one rank: shard -1 or 1, replicate 1, context 1, since this build trains on one device";
-        return Err(TrainError::unsupported("parallel", found, expected.into()));
-    }
-    Ok(parallel)
 }

@@ -1,50 +1,49 @@
 //! The batches of a run, one after the other.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tessera_data::{MicroBatch, Order, split};
+use tessera_dist::Deadline;
 use tessera_model::LossScale;
-use tessera_track::{
-    EventLog, EventType, GenerationsLog, MetricsLog, Record, ResumePoint, SpeedMonitor, StepWork, names,
-};
+use tessera_track::{EventLog, EventType, Record, ResumePoint, SpeedMonitor, StepWork, names};
 
-use super::between::{Between, Logs};
-use super::{Outcome, RunFolder, StopSignal};
-use crate::engine::{Engine, StepOutcome};
+use super::between::Between;
+use super::logs::{Logs, ResumePoints};
+use super::{Outcome, RunPaths, StopSignal};
+use crate::engine::{Engine, OwnNews, StepOutcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, StepReport, Update};
 use crate::plan::{Prepared, work_of};
 use crate::speed::peak_flops_per_second;
 use crate::state::Position;
-use crate::state::{Owed, Resumed};
+use crate::state::Resumed;
 
+/// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
+const SIGTERM: i32 = 15;
 /// Steps without a finite gradient in a row after which a run gives up.
 const MOST_SKIPPED_STEPS: u64 = 5;
 
 /// What a run is made of, besides the engine.
 pub(super) struct Parts<'a> {
     pub prepared: &'a Prepared,
-    pub folder: &'a RunFolder,
-    pub events: &'a mut EventLog,
+    pub folder: &'a RunPaths,
+    /// Rank 0's.
+    pub events: Option<&'a mut EventLog>,
     pub observer: &'a dyn Observer,
     pub stop: &'a StopSignal,
+    /// How long ranks wait for one another; a start takes longer than a step.
+    pub deadline: &'a Deadline,
 }
 
 /// Trains from `resumed` (or the beginning) to the end, or until a signal comes.
 pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) -> Result<Outcome, TrainError> {
-    let Parts { prepared, folder, events, observer, stop } = parts;
+    let Parts { prepared, folder, events, observer, stop, deadline } = parts;
     // What is still owed will be written again.
-    let point = |owed: fn(Owed) -> bool| {
-        resumed.map(|Resumed { position, owed: left }| ResumePoint {
-            batch: position.batch,
-            keep_moment: !owed(left),
-        })
-    };
-    let mut logs = Logs {
-        events,
-        metrics: MetricsLog::open(folder.path(), point(|owed| owed.evaluation))?,
-        generations: GenerationsLog::open(folder.path(), point(|owed| owed.answers))?,
-    };
+    let points = resumed.map(|Resumed { position, owed }| {
+        let point = |owed: bool| ResumePoint { batch: position.batch, keep_moment: !owed };
+        ResumePoints { metrics: point(owed.evaluation), generations: point(owed.answers) }
+    });
+    let mut logs = Logs::open(events, folder.path(), points)?;
     let mut between = Between::new(prepared, folder, observer);
     let mut training = Training::new(prepared, engine);
     let total = prepared.plan.length.total_batches;
@@ -59,11 +58,13 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
         }
     };
     let fields = [("batch", position.batch.into())];
-    logs.events.record(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
+    logs.event(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
+    stop.listen();
     observer.observe(Update::TrainingStarts { batch: position.batch, total });
     while position.batch < total {
         let before = position;
         let step = training.step(&mut position, &between, stop)?;
+        deadline.set(prepared.plan.settings.timeout());
         between.append(&training.record(&step, &before, &position), &mut logs)?;
         observer.observe(Update::Step(&step.report));
         let skipped = step.outcome.skipped_in_a_row;
@@ -77,8 +78,9 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
             )));
         }
         let positions = (&before, &position);
-        if let Some(signal) = stop.requested().filter(|_| step.outcome.stop_wanted && position.batch < total)
-        {
+        if step.outcome.stop_wanted && position.batch < total {
+            // Another rank may have been asked, not this one.
+            let signal = stop.requested().unwrap_or(SIGTERM);
             let checkpoint = between.save_to_stop(&training.engine, positions, &mut logs)?;
             let message = format!("stopped by signal {signal} after batch {}", position.batch);
             between.note(EventType::Stopped, message, &[("batch", position.batch.into())], &mut logs);
@@ -89,7 +91,7 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
     let fields = [("batch", total.into())];
     between.note(EventType::TrainFinished, "all batches are done".into(), &fields, &mut logs);
     let checkpoint = between.finish(&training.engine, &position, &mut logs)?;
-    logs.metrics.sync()?;
+    logs.sync()?;
     between.note(EventType::Completed, "everything is saved".into(), &fields, &mut logs);
     Ok(Outcome::Completed(folder.finished(total, checkpoint)?))
 }
@@ -101,6 +103,8 @@ struct Training<'a> {
     order: Order,
     batch: MicroBatch,
     speed: SpeedMonitor,
+    /// How long the last update took, which the next step's time is told with.
+    updating: Duration,
 }
 
 /// What a step came to.
@@ -108,18 +112,23 @@ struct Step {
     outcome: StepOutcome,
     report: StepReport,
     speed: tessera_track::Speed,
+    /// Nats for each loss token, without the load-balancing loss.
+    cross_entropy: f64,
     loss_tokens: u64,
 }
 
 impl<'a> Training<'a> {
     fn new(prepared: &'a Prepared, engine: Engine) -> Self {
-        let peak = peak_flops_per_second();
+        let ranks = engine.units().mesh().world().world_size();
+        // The ranks of a process share its processor.
+        let peak = peak_flops_per_second() / prepared.plan.settings.local_ranks().get() as f64;
         Self {
             prepared,
             engine,
             order: prepared.order(),
             batch: MicroBatch::default(),
-            speed: SpeedMonitor::new(1, Some(peak)),
+            updating: Duration::ZERO,
+            speed: SpeedMonitor::new(ranks, Some(peak)),
         }
     }
 
@@ -137,37 +146,43 @@ impl<'a> Training<'a> {
         let samples = rows.iter().flatten().count() as u64;
         let work = work_of(data, rows.iter().copied().flatten());
         // A batch without a single target has no loss and no gradient; the weights still move by their momentum.
-        let scale = 1.0 / work.loss_tokens.max(1) as f64;
-        let group = self.engine.units().group();
-        let own = split(&rows, group.rank(), group.world_size());
+        let coefficient = self.prepared.config.experts.map_or(0.0, |experts| experts.balance_loss_coefficient);
+        let scale = LossScale {
+            token: 1.0 / work.loss_tokens.max(1) as f64,
+            balance: coefficient / samples.max(1) as f64,
+        };
+        let (place, places) = self.engine.data_place();
+        let own = split(&rows, place, places);
         // Empty rows come last. As many micro-batches as the fullest rank needs are run on each: none of them all empty.
-        let filled = (samples as usize).div_ceil(group.world_size());
+        let filled = (samples as usize).div_ceil(places);
         for rows in own[..filled].chunks(plan.settings.microbatch_rows()) {
             data.micro_batch_into(rows, &mut self.batch);
-            self.engine.train_micro_batch(&self.batch, LossScale(scale))?;
+            self.engine.train_micro_batch(&self.batch, scale)?;
         }
         let multiplier = plan.schedule.multiplier(position.batch);
-        let stop_wanted = stop.requested().is_some();
-        let outcome =
-            self.engine.finish_step(multiplier, stop_wanted, |unit| between.wait_until_copied(unit))?;
+        let computed = started.elapsed();
+        let own = OwnNews { stop_wanted: stop.requested().is_some(), elapsed: self.updating + computed };
+        let outcome = self.engine.finish_step(multiplier, own, |unit| between.wait_until_copied(unit))?;
         let elapsed = started.elapsed();
+        self.updating = elapsed - computed;
         let batch = position.batch;
         let epoch_length = plan.length.epoch.batches();
-        position.advance(samples, work.tokens, elapsed, epoch_length);
+        position.advance(samples, work.tokens, outcome.elapsed, epoch_length);
         let flops = self.prepared.config.training_flops(work);
         let speed = self.speed.observe(StepWork { elapsed, tokens: work.tokens, samples, flops });
         let total_batches = plan.length.total_batches;
+        let cross_entropy = outcome.loss_sum * scale.token;
         let report = StepReport {
             batch,
             total_batches,
-            loss: outcome.loss_sum * scale,
+            loss: cross_entropy + outcome.balance_loss,
             learning_rate: plan.settings.learning_rate * multiplier,
             gradient_norm: outcome.gradient_norm,
             tokens_per_second: speed.tokens,
             mfu: speed.mfu,
             remaining: speed.remaining(total_batches - position.batch),
         };
-        Ok(Step { outcome, report, speed, loss_tokens: work.loss_tokens })
+        Ok(Step { outcome, report, speed, cross_entropy, loss_tokens: work.loss_tokens })
     }
 
     /// The batch's line of `metrics.jsonl`. Counts are those before the batch, as Composer logs them, but for the tokens, so
@@ -175,18 +190,19 @@ impl<'a> Training<'a> {
     fn record(&self, step: &Step, before: &Position, after: &Position) -> Record {
         let StepReport { loss, learning_rate, gradient_norm, .. } = step.report;
         let class = self.engine.settings().optimizer.class_name();
-        let hours = |duration: std::time::Duration| duration.as_secs_f64() / 3600.0;
+        let hours = |duration: Duration| duration.as_secs_f64() / 3600.0;
         let microbatch = self.prepared.plan.settings.microbatch_rows();
         let memory = &self.prepared.plan.memory;
         let allocated = memory.state_bytes() + memory.workspace_bytes();
+        let cross_entropy = step.cross_entropy;
         let record = Record::training(before.batch, loss)
             .with(names::EPOCH, before.epoch)
             .with(names::SAMPLE, before.sample)
             .with(names::TOKEN, after.token)
             .with(names::BATCH_IN_EPOCH, before.batch_in_epoch)
             .with(names::SAMPLE_IN_EPOCH, before.sample_in_epoch)
-            .with(names::TRAIN_CROSS_ENTROPY, loss)
-            .with(names::TRAIN_PERPLEXITY, loss.exp())
+            .with(names::TRAIN_CROSS_ENTROPY, cross_entropy)
+            .with(names::TRAIN_PERPLEXITY, cross_entropy.exp())
             .with(names::TRAIN_ACCURACY, step.outcome.hits / step.loss_tokens.max(1) as f64)
             .with(names::learning_rate(class, 0), learning_rate)
             .with(names::GRADIENT_NORM, gradient_norm)
@@ -196,6 +212,12 @@ impl<'a> Training<'a> {
             .with(names::PEAK_MEMORY, self.prepared.plan.memory_bytes() as f64 / 1e9)
             .with(names::TRAIN_HOURS, hours(after.elapsed))
             .with(names::REMAINING_HOURS, hours(step.report.remaining));
+        let record = match self.engine.model().balance() {
+            Some(_) => record
+                .with(names::CROSS_ENTROPY_LOSS, cross_entropy)
+                .with(names::LOAD_BALANCING_LOSS, step.outcome.balance_loss),
+            None => record,
+        };
         step.speed.write_to(record)
     }
 }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use tessera_checkpoint::dcp::list_checkpoints;
 use tessera_data::{Dataset, MicroBatch};
-use tessera_track::{EventLog, EventType, Generation, GenerationsLog, MetricsLog, Record, names};
+use tessera_track::{EventType, Generation, Record, names};
 
-use super::RunFolder;
+use super::RunPaths;
+use super::logs::Logs;
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::generate::answer_texts;
@@ -22,7 +23,7 @@ use crate::time::Interval;
 /// Everything that a run does besides its batches.
 pub(super) struct Between<'a> {
     prepared: &'a Prepared,
-    folder: &'a RunFolder,
+    folder: &'a RunPaths,
     observer: &'a dyn Observer,
     saver: Saver,
     weights_only: bool,
@@ -39,15 +40,8 @@ struct Due {
     save: bool,
 }
 
-/// The files that a run writes as it goes on.
-pub(super) struct Logs<'a> {
-    pub events: &'a mut EventLog,
-    pub metrics: MetricsLog,
-    pub generations: GenerationsLog,
-}
-
 impl<'a> Between<'a> {
-    pub(super) fn new(prepared: &'a Prepared, folder: &'a RunFolder, observer: &'a dyn Observer) -> Self {
+    pub(super) fn new(prepared: &'a Prepared, folder: &'a RunPaths, observer: &'a dyn Observer) -> Self {
         let settings = &prepared.plan.settings;
         let saver = Saver::new(SaverSettings {
             folder: folder.checkpoints(),
@@ -56,6 +50,7 @@ impl<'a> Between<'a> {
                 CheckpointsToKeep::Newest(count) => Some(count.get()),
             },
             beside: settings.save_async,
+            patience: settings.timeout(),
         });
         Self {
             prepared,
@@ -117,7 +112,7 @@ impl<'a> Between<'a> {
         self.make_up_for(Owed { export: owed.export && !last, ..owed }, engine, position.batch, logs)?;
         self.save_is_due |= save;
         if self.save_is_due && (healthy || last) {
-            logs.metrics.sync()?;
+            logs.sync()?;
             self.save(engine, position, Owed::default(), last, logs)?;
         } else if self.saver.has_news() {
             self.settle(logs)?;
@@ -145,10 +140,10 @@ impl<'a> Between<'a> {
     /// Appends a line to the metrics. If the disk is full, perhaps with a checkpoint that will fail for it, waits for that and
     /// tries once more.
     pub(super) fn append(&mut self, record: &Record, logs: &mut Logs<'_>) -> Result<(), TrainError> {
-        match logs.metrics.append(record) {
+        match logs.metrics(record) {
             Err(error) if error.is_storage_full() => {
                 self.settle(logs)?;
-                Ok(logs.metrics.append(record)?)
+                Ok(logs.metrics(record)?)
             }
             appended => Ok(appended?),
         }
@@ -163,7 +158,7 @@ impl<'a> Between<'a> {
         logs: &mut Logs<'_>,
     ) -> Result<PathBuf, TrainError> {
         let owed = self.due(positions).owed;
-        logs.metrics.sync()?;
+        logs.sync()?;
         self.weights_only = false;
         self.save(engine, positions.1, owed, true, logs)?;
         self.last_is(positions.1)
@@ -244,7 +239,7 @@ impl<'a> Between<'a> {
                     logs,
                 );
             }
-            Err(error) if error.is_storage_full() => {
+            Err(error) if error.spares_the_run() => {
                 let warning = format!("a checkpoint could not be saved: {error}");
                 self.observer.observe(Update::Warning(&warning));
                 self.last_failure = Some(error);
@@ -262,7 +257,7 @@ impl<'a> Between<'a> {
         fields: &[(&str, serde_json::Value)],
         logs: &mut Logs<'_>,
     ) {
-        if let Err(error) = logs.events.record(kind, message, fields) {
+        if let Err(error) = logs.event(kind, message, fields) {
             self.observer.observe(Update::Warning(&format!("{kind} could not be recorded: {error}")));
         }
     }
@@ -320,10 +315,10 @@ impl<'a> Between<'a> {
             .iter()
             .map(|Answer { prompt, text }| Generation { batch, prompt: prompt.clone(), answer: text.clone() })
             .collect();
-        match logs.generations.append(&lines) {
+        match logs.generations(&lines) {
             Err(error) if error.is_storage_full() => {
                 self.settle(logs)?;
-                logs.generations.append(&lines)?;
+                logs.generations(&lines)?;
             }
             appended => appended?,
         }
@@ -341,8 +336,8 @@ fn evaluate(
     observer: &dyn Observer,
 ) -> Result<EvaluationReport, TrainError> {
     let rows: Vec<_> = (0..data.rows()).map(Some).collect();
-    let group = engine.units().group();
-    let own = tessera_data::split(&rows, group.rank(), group.world_size());
+    let (place, places) = engine.data_place();
+    let own = tessera_data::split(&rows, place, places);
     let mut micro_batch = MicroBatch::default();
     let mut done = 0;
     for part in own.chunks(microbatch_rows) {

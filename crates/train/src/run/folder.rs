@@ -12,10 +12,26 @@ use crate::plan::file_error;
 use crate::run::Finished;
 use crate::state::checkpoints_in;
 
+/// The folder of what ranks did last, in a run's folder.
+pub const FLIGHT: &str = "flight";
+
 /// A run's folder, held by this process alone.
 pub struct RunFolder {
-    path: PathBuf,
+    paths: RunPaths,
     _lock: FolderLock,
+}
+
+impl std::ops::Deref for RunFolder {
+    type Target = RunPaths;
+
+    fn deref(&self) -> &RunPaths {
+        &self.paths
+    }
+}
+
+/// Where things lie in a run's folder.
+pub struct RunPaths {
+    path: PathBuf,
 }
 
 impl RunFolder {
@@ -26,9 +42,26 @@ impl RunFolder {
     pub fn open(path: PathBuf) -> Result<Self, TrainError> {
         std::fs::create_dir_all(&path).map_err(|source| file_error("create", &path, source))?;
         match FolderLock::try_take(&path)? {
-            Some(lock) => Ok(Self { path, _lock: lock }),
+            Some(lock) => Ok(Self { paths: RunPaths::new(path), _lock: lock }),
             None => Err(TrainError::Busy { folder: path }),
         }
+    }
+
+    /// Its paths.
+    pub fn paths(&self) -> &RunPaths {
+        &self.paths
+    }
+}
+
+impl RunPaths {
+    /// Those of the folder at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// What ranks did last, where they waited for one another in vain.
+    pub fn flight(&self) -> PathBuf {
+        self.path.join(FLIGHT)
     }
 
     /// The folder itself.

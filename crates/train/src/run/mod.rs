@@ -1,44 +1,65 @@
 //! A run from its folder to its last checkpoint: starting or going on, the batches, what happens between them, the end.
+//!
+//! One process leads: it has rank 0, opens the run's folder, prepares the data, and writes what there is to write. The others
+//! wait for its word, then find everything prepared. From there on all ranks do the same.
 
 mod batches;
 mod between;
 mod folder;
+mod logs;
+mod rank;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
-use tessera_dist::Single;
-use tessera_model::Model;
+use tessera_dist::Deadline;
 use tessera_track::{EventLog, EventType, read_events, write_report};
 
-use crate::engine::Engine;
 use crate::error::{Fault, TrainError};
-use crate::observe::{EvaluationReport, Observer, Update};
+use crate::launch::{Launch, Ranks};
+use crate::observe::{EvaluationReport, Observer, Silent, Update};
 use crate::plan::advice::advise;
-use crate::plan::{Prepared, resolve};
+use crate::plan::{Prepared, Resolved, resolve};
 use crate::spec::RunSpec;
 use crate::state;
 
-pub use folder::RunFolder;
+pub use folder::{FLIGHT, RunFolder, RunPaths};
 
-/// Set from a signal handler: which signal asked the run to stop, 0 while none has.
+/// Set from a signal handler: which signal asked the run to stop.
 #[derive(Debug, Clone, Default)]
-pub struct StopSignal(Arc<AtomicI32>);
+pub struct StopSignal(Arc<StopState>);
+
+#[derive(Debug, Default)]
+struct StopState {
+    /// 0 while none has.
+    signal: AtomicI32,
+    heard: AtomicBool,
+}
 
 impl StopSignal {
     /// Asks the run to stop after the batch under way.
     pub fn request(&self, signal: i32) {
-        self.0.store(signal, Ordering::Relaxed);
+        self.0.signal.store(signal, Ordering::Relaxed);
     }
 
     /// The signal that asked, if one did.
     pub fn requested(&self) -> Option<i32> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.signal.load(Ordering::Relaxed) {
             0 => None,
             signal => Some(signal),
         }
+    }
+
+    /// Whether the run will do as it is asked: it has come to its batches. Before, there is nothing to save.
+    pub fn is_heard(&self) -> bool {
+        self.0.heard.load(Ordering::Relaxed)
+    }
+
+    fn listen(&self) {
+        self.0.heard.store(true, Ordering::Relaxed);
     }
 }
 
@@ -77,48 +98,134 @@ pub struct Finished {
     pub last_evaluation: Option<EvaluationReport>,
 }
 
-/// Runs what `spec` describes, or goes on with it where its folder holds a checkpoint.
+/// Runs what `spec` describes, or goes on with it where its folder holds a checkpoint, as the process that `launch` says.
+/// An observer of a process that does not lead is told of failures only.
 ///
 /// # Errors
-/// For everything that can be wrong with the run file, the model, the data or the machine.
-pub fn train(spec: RunSpec, observer: &Arc<dyn Observer>, stop: &StopSignal) -> Result<Outcome, TrainError> {
-    let resolved = resolve(spec, observer)?;
-    let folder = RunFolder::open(resolved.settings.run_folder())?;
-    // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
-    remove_leftovers(&folder.checkpoints())?;
-    remove_leftovers(&folder.exports())?;
-    let mut events = EventLog::open(folder.path())?;
-    let prepared = match resolved.prepare(observer) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            if read_events(folder.path())?.is_empty() {
-                events.record(EventType::CheckFailed, error.to_string(), &[])?;
-            }
-            return Err(error);
-        }
-    };
-    observer.observe(Update::Planned(&prepared.plan));
-    for advice in advise(&prepared).iter().filter(|advice| advice.touches_every_example()) {
-        observer.observe(Update::Warning(&advice.to_string()));
-    }
-    if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
-        return Ok(Outcome::AlreadyCompleted(finished));
-    }
-    begin(&mut events, &folder, &prepared)?;
-    let result = train_in(&prepared, &folder, &mut events, observer, stop);
-    // What went wrong must not be hidden by a disk that is too full to note it.
-    if let Err(error) = &result {
-        let kind = match error.fault() {
-            Fault::Input => EventType::FailedException,
-            Fault::Machine | Fault::Network => EventType::Failed,
+/// For everything that can be wrong with the run file, the model, the data, the machine or the other ranks.
+pub fn train(
+    spec: RunSpec,
+    launch: &Launch,
+    observer: &Arc<dyn Observer>,
+    stop: &StopSignal,
+) -> Result<Outcome, TrainError> {
+    let silent: Arc<dyn Observer> = Arc::new(Silent);
+    let resolved = resolve(spec, if launch.leads() { observer } else { &silent })?;
+    let settings = &resolved.settings;
+    let deadline = Deadline::new(settings.startup_timeout());
+    let local_ranks = settings.local_ranks();
+    settings.degrees(launch.processes * local_ranks.get(), resolved.config())?;
+    let ranks = launch.join(local_ranks, &deadline)?;
+    let run = Run { deadline, observer, stop };
+    if launch.leads() { run.lead(resolved, ranks) } else { run.follow(resolved, ranks) }
+}
+
+/// What the leading process tells the others when it has prepared the run.
+#[derive(Serialize, Deserialize)]
+enum Word {
+    /// Everything is prepared.
+    Go,
+    /// Nothing is left to do: batches done, and the last checkpoint.
+    Finished(u64, PathBuf),
+    /// It cannot be.
+    Failed(String),
+}
+
+/// What the leading process has when a run can start.
+enum Start {
+    Ready(Box<Prepared>, RunFolder, EventLog),
+    Finished(Finished),
+}
+
+/// A process's part in a run.
+struct Run<'a> {
+    deadline: Deadline,
+    observer: &'a Arc<dyn Observer>,
+    stop: &'a StopSignal,
+}
+
+impl Run<'_> {
+    /// Prepares the run, tells the others, and has rank 0 among its ranks.
+    fn lead(self, resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
+        let start = self.start(resolved);
+        let word = match &start {
+            Ok(Start::Ready(..)) => Word::Go,
+            Ok(Start::Finished(finished)) => Word::Finished(finished.batch, finished.checkpoint.clone()),
+            Err(error) => Word::Failed(error.to_string()),
         };
-        let _ = events.record(kind, error.to_string(), &[]);
+        let told = ranks.broadcast("start of the run", serde_json::to_vec(&word)?);
+        let (prepared, folder, mut events) = match start? {
+            Start::Ready(prepared, folder, events) => (prepared, folder, events),
+            Start::Finished(finished) => {
+                told?;
+                ranks.leave()?;
+                return Ok(Outcome::AlreadyCompleted(finished));
+            }
+        };
+        let result = told.and_then(|_| {
+            let lead = rank::Lead { events: &mut events, observer: self.observer };
+            rank::run(&self, ranks, &prepared, folder.paths(), Some(lead))
+        });
+        // What went wrong must not be hidden by a disk that is too full to note it.
+        if let Err(error) = &result {
+            let kind = match error.fault() {
+                Fault::Input => EventType::FailedException,
+                Fault::Machine | Fault::Network => EventType::Failed,
+            };
+            let _ = events.record(kind, error.to_string(), &[]);
+        }
+        // A report of a failed run shows how far it came.
+        if let Err(error) = write_report(folder.path()) {
+            self.observer.observe(Update::Warning(&format!("report.html could not be written: {error}")));
+        }
+        result
     }
-    // A report of a failed run shows how far it came.
-    if let Err(error) = write_report(folder.path()) {
-        observer.observe(Update::Warning(&format!("report.html could not be written: {error}")));
+
+    /// Opens the run's folder and prepares the run.
+    fn start(&self, resolved: Resolved) -> Result<Start, TrainError> {
+        let observer = self.observer;
+        let folder = RunFolder::open(resolved.settings.run_folder())?;
+        // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
+        remove_leftovers(&folder.checkpoints())?;
+        remove_leftovers(&folder.exports())?;
+        let mut events = EventLog::open(folder.path())?;
+        let prepared = match resolved.prepare(observer) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if read_events(folder.path())?.is_empty() {
+                    events.record(EventType::CheckFailed, error.to_string(), &[])?;
+                }
+                return Err(error);
+            }
+        };
+        observer.observe(Update::Planned(&prepared.plan));
+        for advice in advise(&prepared).iter().filter(|advice| advice.touches_every_example()) {
+            observer.observe(Update::Warning(&advice.to_string()));
+        }
+        if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
+            return Ok(Start::Finished(finished));
+        }
+        begin(&mut events, &folder, &prepared)?;
+        Ok(Start::Ready(Box::new(prepared), folder, events))
     }
-    result
+
+    /// Waits for the leading process's word, and does its part.
+    fn follow(self, resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
+        let folder = RunPaths::new(resolved.settings.run_folder());
+        let word = ranks.broadcast("start of the run", Vec::new())?;
+        match serde_json::from_slice(&word)? {
+            Word::Failed(message) => Err(TrainError::NotStarted { message }),
+            Word::Finished(batch, checkpoint) => {
+                ranks.leave()?;
+                Ok(Outcome::AlreadyCompleted(folder.finished(batch, checkpoint)?))
+            }
+            Word::Go => {
+                let silent: Arc<dyn Observer> = Arc::new(Silent);
+                let prepared = resolved.prepare(&silent)?;
+                rank::run(&self, ranks, &prepared, &folder, None)
+            }
+        }
+    }
 }
 
 /// Fails if the folder's checkpoints are not this run's to go on from; tells if nothing is left to do.
@@ -146,31 +253,6 @@ fn already_completed(
         write_report(folder.path())?;
     }
     folder.finished(total, saved.folder).map(Some)
-}
-
-fn train_in(
-    prepared: &Prepared,
-    folder: &RunFolder,
-    events: &mut EventLog,
-    observer: &Arc<dyn Observer>,
-    stop: &StopSignal,
-) -> Result<Outcome, TrainError> {
-    let plan = &prepared.plan;
-    let observer = observer.as_ref();
-    let model = Model::new(prepared.config.clone());
-    let mut engine = Engine::new(model, Box::new(Single), plan.engine_settings())?;
-    let identity = prepared.train.identity();
-    let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
-    if resumed.is_none() {
-        state::load(&plan.settings, &prepared.source, &engine, observer)?;
-        if let Some(aside) = folder.set_exports_aside()? {
-            let text = format!("models that an earlier run exported were moved to {}", aside.display());
-            observer.observe(Update::Warning(&text));
-        }
-    }
-    let message = format!("{} parameters are in memory", plan.parameters);
-    events.record(EventType::ModelInitialized, message, &[])?;
-    batches::run(batches::Parts { prepared, folder, events, observer, stop }, engine, resumed)
 }
 
 /// Writes `run.yaml` and the events up to the validated data.

@@ -118,6 +118,10 @@ pub struct RunSpec {
     pub devices: Option<Devices>,
     /// How the model and data are spread over devices.
     pub parallel: Option<Parallel>,
+    /// Seconds that ranks wait for one another in a step before the run ends with the name of the missing one.
+    pub dist_timeout: Option<f64>,
+    /// The same until the first batch: while data is tokenised and weights are read.
+    pub dist_startup_timeout: Option<f64>,
     /// How often the evaluation data is evaluated.
     pub eval_interval: Option<Interval>,
     /// The day that chat templates print.
@@ -214,6 +218,8 @@ impl RunSpec {
             activation_checkpointing: map.optional("activation_checkpointing", reader::keyword),
             devices: map.optional("devices", devices::read),
             parallel: map.map("parallel", Parallel::read),
+            dist_timeout: map.optional("dist_timeout", seconds()),
+            dist_startup_timeout: map.optional("dist_startup_timeout", seconds()),
             eval_interval: map.optional("eval_interval", interval()),
             template_date: map.optional("template_date", date),
         };
@@ -226,6 +232,11 @@ impl RunSpec {
 fn date(node: &Node) -> reader::Read<Date> {
     let expected = || "a day, such as 2026-11-22".to_owned();
     reader::text(node).map_err(|_| expected())?.parse().map_err(|_| expected())
+}
+
+/// A time to wait.
+fn seconds() -> impl Fn(&Node) -> reader::Read<f64> {
+    reader::number(|seconds| seconds > 0.0 && seconds < 1.0e9, "seconds, above 0, such as 600")
 }
 
 /// The name of a folder below another: no path, not hidden.

@@ -13,13 +13,12 @@ use tessera_checkpoint::dcp::{
 };
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 use tessera_checkpoint::{StoredDType, WeightSource};
-use tessera_model::Model;
 
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{OpenedModel, file_error};
 use crate::spec::HfSavePrecision;
-use crate::state::check_against;
+use crate::state::spelled_as;
 use crate::state::object;
 use crate::state::own;
 
@@ -169,8 +168,7 @@ pub fn export(
     }
     let OpenedModel { source, config } = OpenedModel::open(model, Some(observer.clone()))?;
     let weights = ComposerWeights::open(checkpoint)?;
-    let model = Model::new(config);
-    check_against(&model, &weights, &checkpoint.display().to_string())?;
+    let model = spelled_as(&config, &weights, &checkpoint.display().to_string())?;
     observer.observe(Update::Exporting(output));
     let tensors = model.tensors();
     let options = ExportOptions {

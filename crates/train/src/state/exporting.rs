@@ -1,11 +1,12 @@
-//! The model in Hugging Face layout, streamed out of the units piece by piece.
+//! The model in Hugging Face layout, streamed unit by unit: no rank ever holds more of it than a step does.
 
 use std::path::Path;
 
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 use tessera_data::Task;
 use tessera_dist::DistError;
-use tessera_ops::DType;
+use tessera_model::{Placed, UnitTable};
+use tessera_ops::View;
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -15,9 +16,30 @@ use crate::spec::HfSavePrecision;
 /// The file of a chat template in a Hugging Face folder.
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// Writes the engine's weights and the source's other files to `folder`, which appears when it is whole. A model that was trained
-/// on conversations framed by the default template carries it.
+/// Writes the engine's weights and the source's other files to `folder`, which appears when it is whole. All ranks call it:
+/// each gives its slices, rank 0 writes. A model that was trained on conversations framed by the default template carries it.
+///
+/// # Errors
+/// Rank 0's, when the folder cannot be written; on all ranks, when one is missing.
 pub fn export(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<(), TrainError> {
+    let writes = engine.units().mesh().world().rank() == 0;
+    let mut export = writes.then(|| begin(engine, prepared, folder)).transpose();
+    for (index, table) in engine.model().units().iter().enumerate() {
+        // The others come to every gather, so rank 0 does too, even if it has nowhere to write.
+        let weights = engine.weights(index)?;
+        if let Ok(Some(open)) = &mut export
+            && let Err(error) = write(open, table, weights.view()?)
+        {
+            export = Err(error);
+        }
+    }
+    match export? {
+        Some(export) => Ok(export.finish()?),
+        None => Ok(()),
+    }
+}
+
+fn begin(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<Export, TrainError> {
     let Prepared { source, tokenizer, plan, .. } = prepared;
     let mut side_files = source.files.clone();
     if plan.settings.task() == Task::ChatCompletion && tokenizer.uses_chatml_fallback() {
@@ -32,14 +54,15 @@ pub fn export(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<(),
         config: &source.config,
         side_files: &side_files,
     };
-    let mut export = Export::create(folder, &engine.model().tensors(), &options)?;
-    for (index, unit) in engine.units().iter().enumerate() {
-        let state = unit.state().read().map_err(|_| DistError::Abandoned { unit: index })?;
-        let master = state.master.view(DType::F32);
-        let master = master.as_slice::<f32>()?;
-        for piece in engine.model().units()[index].pieces(engine.slice(index)) {
-            export.write_range(&piece.parameter.name, piece.first, &master[piece.place])?;
-        }
+    Ok(Export::create(folder, &engine.model().tensors(), &options)?)
+}
+
+/// Writes a unit's parameters out of its weights.
+fn write(export: &mut Export, table: &UnitTable, weights: View<'_>) -> Result<(), TrainError> {
+    let weights = weights.as_slice::<f32>().map_err(DistError::Op)?;
+    for Placed { parameter, start } in table.parameters() {
+        let values = &weights[start..][..parameter.elements()];
+        export.write_range(&parameter.name, parameter.part.start, values)?;
     }
-    Ok(export.finish()?)
+    Ok(())
 }

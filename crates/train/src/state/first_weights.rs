@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tessera_checkpoint::WeightSource;
 use tessera_checkpoint::dcp::ComposerWeights;
 use tessera_checkpoint::huggingface::{ModelSource, check_tensors};
-use tessera_model::Model;
+use tessera_model::config::ModelConfig;
+use tessera_model::{Model, Names, Naming};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -17,12 +18,31 @@ use crate::spec::Init;
 /// Names of buffers that old checkpoints carry and that are no parameters.
 const IGNORABLE_TENSORS: [&str; 1] = ["rotary_emb.inv_freq"];
 
-/// Fails if the weights are not there, or are not those of `model`.
-pub(crate) fn check(settings: &Settings, source: &ModelSource, model: &Model) -> Result<(), TrainError> {
+/// Fails if the weights are not there, or are not those of a model with this config.
+pub(crate) fn check(
+    settings: &Settings,
+    source: &ModelSource,
+    config: &ModelConfig,
+) -> Result<(), TrainError> {
     match open(settings, source)? {
-        Some((weights, place)) => check_against(model, weights.as_ref(), &place),
+        Some((weights, place)) => spelled_as(config, weights.as_ref(), &place).map(drop),
         None => Ok(()),
     }
+}
+
+/// What the tensors of a run's checkpoints and exports are called: as in the weights that it starts from.
+pub(crate) fn names(
+    settings: &Settings,
+    source: &ModelSource,
+    config: &ModelConfig,
+) -> Result<Names, TrainError> {
+    let weights = if Naming::varies(config.family) { open(settings, source)? } else { None };
+    let naming = weights.map_or_else(Naming::default, |(weights, _)| naming(config, weights.as_ref()));
+    Ok(Names::new(config.family, naming))
+}
+
+fn naming(config: &ModelConfig, weights: &dyn WeightSource) -> Naming {
+    Naming::of(config.family, weights.tensors().keys().map(String::as_str))
 }
 
 /// Fills the engine.
@@ -60,19 +80,23 @@ pub fn load_from(
     place: &str,
     observer: &dyn Observer,
 ) -> Result<(), TrainError> {
-    check_against(engine.model(), weights, place)?;
-    let (mut done, total) = (0, engine.model().parameter_count());
-    engine.load_weights(weights, |elements| {
+    let model = spelled_as(engine.model().config(), weights, place)?;
+    let (mut done, total) = (0, model.parameter_count());
+    engine.load_weights(model.units(), weights, |elements| {
         done += elements;
         observer.observe(Update::LoadingWeights { done, total });
     })
 }
 
-pub(crate) fn check_against(
-    model: &Model,
+/// The model of a config, its tensors called as in `weights`, which are checked to be just these.
+pub(crate) fn spelled_as(
+    config: &ModelConfig,
     weights: &dyn WeightSource,
     place: &str,
-) -> Result<(), TrainError> {
+) -> Result<Model, TrainError> {
+    let names = Names::new(config.family, naming(config, weights));
+    let model = Model::with_names(config.clone(), names);
     check_tensors(weights, &model.tensors(), &IGNORABLE_TENSORS)
-        .map_err(|mismatch| TrainError::Tensors { place: place.to_owned(), mismatch })
+        .map_err(|mismatch| TrainError::Tensors { place: place.to_owned(), mismatch })?;
+    Ok(model)
 }

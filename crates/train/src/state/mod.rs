@@ -8,6 +8,9 @@ mod first_weights;
 mod position;
 mod resuming;
 mod saving;
+mod shards;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +18,11 @@ use tessera_checkpoint::dcp::pickle::Value;
 use tessera_checkpoint::dcp::{DcpError, DcpReader, StatePath};
 
 pub(crate) use exporting::export;
-pub(crate) use first_weights::{check, check_against, load, load_from};
+pub(crate) use first_weights::{check, load, load_from, names, spelled_as};
 pub use position::Position;
 pub(crate) use resuming::{Resumed, newest, resume};
 pub(crate) use saving::{Moment, Saved, Saver, SaverSettings};
+pub(crate) use shards::exchange;
 
 /// Keys of our own part of the state: what was due when the run was asked to stop.
 const EVALUATION_OWED: &str = "evaluation_owed";

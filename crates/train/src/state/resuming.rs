@@ -5,15 +5,21 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::pickle::Value;
-use tessera_checkpoint::dcp::{DcpReader, StatePath, list_checkpoints, point_latest, set_aside};
+use tessera_checkpoint::dcp::{
+    CheckpointName, DcpReader, StatePath, list_checkpoints, point_latest, set_aside,
+};
 use tessera_dist::DistError;
+use tessera_model::config::ModelConfig;
+use tessera_model::{Names, Naming};
 use tessera_ops::DType;
 
 use crate::engine::{Engine, OptimizerCounts};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{RunPlan, Settings};
+use crate::state::shards::{exchange, same_state};
 use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, object, own};
 
 /// A checkpoint's description of its run.
@@ -78,6 +84,12 @@ impl Resumable {
             folder: folder.to_owned(),
             reader,
         })
+    }
+
+    /// What it calls its tensors.
+    pub fn names(&self, config: &ModelConfig) -> Names {
+        let names = self.reader.tensors().keys().map(String::as_str);
+        Names::new(config.family, Naming::of(config.family, names))
     }
 
     /// Fails if training on with `settings` and this data would not be the same run.
@@ -153,7 +165,8 @@ pub struct Resumed {
 }
 
 /// Restores the newest checkpoint that is whole, and points the latest at it. Damaged ones are then moved aside and the user is
-/// told; if none is whole they stay where they are. `None`: there is none.
+/// told; if none is whole they stay where they are. All ranks call it, and restore the same one: a checkpoint serves if
+/// every rank can read its slices. `None`: there is none.
 ///
 /// # Errors
 /// When a checkpoint is of other settings or data, or none of those that are there can be used.
@@ -164,26 +177,28 @@ pub fn resume(
     data_identity: &str,
     observer: &dyn Observer,
 ) -> Result<Option<Resumed>, TrainError> {
+    let leads = engine.units().mesh().world().rank() == 0;
     let (mut newest_failure, mut damaged) = (None, Vec::new());
-    for name in list_checkpoints(checkpoints)? {
+    for name in listed_by_rank_0(checkpoints, engine)? {
         let folder = checkpoints.join(name.to_string());
         let attempt = Resumable::open(&folder).and_then(|found| {
             found.check(&plan.settings, data_identity)?;
             found.restore(engine, found.position.batch >= plan.length.total_batches)?;
             Ok(Resumed { position: found.position, owed: found.owed })
         });
-        match attempt {
+        match together(engine, attempt)? {
             Ok(resumed) => {
-                for name in damaged {
-                    set_aside(checkpoints, name)?;
+                same_state(engine, &resumed.position, "after reading a checkpoint", true)?;
+                if leads {
+                    damaged.into_iter().try_for_each(|name| set_aside(checkpoints, name).map(drop))?;
+                    point_latest(checkpoints, name)?;
                 }
-                point_latest(checkpoints, name)?;
                 observer.observe(Update::Resumed { checkpoint: &folder, batch: resumed.position.batch });
                 return Ok(Some(resumed));
             }
             Err(error) if passes_over(&error) => {
                 observer.observe(Update::Warning(&format!("checkpoint {name} is passed over: {error}")));
-                if matches!(error, TrainError::Checkpoint(_)) {
+                if is_damage(&error) {
                     damaged.push(name);
                 }
                 newest_failure.get_or_insert(error);
@@ -199,10 +214,67 @@ pub fn resume(
     }
 }
 
+/// The checkpoints as rank 0 sees them, which may change while others look.
+fn listed_by_rank_0(checkpoints: &Path, engine: &Engine) -> Result<Vec<CheckpointName>, TrainError> {
+    let world = engine.units().mesh().world();
+    let listed = if world.rank() == 0 { list_checkpoints(checkpoints)? } else { Vec::new() };
+    let names: Vec<String> = listed.iter().map(ToString::to_string).collect();
+    let names = world.broadcast("names of checkpoints", 0, serde_json::to_vec(&names)?)?.wait()?;
+    let names: Vec<String> = serde_json::from_slice(&names)?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// How an attempt went on a rank.
+#[derive(Serialize, Deserialize)]
+enum Attempt {
+    Restored,
+    Damaged(String),
+    PassedOver(String),
+    Failed(String),
+}
+
+/// What an attempt came to on all ranks: this rank's own error, or else another's.
+fn together(
+    engine: &Engine,
+    attempt: Result<Resumed, TrainError>,
+) -> Result<Result<Resumed, TrainError>, TrainError> {
+    let own = match &attempt {
+        Ok(_) => Attempt::Restored,
+        Err(error) if is_damage(error) => Attempt::Damaged(error.to_string()),
+        Err(error) if passes_over(error) => Attempt::PassedOver(error.to_string()),
+        Err(error) => Attempt::Failed(error.to_string()),
+    };
+    let attempts = exchange(engine.units().mesh().world(), "a checkpoint's reading", &own)?;
+    let elsewhere = attempts.into_iter().enumerate().find_map(|(rank, attempt)| match attempt {
+        Attempt::Restored => None,
+        Attempt::Damaged(message) => Some(TrainError::Elsewhere { rank, message, damage: true, passed_over: true }),
+        Attempt::PassedOver(message) => {
+            Some(TrainError::Elsewhere { rank, message, damage: false, passed_over: true })
+        }
+        Attempt::Failed(message) => {
+            Some(TrainError::Elsewhere { rank, message, damage: false, passed_over: false })
+        }
+    });
+    Ok(match (attempt, elsewhere) {
+        (Ok(_), Some(elsewhere)) => Err(elsewhere),
+        (attempt, _) => attempt,
+    })
+}
+
+/// Whether a checkpoint itself is at fault.
+fn is_damage(error: &TrainError) -> bool {
+    match error {
+        TrainError::Checkpoint(error) => error.is_damage(),
+        TrainError::Elsewhere { damage, .. } => *damage,
+        _ => false,
+    }
+}
+
 /// Whether an older checkpoint may serve instead.
 fn passes_over(error: &TrainError) -> bool {
     match error {
-        TrainError::Checkpoint(error) => error.is_damage(),
-        error => matches!(error, TrainError::NotResumable { .. }),
+        TrainError::NotResumable { .. } => true,
+        TrainError::Elsewhere { passed_over, .. } => *passed_over,
+        error => is_damage(error),
     }
 }

@@ -2,25 +2,28 @@
 //!
 //! Weights and moments change only in the optimizer's update. So a thread copies them unit by unit while the next forward
 //! and backward run, and the update waits only for a unit that is not yet copied; the copy is then written at leisure.
+//! Every rank of one copy of the model writes its own slices; how they make one checkpoint, [`super::shards`] knows.
 //! Without `save_async` each unit is written under its lock and nothing is copied.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tessera_checkpoint::dcp::pickle::Value;
 use tessera_checkpoint::dcp::{
-    CheckpointName, ElementType, RankWriter, StatePath, point_latest, retain, write_metadata,
+    CheckpointName, ElementType, RankMetadata, RankWriter, StatePath, point_latest, retain,
 };
 use tessera_dist::{DistError, UnitState};
-use tessera_files::{AtomicFolder, FileError};
-use tessera_model::{EMBEDDING, OUTPUT, UnitTable};
+use tessera_files::FileError;
+use tessera_model::UnitTable;
 use tessera_ops::{Buffer, DType};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::plan::{RunPlan, file_error};
 use crate::spec::OptimizerSpec;
+use crate::state::shards::Assembly;
 use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, own};
 
 /// How checkpoints of a run are kept.
@@ -32,6 +35,8 @@ pub struct SaverSettings {
     pub keep: Option<usize>,
     /// Whether training goes on meanwhile.
     pub beside: bool,
+    /// How long rank 0 waits for the shards of the others.
+    pub patience: Duration,
 }
 
 /// Saves the checkpoints of one run, one at a time.
@@ -99,7 +104,11 @@ impl Saver {
         moment: &Moment<'_>,
         wait: bool,
     ) -> Result<Option<Saved>, TrainError> {
-        let job = Job::new(engine, moment, self.settings.clone())?;
+        let path = self.settings.folder.join(moment.position.checkpoint_name().to_string());
+        let Some(assembly) = Assembly::begin(engine, moment.position, path, self.settings.patience)? else {
+            return Ok(None);
+        };
+        let job = Job::new(engine, moment, self.settings.clone(), assembly)?;
         if wait || !self.settings.beside {
             return job.run_in_place().map(Some);
         }
@@ -168,17 +177,25 @@ struct Job {
     settings: SaverSettings,
     name: CheckpointName,
     weights_only: bool,
-    rank: usize,
+    assembly: Assembly,
+    /// Every tensor's name.
+    tensors: Vec<String>,
     units: Vec<SavedUnit>,
-    tied: bool,
+    /// The names of the output matrix and of the embedding, where they are one.
+    tied: Option<[String; 2]>,
     /// The optimizer's class, the names of its moments, and its count of updates.
     optimizer: (&'static str, &'static [&'static str], u64),
     objects: Vec<(StatePath, Value)>,
 }
 
 impl Job {
-    fn new(engine: &Engine, moment: &Moment<'_>, settings: SaverSettings) -> Result<Self, TrainError> {
-        let optimizer = &engine.settings().optimizer;
+    fn new(
+        engine: &Engine,
+        moment: &Moment<'_>,
+        settings: SaverSettings,
+        assembly: Assembly,
+    ) -> Result<Self, TrainError> {
+        let (optimizer, model) = (&engine.settings().optimizer, engine.model());
         let units = engine.units().iter().zip(engine.model().units()).enumerate();
         let units = units
             .map(|(index, (unit, table))| SavedUnit {
@@ -200,9 +217,10 @@ impl Job {
             settings,
             name: moment.position.checkpoint_name(),
             weights_only: moment.weights_only,
-            rank: engine.units().group().rank(),
+            assembly,
+            tensors: model.tensors().into_iter().map(|(name, _)| name).collect(),
             units,
-            tied: engine.model().config().tie_word_embeddings,
+            tied: model.config().tie_word_embeddings.then(|| [model.names().output(), model.names().embedding()]),
             optimizer: (optimizer.class_name(), optimizer.moments(), counts.updates),
             objects,
         })
@@ -221,15 +239,16 @@ impl Job {
             }
         }
         let mut copies = copies.into_iter();
-        self.write(|_, write| match copies.next() {
+        self.assemble(|_, write| match copies.next() {
             Some(state) => write(&state),
             None => Ok(()),
         })
     }
 
     fn run_in_place(self) -> Result<Saved, TrainError> {
-        self.write(|index, write| {
-            let state = self.units[index].state.read().map_err(|_| DistError::Abandoned { unit: index })?;
+        let states: Vec<_> = self.units.iter().map(|unit| unit.state.clone()).collect();
+        self.assemble(|index, write| {
+            let state = states[index].read().map_err(|_| DistError::Abandoned { unit: index })?;
             write(&state)
         })
     }
@@ -248,31 +267,63 @@ impl Job {
         })
     }
 
-    /// Writes the folder; `with_state` hands the state of one unit after the other to the writer.
+    /// Writes this rank's shard and makes the checkpoint whole; `with_state` hands the state of one unit after the other to the
+    /// writer.
+    fn assemble(
+        self,
+        with_state: impl FnMut(usize, &mut StateWriter<'_>) -> Result<(), TrainError>,
+    ) -> Result<Saved, TrainError> {
+        let path = self.assembly.path().to_owned();
+        let metadata = match self.write(with_state) {
+            Ok(metadata) => metadata,
+            Err(error) => return Err(self.assembly.give_up(error)),
+        };
+        let Self { assembly, settings, name, .. } = self;
+        if !assembly.complete(metadata)? {
+            return Ok(Saved { path, trouble: None });
+        }
+        // From the rename on the checkpoint is there, whatever becomes of the pointers and the older ones.
+        let folder = &settings.folder;
+        let after = [point_latest(folder, name), retain(folder, settings.keep).map(drop)];
+        Ok(Saved { path, trouble: after.into_iter().find_map(Result::err) })
+    }
+
+    /// Writes this rank's shard.
     fn write(
         &self,
         mut with_state: impl FnMut(usize, &mut StateWriter<'_>) -> Result<(), TrainError>,
-    ) -> Result<Saved, TrainError> {
-        let folder = &self.settings.folder;
-        let path = folder.join(self.name.to_string());
-        std::fs::create_dir_all(folder).map_err(|source| file_error("create", folder, source))?;
-        let partial = AtomicFolder::create(&path)?;
-        let mut writer = RankWriter::create(partial.folder(), self.rank)?;
-        for (path, value) in &self.objects {
-            writer.write_object(path, value)?;
+    ) -> Result<RankMetadata, TrainError> {
+        let mut writer = RankWriter::create(&self.assembly.folder(), self.assembly.rank())?;
+        if self.assembly.rank() == 0 {
+            self.write_common(&mut writer)?;
         }
         for (index, unit) in self.units.iter().enumerate() {
             with_state(index, &mut |state| self.write_unit(&mut writer, unit, state))?;
         }
-        if self.tied {
-            writer.alias(&StatePath::weight(OUTPUT), &StatePath::weight(EMBEDDING))?;
+        if let Some([output, embedding]) = self.tied.as_ref().filter(|[_, embedding]| self.holds(embedding)) {
+            writer.alias(&StatePath::weight(output), &StatePath::weight(embedding))?;
         }
-        let metadata = writer.finish()?;
-        write_metadata(partial.folder(), vec![metadata])?;
-        partial.finish()?;
-        // From the rename on the checkpoint is there, whatever becomes of the pointers and the older ones.
-        let after = [point_latest(folder, self.name), retain(folder, self.settings.keep).map(drop)];
-        Ok(Saved { path, trouble: after.into_iter().find_map(Result::err) })
+        Ok(writer.finish()?)
+    }
+
+    /// Whether a part of a tensor is this rank's.
+    fn holds(&self, name: &str) -> bool {
+        let mut pieces = self.units.iter().flat_map(|unit| unit.table.pieces(unit.slice.clone()));
+        pieces.any(|piece| piece.parameter.name == name)
+    }
+
+    /// Writes what all ranks have alike, which one of them writes.
+    fn write_common(&self, writer: &mut RankWriter) -> Result<(), TrainError> {
+        for (path, value) in &self.objects {
+            writer.write_object(path, value)?;
+        }
+        let (class, _, updates) = self.optimizer;
+        let names = if self.weights_only { &[] } else { self.tensors.as_slice() };
+        for name in names {
+            let path = StatePath::optimizer_state(class, name, "step");
+            writer.write_bytes(&path, ElementType::F32, &[], 0, &(updates as f32).to_le_bytes())?;
+        }
+        Ok(())
     }
 
     fn write_unit(
@@ -281,7 +332,7 @@ impl Job {
         unit: &SavedUnit,
         state: &UnitState,
     ) -> Result<(), TrainError> {
-        let (class, moments, updates) = self.optimizer;
+        let (class, moments, _) = self.optimizer;
         let master = state.master.view(DType::F32);
         let master = master.as_slice::<f32>()?;
         for piece in unit.table.pieces(unit.slice.clone()) {
@@ -300,10 +351,6 @@ impl Job {
             for (moment, buffer) in moments.iter().zip(&state.moments) {
                 let values = &buffer.view(DType::F32).as_slice::<f32>()?[piece.place.clone()];
                 write(&StatePath::optimizer_state(class, name, moment), values)?;
-            }
-            if piece.first == 0 {
-                let path = StatePath::optimizer_state(class, name, "step");
-                writer.write_bytes(&path, ElementType::F32, &[], 0, &(updates as f32).to_le_bytes())?;
             }
         }
         Ok(())

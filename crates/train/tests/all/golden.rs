@@ -1,17 +1,19 @@
-//! Goldens that `scripts/goldens/make_llama_goldens.py` writes, and engines made from them.
+//! Goldens that `scripts/goldens/make_goldens.py` writes, and engines made from them.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
+use tessera_checkpoint::WeightSource;
 use tessera_checkpoint::huggingface::SafetensorsSource;
 use tessera_data::MicroBatch;
-use tessera_dist::{DistError, Group, Handle, Single};
-use tessera_model::Model;
-use tessera_model::config::LlamaConfig;
-use tessera_ops::{DType, Queue, View, ViewMut};
-use tessera_train::engine::{Engine, EngineSettings, Optimizer};
+use tessera_dist::{Deadline, Group, Mesh, Residency, Single};
+use tessera_model::config::ModelConfig;
+use tessera_model::{LossScale, Model, Names, Naming};
+use tessera_ops::{Buffer, DType};
+use tessera_train::engine::{CHUNK_TOKENS, Engine, EngineSettings, Optimizer};
 use tessera_train::spec::{AdamSettings, OptimizerSpec};
 
 #[derive(Deserialize)]
@@ -25,6 +27,7 @@ struct Batch {
     labels: Vec<i32>,
     positions: Vec<u32>,
     cu_seqlens: Vec<u32>,
+    row_starts: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -32,10 +35,13 @@ pub struct Numbers {
     pub loss: f64,
     pub losses: Vec<f64>,
     pub gradient_norms: Vec<f64>,
+    /// Of models with experts.
+    pub balance_losses: Option<Vec<f64>>,
 }
 
 pub struct Golden {
     folder: PathBuf,
+    config: ModelConfig,
     pub batches: Vec<MicroBatch>,
     pub numbers: Numbers,
     pub tensors: HashMap<String, Vec<f32>>,
@@ -59,7 +65,16 @@ impl Golden {
                 (name, values.collect())
             })
             .collect();
-        Self { folder, batches, numbers, tensors }
+        let config = ModelConfig::load(&folder.join("config.json")).unwrap();
+        Self { folder, config, batches, numbers, tensors }
+    }
+
+    /// What losses count in a step over the batch with this index.
+    pub fn scale(&self, index: usize) -> LossScale {
+        let batch = &self.batches[index];
+        let rows = batch.row_starts.windows(2).filter(|bounds| bounds[0] < bounds[1]).count();
+        let coefficient = self.config.experts.map_or(0.0, |experts| experts.balance_loss_coefficient);
+        LossScale { token: 1.0 / batch.loss_tokens as f64, balance: coefficient / rows as f64 }
     }
 
     /// An engine with the golden's weights and optimizer.
@@ -67,62 +82,90 @@ impl Golden {
         self.engine_in(Box::new(Single), recompute)
     }
 
+    /// An engine whose feed-forward layers work on a few tokens at a time.
+    pub fn engine_in_chunks(&self, chunk_tokens: usize) -> Engine {
+        self.engine_with(Box::new(Single), true, chunk_tokens)
+    }
+
     /// The same as a rank of a group.
     pub fn engine_in(&self, group: Box<dyn Group>, recompute: bool) -> Engine {
-        let model = Model::new(LlamaConfig::load(&self.folder.join("config.json")).unwrap());
+        self.engine_with(group, recompute, CHUNK_TOKENS)
+    }
+
+    fn engine_with(&self, group: Box<dyn Group>, recompute: bool, chunk_tokens: usize) -> Engine {
+        self.engine_of(group, EngineSettings { chunk_tokens, ..self.settings(recompute) })
+    }
+
+    /// Settings that all batches fit.
+    pub fn settings(&self, recompute: bool) -> EngineSettings {
         let adam = AdamSettings { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
-        let settings = EngineSettings {
-            micro_batch_tokens: self.batches.iter().map(|batch| batch.tokens.len()).max().unwrap(),
+        let largest = |size: fn(&MicroBatch) -> usize| self.batches.iter().map(size).max().unwrap();
+        EngineSettings {
+            micro_batch_tokens: largest(|batch| batch.tokens.len()),
+            micro_batch_rows: largest(|batch| batch.row_starts.len() - 1),
             positions: 64,
+            chunk_tokens: CHUNK_TOKENS,
             recompute,
+            residency: Residency::default(),
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
-        };
-        let engine = Engine::new(model, group, settings).unwrap();
-        engine.load_weights(&SafetensorsSource::open(&self.folder).unwrap(), |_| {}).unwrap();
+        }
+    }
+
+    fn source(&self) -> SafetensorsSource {
+        SafetensorsSource::open(&self.folder).unwrap()
+    }
+
+    /// The golden's model.
+    pub fn model(&self) -> Model {
+        let naming = Naming::of(self.config.family, self.source().tensors().keys().map(String::as_str));
+        Model::with_names(self.config.clone(), Names::new(self.config.family, naming))
+    }
+
+    /// An engine with the golden's weights, as a rank of a mesh.
+    pub fn engine_of(&self, mesh: impl Into<Mesh>, settings: EngineSettings) -> Engine {
+        let engine = Engine::new(self.model(), mesh, settings).unwrap();
+        engine.load_weights(engine.model().units(), &self.source(), |_| {}).unwrap();
         engine
     }
 }
 
 /// A group of one that moves weights and gradients through the slots, as larger groups must.
-pub struct Copying;
-
-impl Group for Copying {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn world_size(&self) -> usize {
-        1
-    }
-
-    fn lends(&self) -> bool {
-        false
-    }
-
-    fn all_gather(&self, queue: &Queue, shard: View<'_>, full: ViewMut<'_>) -> Result<Handle, DistError> {
-        Single.all_gather(queue, shard, full)
-    }
-
-    fn reduce_scatter(&self, queue: &Queue, full: View<'_>, shard: ViewMut<'_>) -> Result<Handle, DistError> {
-        Single.reduce_scatter(queue, full, shard)
-    }
-
-    fn all_reduce(&self, queue: &Queue, values: ViewMut<'_>) -> Result<Handle, DistError> {
-        Single.all_reduce(queue, values)
-    }
+pub fn gathering() -> Box<dyn Group> {
+    tessera_dist::threads::groups(1, &Deadline::new(Duration::from_secs(60))).unwrap().remove(0)
 }
 
 fn micro_batch(batch: Batch) -> MicroBatch {
     let loss_tokens = batch.labels.iter().filter(|&&label| label >= 0).count();
     MicroBatch {
-        row_starts: vec![0, batch.tokens.len() as u32],
+        row_starts: batch.row_starts,
         tokens: batch.tokens,
         labels: batch.labels,
         positions: batch.positions,
         cu_seqlens: batch.cu_seqlens,
         loss_tokens,
     }
+}
+
+/// Each row of a batch as a micro-batch of its own.
+pub fn rows(batch: &MicroBatch) -> Vec<MicroBatch> {
+    let row = |bounds: &[u32]| {
+        let (start, end) = (bounds[0], bounds[1]);
+        let range = start as usize..end as usize;
+        micro_batch(Batch {
+            tokens: batch.tokens[range.clone()].to_vec(),
+            labels: batch.labels[range.clone()].to_vec(),
+            positions: batch.positions[range].to_vec(),
+            cu_seqlens: batch
+                .cu_seqlens
+                .iter()
+                .filter(|&&bound| start <= bound && bound <= end)
+                .map(|bound| bound - start)
+                .collect(),
+            row_starts: vec![0, end - start],
+        })
+    };
+    batch.row_starts.windows(2).map(row).collect()
 }
 
 /// ‖a − b‖ / ‖b‖.
@@ -140,21 +183,31 @@ pub enum Kind {
     Gradient,
 }
 
-/// Every parameter's weights or gradient by name.
+/// Every tensor's weights or gradient by name, where one rank has all of them.
 pub fn parameters(engine: &Engine, kind: Kind) -> HashMap<String, Vec<f32>> {
-    let mut found = HashMap::new();
-    for (unit, table) in engine.units().iter().zip(engine.model().units()) {
-        let flat = match kind {
-            Kind::Weights => {
-                unit.state().read().unwrap().master.view(DType::F32).as_slice::<f32>().unwrap().to_vec()
-            }
-            Kind::Gradient => {
-                unit.gradient().lock().unwrap().view(DType::F32).as_slice::<f32>().unwrap().to_vec()
-            }
-        };
+    named(engine.model(), &slices(engine, kind))
+}
+
+/// This rank's slice of each unit.
+pub fn slices(engine: &Engine, kind: Kind) -> Vec<Vec<f32>> {
+    let values = |buffer: &Buffer| buffer.view(DType::F32).as_slice::<f32>().unwrap().to_vec();
+    let units = engine.units().iter().map(|unit| match kind {
+        Kind::Weights => values(&unit.state().read().unwrap().master),
+        Kind::Gradient => values(&unit.gradient().lock().unwrap()),
+    });
+    units.collect()
+}
+
+/// Tensors by name from whole units, put together from the parts that lie in several of them.
+pub fn named(model: &Model, units: &[Vec<f32>]) -> HashMap<String, Vec<f32>> {
+    let mut found: HashMap<String, Vec<f32>> = HashMap::new();
+    for (flat, table) in units.iter().zip(model.units()) {
         for placed in table.parameters() {
-            let values = flat[placed.start..][..placed.parameter.elements()].to_vec();
-            found.insert(placed.parameter.name.clone(), values);
+            let parameter = placed.parameter;
+            let tensor = found
+                .entry(parameter.name.clone())
+                .or_insert_with(|| vec![f32::NAN; parameter.shape.iter().product()]);
+            tensor[parameter.part.clone()].copy_from_slice(&flat[placed.start..][..parameter.elements()]);
         }
     }
     found

@@ -1,10 +1,10 @@
 //! Loss, gradients, and twenty steps of AdamW against `transformers` and torch in fp32.
 
-use tessera_model::LossScale;
+use tessera_train::engine::OwnNews;
 
-use crate::golden::{Copying, Golden, Kind, parameters, relative};
+use crate::golden::{Golden, Kind, gathering, parameters, relative, rows};
 
-const CASES: [&str; 8] = [
+const CASES: [&str; 14] = [
     "tied_gqa",
     "untied_mha",
     "llama3_rope",
@@ -13,19 +13,21 @@ const CASES: [&str; 8] = [
     "bias",
     "head_dim",
     "sliding_window",
+    "mixtral",
+    "mixtral_window",
+    "mixtral_fused",
+    "dbrx",
+    "dbrx_unnormalised",
+    "dbrx_euclidean",
 ];
 
-fn scale(golden: &Golden, batch: usize) -> LossScale {
-    LossScale(1.0 / golden.batches[batch].loss_tokens as f64)
-}
-
 #[test]
-fn loss_and_gradients_agree() {
+fn losses_and_gradients_agree() {
     for case in CASES {
         let golden = Golden::open(case);
         for recompute in [true, false] {
             let mut engine = golden.engine(recompute);
-            engine.train_micro_batch(&golden.batches[0], scale(&golden, 0)).unwrap();
+            engine.train_micro_batch(&golden.batches[0], golden.scale(0)).unwrap();
             let gradients = parameters(&engine, Kind::Gradient);
             for (name, gradient) in &gradients {
                 let expected = &golden.tensors[&format!("grad.{name}")];
@@ -34,9 +36,12 @@ fn loss_and_gradients_agree() {
             }
             let checked = golden.tensors.keys().filter(|name| name.starts_with("grad.")).count();
             assert_eq!(gradients.len(), checked, "{case}");
-            let outcome = engine.finish_step(1.0, false, |_| {}).unwrap();
-            let loss = outcome.loss_sum * scale(&golden, 0).0;
+            let outcome = engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap();
+            let loss = outcome.loss_sum * golden.scale(0).token;
             assert!((loss / golden.numbers.loss - 1.0).abs() < 1e-5, "{case}: loss {loss}");
+            let expected = golden.numbers.balance_losses.as_ref().map_or(0.0, |losses| losses[0]);
+            let error = (outcome.balance_loss - expected).abs();
+            assert!(error <= 1e-5 * expected, "{case}: load-balancing loss {}", outcome.balance_loss);
         }
     }
 }
@@ -60,17 +65,24 @@ fn logits_agree() {
 fn twenty_steps_agree() {
     for case in CASES {
         let golden = Golden::open(case);
+        let numbers = &golden.numbers;
         let mut engine = golden.engine(true);
-        for step in 0..golden.numbers.losses.len() {
+        for step in 0..numbers.losses.len() {
             let batch = step % golden.batches.len();
-            engine.train_micro_batch(&golden.batches[batch], scale(&golden, batch)).unwrap();
-            let outcome = engine.finish_step(1.0, false, |_| {}).unwrap();
-            let loss = outcome.loss_sum * scale(&golden, batch).0;
-            let expected = golden.numbers.losses[step];
-            assert!((loss / expected - 1.0).abs() < 1e-4, "{case}, step {step}: {loss}, expected {expected}");
-            let expected = golden.numbers.gradient_norms[step];
-            let error = outcome.gradient_norm / expected - 1.0;
-            assert!(error.abs() < 1e-3, "{case}, step {step}: gradient norm off by {error:e}");
+            engine.train_micro_batch(&golden.batches[batch], golden.scale(batch)).unwrap();
+            let outcome = engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap();
+            let agrees = |what: &str, found: f64, expected: f64, limit: f64| {
+                let error = (found - expected).abs();
+                assert!(
+                    error <= limit * expected,
+                    "{case}, step {step}: {what} {found}, expected {expected}"
+                );
+            };
+            agrees("loss", outcome.loss_sum * golden.scale(batch).token, numbers.losses[step], 1e-4);
+            agrees("gradient norm", outcome.gradient_norm, numbers.gradient_norms[step], 1e-3);
+            if let Some(balance_losses) = &numbers.balance_losses {
+                agrees("load-balancing loss", outcome.balance_loss, balance_losses[step], 1e-4);
+            }
             if step == 2 {
                 for (name, weights) in parameters(&engine, Kind::Weights) {
                     let Some(expected) = golden.tensors.get(&format!("after3.{name}")) else { continue };
@@ -82,35 +94,45 @@ fn twenty_steps_agree() {
     }
 }
 
+/// Where one of the rows is empty.
 #[test]
 fn splitting_a_batch_changes_nothing_but_rounding() {
-    let golden = Golden::open("tied_gqa");
-    let whole = &golden.batches[0];
-    let mut together = golden.engine(true);
-    together.train_micro_batch(whole, scale(&golden, 0)).unwrap();
-    let mut apart = golden.engine(true);
-    for bounds in whole.cu_seqlens.windows(2) {
-        let range = bounds[0] as usize..bounds[1] as usize;
-        let labels = whole.labels[range.clone()].to_vec();
-        let part = tessera_data::MicroBatch {
-            loss_tokens: labels.iter().filter(|&&label| label >= 0).count(),
-            labels,
-            tokens: whole.tokens[range.clone()].to_vec(),
-            positions: whole.positions[range.clone()].to_vec(),
-            cu_seqlens: vec![0, range.len() as u32],
-            row_starts: vec![0, range.len() as u32],
-        };
-        apart.train_micro_batch(&part, scale(&golden, 0)).unwrap();
+    const BATCH: usize = 2;
+    for case in ["tied_gqa", "mixtral_window", "dbrx_unnormalised"] {
+        let golden = Golden::open(case);
+        let whole = &golden.batches[BATCH];
+        let mut together = golden.engine(true);
+        together.train_micro_batch(whole, golden.scale(BATCH)).unwrap();
+        let mut apart = golden.engine(true);
+        for row in rows(whole) {
+            apart.train_micro_batch(&row, golden.scale(BATCH)).unwrap();
+        }
+        let gradients = parameters(&together, Kind::Gradient);
+        for (name, gradient) in parameters(&apart, Kind::Gradient) {
+            let error = relative(&gradient, &gradients[&name]);
+            assert!(error < 1e-5, "{case}: gradient of {name} is off by {error:e}");
+        }
+        let [together, apart] =
+            [together, apart].map(|mut engine| engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap());
+        assert!((apart.loss_sum / together.loss_sum - 1.0).abs() < 1e-6, "{case}");
+        let error = (apart.balance_loss - together.balance_loss).abs();
+        assert!(error <= 1e-6 * together.balance_loss, "{case}: load-balancing loss is off by {error:e}");
     }
-    apart
-        .train_micro_batch(
-            &tessera_data::MicroBatch { cu_seqlens: vec![0], ..Default::default() },
-            scale(&golden, 0),
-        )
-        .unwrap();
-    let together = parameters(&together, Kind::Gradient);
-    for (name, gradient) in parameters(&apart, Kind::Gradient) {
-        assert!(relative(&gradient, &together[&name]) < 1e-5, "{name}");
+}
+
+#[test]
+fn working_in_chunks_changes_nothing_but_rounding() {
+    for case in ["tied_gqa", "bias", "mixtral", "dbrx"] {
+        let golden = Golden::open(case);
+        let run = |mut engine: tessera_train::engine::Engine| {
+            engine.train_micro_batch(&golden.batches[0], golden.scale(0)).unwrap();
+            parameters(&engine, Kind::Gradient)
+        };
+        let whole = run(golden.engine(true));
+        for (name, gradient) in run(golden.engine_in_chunks(7)) {
+            let error = relative(&gradient, &whole[&name]);
+            assert!(error < 1e-5, "{case}: gradient of {name} is off by {error:e}");
+        }
     }
 }
 
@@ -118,15 +140,15 @@ fn splitting_a_batch_changes_nothing_but_rounding() {
 /// with the head's weights in a unit of their own and in the embedding's.
 #[test]
 fn gathered_units_train_as_lent_ones_do() {
-    for case in ["tied_gqa", "untied_mha"] {
+    for case in ["tied_gqa", "untied_mha", "mixtral", "dbrx"] {
         let golden = Golden::open(case);
         let mut lent = golden.engine(true);
-        let mut gathered = golden.engine_in(Box::new(Copying), true);
+        let mut gathered = golden.engine_in(gathering(), true);
         for batch in [0, 1, 2] {
             for engine in [&mut lent, &mut gathered] {
-                engine.train_micro_batch(&golden.batches[batch], scale(&golden, batch)).unwrap();
+                engine.train_micro_batch(&golden.batches[batch], golden.scale(batch)).unwrap();
                 engine.evaluate_micro_batch(&golden.batches[3]).unwrap();
-                engine.finish_step(1.0, false, |_| {}).unwrap();
+                engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap();
             }
         }
         let lent = parameters(&lent, Kind::Weights);

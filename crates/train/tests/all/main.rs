@@ -1,7 +1,9 @@
 //! The engine and whole runs, against goldens of `transformers` and torch and against themselves.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod context;
 mod golden;
 mod goldens_of_transformers;
+mod ranks;
 mod runs;
 mod tiny;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use tessera_train::TrainError;
+use tessera_train::launch::Launch;
 use tessera_train::run::Outcome;
 
 use crate::tiny::Tiny;
@@ -61,7 +62,7 @@ fn the_resolved_run_file_gives_the_same_run() {
     let spec = tessera_train::spec::RunSpec::load(&path, &["run_name=again".into()]).unwrap();
     let observer: std::sync::Arc<dyn tessera_train::observe::Observer> =
         std::sync::Arc::new(tessera_train::observe::Silent);
-    tessera_train::run::train(spec, &observer, &Default::default()).unwrap();
+    tessera_train::run::train(spec, &Launch::alone(), &observer, &Default::default()).unwrap();
     assert_eq!(tiny.exported("again"), tiny.exported("tiny"));
 }
 

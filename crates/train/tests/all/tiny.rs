@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tessera_train::TrainError;
 use tessera_train::observe::{Observer, Update};
+use tessera_train::launch::Launch;
 use tessera_train::run::{Outcome, StopSignal, train};
 use tessera_train::spec::RunSpec;
 
@@ -101,7 +102,7 @@ impl Tiny {
     ) -> (Result<Outcome, TrainError>, Arc<Watcher>) {
         let watcher = Arc::new(Watcher { stop_after, ..Default::default() });
         let observer: Arc<dyn Observer> = watcher.clone();
-        (train(self.spec(arguments), &observer, &watcher.stop), watcher)
+        (train(self.spec(arguments), &Launch::alone(), &observer, &watcher.stop), watcher)
     }
 
     /// The exported weights of a run.

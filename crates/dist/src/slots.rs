@@ -1,0 +1,200 @@
+//! The buffers that units pass through, and what is in them.
+
+use std::sync::Arc;
+
+use tessera_ops::{Buffer, DType};
+
+use crate::error::DistError;
+use crate::group::Pending;
+use crate::unit::UnitSize;
+
+/// How many units can be under way, to or from this rank, at a time.
+const SLOTS: usize = 2;
+
+/// How long gathered weights stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Residency {
+    /// While they are used: two buffers serve the whole model, and every use gathers again.
+    #[default]
+    WhileUsed,
+    /// Until the masters change: every unit has a buffer of its own and is gathered once a step.
+    WholeStep,
+}
+
+/// The buffers that a rank's units pass through, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotPlan {
+    /// For gathered weights.
+    pub weights: Vec<usize>,
+    /// For gradients on their way to the shards.
+    pub gradients: Vec<usize>,
+}
+
+impl SlotPlan {
+    /// The plan for units shared by `ranks` ranks; a group that lends needs none.
+    pub fn new(sizes: &[UnitSize], ranks: usize, lends: bool, residency: Residency) -> Self {
+        if lends {
+            return Self { weights: Vec::new(), gradients: Vec::new() };
+        }
+        let bytes = sizes.iter().map(|size| size.padded(ranks) * DType::F32.size());
+        let two = vec![bytes.clone().max().unwrap_or(0); SLOTS];
+        let weights = match residency {
+            Residency::WhileUsed => two.clone(),
+            Residency::WholeStep => bytes.collect(),
+        };
+        Self { weights, gradients: two }
+    }
+}
+
+/// What is in a buffer for weights.
+enum Slot {
+    Free(Buffer),
+    Arriving {
+        unit: usize,
+        pending: Pending<Buffer>,
+    },
+    /// Held by every clone.
+    Here {
+        unit: usize,
+        buffer: Arc<Buffer>,
+    },
+    /// A gather that failed has taken the buffer with it.
+    Gone,
+}
+
+impl Slot {
+    fn unit(&self) -> Option<usize> {
+        match self {
+            Slot::Arriving { unit, .. } | Slot::Here { unit, .. } => Some(*unit),
+            Slot::Free(_) | Slot::Gone => None,
+        }
+    }
+
+    /// In which order slots are given up: empty ones, then weights that were used, then weights that nobody has asked
+    /// for yet. `None`: not at all.
+    fn cost(&self) -> Option<u8> {
+        match self {
+            Slot::Free(_) => Some(0),
+            Slot::Here { buffer, .. } => (Arc::strong_count(buffer) == 1).then_some(1),
+            Slot::Arriving { .. } => Some(2),
+            Slot::Gone => None,
+        }
+    }
+
+    /// The buffer, when nothing is under way in it any more.
+    fn take(&mut self) -> Result<Option<Buffer>, DistError> {
+        match std::mem::replace(self, Slot::Gone) {
+            Slot::Free(buffer) => Ok(Some(buffer)),
+            Slot::Arriving { pending, .. } => pending.wait().map(Some),
+            Slot::Here { buffer, .. } => Ok(Arc::into_inner(buffer)),
+            Slot::Gone => Ok(None),
+        }
+    }
+}
+
+/// The buffers for gathered weights.
+pub(crate) struct WeightSlots {
+    slots: Vec<Slot>,
+    residency: Residency,
+}
+
+impl WeightSlots {
+    pub fn new(bytes: &[usize], residency: Residency) -> Result<Self, DistError> {
+        let slots = bytes.iter().map(|&bytes| Ok(Slot::Free(Buffer::zeroed(bytes)?)));
+        Ok(Self { slots: slots.collect::<Result<_, DistError>>()?, residency })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Bytes of the buffers that nothing is under way in.
+    pub fn bytes(&self) -> usize {
+        let bytes = |slot: &Slot| match slot {
+            Slot::Free(buffer) => buffer.len(),
+            Slot::Here { buffer, .. } => buffer.len(),
+            Slot::Arriving { .. } | Slot::Gone => 0,
+        };
+        self.slots.iter().map(bytes).sum()
+    }
+
+    /// Whether a unit is here or on its way.
+    pub fn has(&self, unit: usize) -> bool {
+        self.slots.iter().any(|slot| slot.unit() == Some(unit))
+    }
+
+    /// Lets `gather` fill a slot that nobody holds with a unit.
+    pub fn fill(
+        &mut self,
+        unit: usize,
+        gather: impl FnOnce(Buffer) -> Result<Pending<Buffer>, DistError>,
+    ) -> Result<(), DistError> {
+        let candidates = match self.residency {
+            Residency::WhileUsed => &mut self.slots[..],
+            Residency::WholeStep => &mut self.slots[unit..=unit],
+        };
+        let slot = candidates
+            .iter_mut()
+            .filter(|slot| slot.cost().is_some())
+            .min_by_key(|slot| slot.cost())
+            .ok_or(DistError::NoFreeSlot { unit })?;
+        let buffer = slot.take()?.ok_or(DistError::NoFreeSlot { unit })?;
+        *slot = Slot::Arriving { unit, pending: gather(buffer)? };
+        Ok(())
+    }
+
+    /// A unit that has been asked for, when it has arrived; held as long as the returned reference lives.
+    pub fn hold(&mut self, unit: usize) -> Result<Arc<Buffer>, DistError> {
+        let slot = self.slots.iter_mut().find(|slot| slot.unit() == Some(unit));
+        let slot = slot.ok_or(DistError::NoFreeSlot { unit })?;
+        if let Slot::Here { buffer, .. } = slot {
+            return Ok(buffer.clone());
+        }
+        let buffer = Arc::new(slot.take()?.ok_or(DistError::NoFreeSlot { unit })?);
+        *slot = Slot::Here { unit, buffer: buffer.clone() };
+        Ok(buffer)
+    }
+
+    /// Forgets what is in the slots. Fails if a unit is held.
+    pub fn clear(&mut self) -> Result<(), DistError> {
+        for slot in &mut self.slots {
+            let Some(unit) = slot.unit() else { continue };
+            if slot.cost().is_none() {
+                return Err(DistError::StillHeld { unit });
+            }
+            *slot = slot.take()?.map_or(Slot::Gone, Slot::Free);
+        }
+        Ok(())
+    }
+}
+
+/// A buffer for gradients that leave. It is held while its lock is.
+pub(crate) struct GradientSlot {
+    /// Empty while the gradient leaves.
+    pub buffer: Buffer,
+    pending: Option<Pending<Buffer>>,
+}
+
+impl GradientSlot {
+    pub fn new(bytes: usize) -> Result<Self, DistError> {
+        Ok(Self { buffer: Buffer::zeroed(bytes)?, pending: None })
+    }
+
+    /// Lets `reduce` take the buffer away.
+    pub fn leave(
+        &mut self,
+        reduce: impl FnOnce(Buffer) -> Result<Pending<Buffer>, DistError>,
+    ) -> Result<(), DistError> {
+        let full = std::mem::replace(&mut self.buffer, Buffer::zeroed(0)?);
+        self.pending = Some(reduce(full)?);
+        Ok(())
+    }
+
+    /// Waits until what was to leave has left.
+    pub fn settle(&mut self) -> Result<(), DistError> {
+        if let Some(pending) = self.pending.take() {
+            self.buffer = pending.wait()?;
+        }
+        Ok(())
+    }
+}

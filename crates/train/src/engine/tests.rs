@@ -1,0 +1,203 @@
+//! What is planned, held against what the engine does: bytes allocated, and bytes sent.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use tessera_data::MicroBatch;
+use tessera_dist::{Deadline, Degrees, Mesh, Operation, Single, threads};
+use tessera_model::LossScale;
+use tessera_model::config::ModelConfig;
+
+use super::*;
+use crate::spec::OptimizerSpec;
+
+const ROWS: usize = 2;
+const ROW_TOKENS: usize = 12;
+/// Dense with a tied head and without; with two groups of experts a block, and with three.
+const MODELS: [&str; 4] = ["tied_gqa", "untied_mha", "mixtral", "dbrx"];
+const DEGREES: [Degrees; 6] = [
+    Degrees { shard: 1, replicate: 1, context: 1 },
+    Degrees { shard: 2, replicate: 1, context: 1 },
+    Degrees { shard: 3, replicate: 1, context: 1 },
+    Degrees { shard: 4, replicate: 1, context: 1 },
+    Degrees { shard: 2, replicate: 2, context: 1 },
+    Degrees { shard: 2, replicate: 1, context: 2 },
+];
+
+fn model(name: &str) -> Model {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens");
+    Model::new(ModelConfig::load(&goldens.join(name).join("config.json")).unwrap())
+}
+
+fn settings(context: usize, recompute: bool, residency: Residency) -> EngineSettings {
+    EngineSettings {
+        micro_batch_tokens: (ROWS * ROW_TOKENS).div_ceil(context),
+        micro_batch_rows: ROWS,
+        positions: ROW_TOKENS,
+        chunk_tokens: 5,
+        recompute,
+        residency,
+        optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
+        max_grad_norm: 1.0,
+    }
+}
+
+/// Every combination that changes what is allocated or sent.
+fn cases() -> impl Iterator<Item = (&'static str, Degrees, bool, Residency)> {
+    MODELS.into_iter().flat_map(|name| {
+        DEGREES.into_iter().flat_map(move |degrees| {
+            [true, false].into_iter().flat_map(move |recompute| {
+                [Residency::WhileUsed, Residency::WholeStep]
+                    .map(|residency| (name, degrees, recompute, residency))
+            })
+        })
+    })
+}
+
+/// Runs `body` on every rank, with its mesh, and returns what the first one says.
+fn on_ranks<T: Send>(degrees: Degrees, body: impl Fn(Mesh) -> T + Sync) -> T {
+    let ranks = degrees.shard * degrees.replicate * degrees.context;
+    let groups = threads::groups(ranks, &Deadline::new(Duration::from_secs(60))).unwrap();
+    std::thread::scope(|scope| {
+        let body = &body;
+        let ranks = groups.into_iter().map(|group| scope.spawn(move || body(Mesh::new(group, degrees).unwrap())));
+        let mut said = ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap());
+        let first = said.next().unwrap();
+        said.for_each(drop);
+        first
+    })
+}
+
+/// Bytes of every buffer that the engine holds.
+fn allocated(engine: &Engine) -> usize {
+    let units = engine.units.iter().map(|unit| {
+        let state = unit.state().read().unwrap();
+        let moments: usize = state.moments.iter().map(Buffer::len).sum();
+        state.master.len() + moments + unit.gradient().lock().unwrap().len()
+    });
+    let Workspace { inputs, kept, gradient, scratch, balance, exchange } = &engine.workspace;
+    let single = [gradient, scratch, balance, &exchange.given, &exchange.got];
+    let single = single.into_iter().chain([&engine.rope_table, &engine.statistics, &engine.decision]);
+    let workspace = inputs.iter().chain(kept).chain(single).map(Buffer::len);
+    units.chain(workspace).sum::<usize>() + engine.units.slot_bytes().unwrap()
+}
+
+#[test]
+fn the_engine_allocates_what_is_planned_to_the_byte() {
+    for (name, degrees, recompute, residency) in cases() {
+        let settings = settings(degrees.context, recompute, residency);
+        let sharing = Sharing { lends: false, ..degrees.into() };
+        let plan = MemoryPlan::new(&model(name), sharing, &settings).unwrap();
+        let found =
+            on_ranks(degrees, |mesh| allocated(&Engine::new(model(name), mesh, settings.clone()).unwrap()));
+        assert_eq!(found, plan.engine_bytes(), "{name} {degrees:?} {recompute} {residency:?}");
+    }
+}
+
+#[test]
+fn one_rank_alone_needs_no_slots() {
+    for name in MODELS {
+        let settings = settings(1, true, Residency::WhileUsed);
+        let plan = MemoryPlan::new(&model(name), DEGREES[0].into(), &settings).unwrap();
+        assert_eq!(plan.slot_bytes(), 0);
+        let single: Box<dyn tessera_dist::Group> = Box::new(Single);
+        assert_eq!(allocated(&Engine::new(model(name), single, settings).unwrap()), plan.engine_bytes());
+    }
+}
+
+fn batch(vocabulary: u32) -> MicroBatch {
+    let tokens = (ROWS * ROW_TOKENS) as u32;
+    let row = ROW_TOKENS as u32;
+    MicroBatch {
+        tokens: (0..tokens).map(|place| place * 7 % vocabulary).collect(),
+        labels: (0..tokens).map(|place| (place * 5 % vocabulary) as i32).collect(),
+        positions: (0..tokens).map(|place| place % row).collect(),
+        cu_seqlens: vec![0, row, tokens],
+        row_starts: vec![0, row, tokens],
+        loss_tokens: ROWS * ROW_TOKENS,
+    }
+}
+
+/// Bytes that a rank has sent so far, by what they were sent for.
+fn sent(engine: &Engine) -> [u64; 5] {
+    let recorder = engine.units.mesh().world().recorder().unwrap().clone();
+    [
+        Operation::AllGather,
+        Operation::ReduceScatter,
+        Operation::AllReduceGradient,
+        Operation::AllReduce,
+        Operation::AllToAll,
+    ]
+    .map(|operation| recorder.totals(operation).bytes_sent)
+}
+
+/// Bytes that the second of two steps sends.
+fn sent_in_a_step(mesh: Mesh, name: &str, settings: EngineSettings, micro_batches: usize) -> [u64; 5] {
+    let mut engine = Engine::new(model(name), mesh, settings).unwrap();
+    engine.initialise(17).unwrap();
+    let batch = batch(engine.model.config().vocab_size as u32);
+    let step = |engine: &mut Engine| {
+        for _ in 0..micro_batches {
+            engine.train_micro_batch(&batch, LossScale { token: 0.01, balance: 0.01 }).unwrap();
+        }
+        engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap();
+        sent(engine)
+    };
+    let before = step(&mut engine);
+    let after = step(&mut engine);
+    std::array::from_fn(|index| after[index] - before[index])
+}
+
+#[test]
+fn a_step_sends_what_the_formula_says() {
+    for (name, degrees, recompute, residency) in cases() {
+        for micro_batches in [1, 3] {
+            let settings = settings(degrees.context, recompute, residency);
+            let found =
+                on_ranks(degrees, |mesh| sent_in_a_step(mesh, name, settings.clone(), micro_batches));
+            let model = model(name);
+            let moves = Moves::of_step(&model, recompute, residency, micro_batches);
+            let traffic = Traffic::of_step(&model, &moves, degrees, ElementBytes::FP32);
+            let (mut exchanged, mut balanced) = (0, 0);
+            if degrees.context > 1 {
+                exchanged = context_traffic_bytes(&model, degrees.context, ROWS * ROW_TOKENS, recompute).unwrap();
+                balanced = model
+                    .balance()
+                    .map_or(0, |balance| balance_traffic_bytes(balance, degrees.context, ROWS));
+            }
+            let micro_batches = micro_batches as u64;
+            let planned = [
+                traffic.gathered,
+                traffic.reduced,
+                traffic.replicated,
+                traffic.statistics + micro_batches * balanced,
+                micro_batches * exchanged,
+            ];
+            assert_eq!(found, planned, "{name} {degrees:?} {recompute} {residency:?} {micro_batches}");
+        }
+    }
+}
+
+/// The two slots turn what the loop asks for into these gathers.
+#[test]
+fn units_move_as_often_as_the_loop_needs_them() {
+    let moves = |name: &str, recompute, micro_batches| {
+        Moves::of_step(&model(name), recompute, Residency::WhileUsed, micro_batches)
+    };
+    // Embedding, two blocks. The last block is still there when its backward comes, and the embedding is also the head.
+    let tied = moves("tied_gqa", true, 1);
+    assert_eq!((tied.gathers, tied.reductions), (vec![3, 2, 1], vec![2, 1, 1]));
+    // Embedding, three blocks, head. A second micro-batch finds the embedding and the first block there.
+    let untied = moves("untied_mha", true, 1);
+    assert_eq!((untied.gathers, untied.reductions), (vec![2, 2, 2, 1, 1], vec![1; 5]));
+    assert_eq!(moves("untied_mha", true, 2).gathers, [3, 3, 4, 2, 2]);
+    // Embedding; twice attention and two groups of experts; head. Attention is computed again before its experts go
+    // backward, but not in the last block.
+    let experts = moves("mixtral", true, 1);
+    assert_eq!(experts.gathers, [2, 3, 2, 2, 2, 2, 1, 1]);
+    assert_eq!(experts.reductions, [1; 8]);
+    assert_eq!(moves("mixtral", false, 1).gathers, [2, 2, 2, 2, 2, 2, 1, 1]);
+    let whole = Moves::of_step(&model("mixtral"), true, Residency::WholeStep, 5);
+    assert_eq!((whole.gathers, whole.reductions), (vec![1; 8], vec![5; 8]));
+}

@@ -1,0 +1,201 @@
+//! Who started this process, and which of how many it is.
+//!
+//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, PMIx, and `torchrun`, whose names
+//! Kubernetes manifests use too. A run file never says it: the same file runs anywhere.
+
+use std::num::NonZeroUsize;
+
+use tessera_dist::{Deadline, Group, Single, threads};
+
+use crate::error::TrainError;
+
+/// What a launcher tells a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The launcher, as messages name it.
+    pub launcher: &'static str,
+    /// This process, counted from 0 over all nodes.
+    pub process: usize,
+    /// All processes of the run.
+    pub processes: usize,
+}
+
+/// The variables of the launchers: this process, all processes. The first pair that is set counts: `mpirun` below `srun`
+/// leaves both.
+const LAUNCHERS: [(&str, &str, &str); 4] = [
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("torchrun or a manifest", "RANK", "WORLD_SIZE"),
+];
+
+impl Launch {
+    /// A process that nobody launched as one of several.
+    pub fn alone() -> Self {
+        Self { launcher: "no launcher", process: 0, processes: 1 }
+    }
+
+    /// Reads the launcher's variables, of which `variable` gives the values.
+    ///
+    /// # Errors
+    /// When a variable is no number, or the process is none of the processes.
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, TrainError> {
+        for (launcher, process_name, processes_name) in LAUNCHERS {
+            let (Some(process), Some(processes)) = (variable(process_name), variable(processes_name)) else {
+                continue;
+            };
+            let number = |name: &'static str, text: &str| {
+                let unfit = || TrainError::Launch { launcher, name, found: text.to_owned() };
+                text.trim().parse::<usize>().map_err(|_| unfit())
+            };
+            let process = number(process_name, &process)?;
+            let processes = number(processes_name, &processes)?;
+            if process >= processes {
+                let found = format!("{process} of {processes}");
+                return Err(TrainError::Launch { launcher, name: process_name, found });
+            }
+            return Ok(Self { launcher, process, processes });
+        }
+        Ok(Self::alone())
+    }
+
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// As [`Launch::read`].
+    pub fn from_environment() -> Result<Self, TrainError> {
+        Self::read(|name| std::env::var(name).ok())
+    }
+
+    /// Whether this process has rank 0, which writes and tells what there is to tell.
+    pub fn leads(&self) -> bool {
+        self.process == 0
+    }
+
+    /// Joins the other ranks, with `local_ranks` ranks of this process.
+    ///
+    /// # Errors
+    /// When this build has no engine for several processes, or a thread or the launcher's library fails.
+    pub fn join(&self, local_ranks: NonZeroUsize, deadline: &Deadline) -> Result<Ranks, TrainError> {
+        match (self.processes, local_ranks.get()) {
+            (1, 1) => Ok(Ranks::of(vec![Box::new(Single)])),
+            (1, ranks) => Ok(Ranks::of(threads::groups(ranks, deadline)?)),
+            (_, 1) => self.join_processes(),
+            (processes, ranks) => Err(TrainError::unsupported(
+                "devices",
+                format!("cpu:{ranks}"),
+                format!("cpu: {} started {processes} processes, each of which is one rank", self.launcher),
+            )),
+        }
+    }
+
+    #[cfg(feature = "mpi")]
+    fn join_processes(&self) -> Result<Ranks, TrainError> {
+        let (group, session) = tessera_dist::mpi::connect()?;
+        if group.world_size() != self.processes {
+            return Err(TrainError::Unlaunched {
+                launcher: self.launcher,
+                processes: self.processes,
+                found: group.world_size(),
+            });
+        }
+        Ok(Ranks { groups: vec![group], session: Some(session) })
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn join_processes(&self) -> Result<Ranks, TrainError> {
+        Err(TrainError::NoProcesses { launcher: self.launcher, processes: self.processes })
+    }
+}
+
+/// The ranks of this process.
+pub struct Ranks {
+    /// Each rank's view of the group of all; it goes to a thread of its own.
+    pub groups: Vec<Box<dyn Group>>,
+    #[cfg(feature = "mpi")]
+    session: Option<tessera_dist::mpi::Session>,
+}
+
+impl Ranks {
+    fn of(groups: Vec<Box<dyn Group>>) -> Self {
+        Self {
+            groups,
+            #[cfg(feature = "mpi")]
+            session: None,
+        }
+    }
+
+    /// Sends bytes from rank 0, which alone needs to have them, to all ranks. All processes call it.
+    ///
+    /// # Errors
+    /// When a rank is not there.
+    pub fn broadcast(&self, label: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, TrainError> {
+        let calls: Vec<_> =
+            self.groups.iter().map(|group| group.broadcast(label, 0, bytes.clone())).collect::<Result<_, _>>()?;
+        let mut received = Vec::new();
+        for call in calls {
+            received = call.wait()?;
+        }
+        Ok(received)
+    }
+
+    /// Leaves the other ranks in good order.
+    ///
+    /// # Errors
+    /// When the thread that makes the collectives has failed.
+    #[cfg_attr(not(feature = "mpi"), allow(clippy::unnecessary_wraps))]
+    pub fn leave(self) -> Result<(), TrainError> {
+        drop(self.groups);
+        #[cfg(feature = "mpi")]
+        if let Some(session) = self.session {
+            session.finish()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
+        Launch::read(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn launchers_are_understood() {
+        assert_eq!(read(&[]).unwrap(), Launch::alone());
+        let launched = read(&[
+            ("SLURM_PROCID", "0"),
+            ("SLURM_STEP_NUM_TASKS", "1"),
+            ("OMPI_COMM_WORLD_RANK", "2"),
+            ("OMPI_COMM_WORLD_SIZE", "4"),
+        ]);
+        let launched = launched.unwrap();
+        assert_eq!((launched.launcher, launched.process, launched.processes), ("mpirun", 2, 4));
+        assert!(!launched.leads());
+        let slurm = read(&[("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")]).unwrap();
+        assert_eq!((slurm.launcher, slurm.process, slurm.processes), ("srun", 1, 2));
+        assert_eq!(read(&[("SLURM_PROCID", "0")]).unwrap(), Launch::alone(), "a batch script without srun");
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        let error = read(&[("RANK", "one"), ("WORLD_SIZE", "2")]).unwrap_err().to_string();
+        assert!(error.contains("RANK") && error.contains("one"), "{error}");
+        let error = read(&[("RANK", "2"), ("WORLD_SIZE", "2")]).unwrap_err().to_string();
+        assert!(error.contains("2 of 2"), "{error}");
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    #[test]
+    fn several_processes_need_an_engine() {
+        let launch = Launch { launcher: "mpirun", process: 1, processes: 4 };
+        let deadline = Deadline::new(std::time::Duration::from_secs(1));
+        let error = launch.join(NonZeroUsize::MIN, &deadline).err().unwrap().to_string();
+        assert!(error.contains("mpirun") && error.contains("--features mpi"), "{error}");
+    }
+}

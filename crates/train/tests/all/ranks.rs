@@ -1,0 +1,86 @@
+//! Runs over several ranks of one process against runs on one.
+
+use std::fs;
+
+use tessera_train::run::Outcome;
+
+use crate::golden::relative;
+use crate::tiny::Tiny;
+
+/// The exported weights as numbers, tensor behind tensor.
+fn weights(tiny: &Tiny, run: &str) -> Vec<f32> {
+    let bytes = tiny.exported(run);
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = tensors.tensors();
+    tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let bytes = tensors.iter().flat_map(|(_, view)| view.data().as_chunks::<4>().0);
+    bytes.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+fn assert_same_run(tiny: &Tiny, run: &str, expected: &str) {
+    let (lines, expected_lines) = (tiny.metrics(run), tiny.metrics(expected));
+    assert_eq!(lines.len(), expected_lines.len(), "{run}");
+    for (line, expected) in lines.iter().zip(&expected_lines) {
+        for (key, expected) in expected.as_object().unwrap() {
+            let (found, expected) = (line[key].as_f64().unwrap(), expected.as_f64().unwrap());
+            assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{run}: {key} {found}, not {expected}");
+        }
+    }
+    let error = relative(&weights(tiny, run), &weights(tiny, expected));
+    assert!(error < 1e-4, "{run}: weights are off by {error:e}");
+}
+
+#[test]
+fn any_number_of_ranks_trains_as_one_does() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=one"], None).0.unwrap();
+    for (run, arguments) in [
+        ("two", vec!["devices=cpu:2"]),
+        ("three", vec!["devices=cpu:3"]),
+        ("kept", vec!["devices=cpu:2", "parallel.reshard_after_forward=false"]),
+        ("hybrid", vec!["devices=cpu:4", "parallel.shard=2", "parallel.replicate=2"]),
+        ("copies", vec!["devices=cpu:2", "parallel.shard=1", "parallel.replicate=2"]),
+        ("more ranks than rows", vec!["devices=cpu:8", "save_async=false"]),
+    ] {
+        let name = format!("run_name={run}");
+        let arguments: Vec<&str> = arguments.into_iter().chain([name.as_str()]).collect();
+        tiny.train(&arguments, None).0.unwrap();
+        assert_same_run(&tiny, run, "one");
+    }
+}
+
+#[test]
+fn a_stopped_run_of_several_ranks_is_the_same_run_bit_for_bit() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=whole", "devices=cpu:3"], None).0.unwrap();
+    for stop in [1, 3] {
+        let name = format!("run_name=stopped{stop}");
+        let (outcome, _) = tiny.train(&[&name, "devices=cpu:3"], Some(stop));
+        assert!(matches!(outcome.unwrap(), Outcome::Stopped { batch, signal: 15, .. } if batch == stop));
+        tiny.train(&[&name, "devices=cpu:3"], None).0.unwrap();
+        assert_eq!(tiny.exported(&format!("stopped{stop}")), tiny.exported("whole"));
+        assert_eq!(tiny.metrics(&format!("stopped{stop}")), tiny.metrics("whole"));
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let tiny = Tiny::new();
+    tiny.train(&["run_name=one"], None).0.unwrap();
+    tiny.train(&["run_name=moved", "devices=cpu:4"], Some(2)).0.unwrap();
+    let checkpoint = tiny.path("runs/moved/checkpoints/latest-sharded-rank0");
+    for rank in 0..4 {
+        assert!(checkpoint.join(format!("__{rank}_0.distcp")).is_file(), "shard {rank}");
+    }
+    assert_eq!(fs::read_dir(&checkpoint).unwrap().count(), 5, "four shards and .metadata, no notes");
+    tiny.train(&["run_name=moved", "devices=cpu"], Some(4)).0.unwrap();
+    tiny.train(&["run_name=moved", "devices=cpu:3"], None).0.unwrap();
+    assert_same_run(&tiny, "moved", "one");
+}
+
+#[test]
+fn degrees_must_make_up_the_ranks() {
+    let tiny = Tiny::new();
+    let error = tiny.train(&["devices=cpu:4", "parallel.replicate=3"], None).0.unwrap_err().to_string();
+    assert!(error.contains("parallel") && error.contains("is 4, the number of ranks"), "{error}");
+}
