@@ -1,6 +1,7 @@
 //! Each operator, forward and backward, at the shapes of a Llama of 56 million parameters: 2048 tokens in four
 //! documents, hidden size 512, 8 query and 4 key-value heads of 64, feed-forward size 1376, 32000 tokens in the
-//! vocabulary, the head in chunks of 1024 tokens.
+//! vocabulary, the head in chunks of 1024 tokens. Mixtures of experts stand beside a dense feed-forward layer of the
+//! same active size.
 //!
 //! Products and attention report floating-point operations as their elements (1 Gelem/s is 1 GFLOP/s), everything else
 //! the elements of its largest tensor.
@@ -10,9 +11,11 @@
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use tessera_ops::attention::{self, Heads};
+use tessera_ops::experts::linear::WeightLayout;
+use tessera_ops::experts::{self, ExpertRows, activation, linear as expert_linear};
 use tessera_ops::{
-    Element, Queue, Shape, View, ViewMut, adamw, bias, cross_entropy, embedding, linear, lion, random,
-    rms_norm, rope, rows, squared_norm, swiglu,
+    Element, Queue, Shape, View, ViewMut, adamw, bias, clamp, cross_entropy, embedding, layer_norm, linear,
+    lion, load_balance, random, rms_norm, rope, router, rows, squared_norm, swiglu,
 };
 
 const TOKENS: usize = 2048;
@@ -156,6 +159,7 @@ fn row_wise(criterion: &mut Criterion) {
     });
     feed_forward(&mut group);
     rotation(&mut group);
+    centred(&mut group);
 }
 
 fn feed_forward(group: &mut BenchmarkGroup<'_, WallTime>) {
@@ -190,6 +194,178 @@ fn rotation(group: &mut BenchmarkGroup<'_, WallTime>) {
         rope::forward(queue, view_mut(&mut qkv, shape), turned, positions, table).unwrap();
         rope::backward(queue, view_mut(&mut qkv, shape), turned, positions, table).unwrap();
     });
+}
+
+/// DBRX's norm, and the clamp of its queries, keys and values.
+fn centred(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let shape = [TOKENS, HIDDEN];
+    let (x, dy, weight) = (values(TOKENS * HIDDEN), values(TOKENS * HIDDEN), values(HIDDEN));
+    let (mut y, mut mean, mut deviation) =
+        (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; TOKENS], vec![0.0_f32; TOKENS]);
+    let (mut dx, mut dweight) = (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; HIDDEN]);
+    let (x, dy, weight) = (view(&x, shape), view(&dy, shape), View::of(&weight));
+    measure(group, "layer_norm/forward", TOKENS * HIDDEN, |queue| {
+        let (mean, deviation) = (ViewMut::of(&mut mean), ViewMut::of(&mut deviation));
+        layer_norm::forward(queue, x, weight, 1e-5, view_mut(&mut y, shape), mean, deviation).unwrap();
+    });
+    measure(group, "layer_norm/backward", TOKENS * HIDDEN, |queue| {
+        let (mean, deviation) = (View::of(&mean), View::of(&deviation));
+        let (dx, dweight) = (view_mut(&mut dx, shape), ViewMut::of(&mut dweight));
+        layer_norm::backward(queue, dy, x, weight, mean, deviation, dx, dweight).unwrap();
+    });
+    let words = [TOKENS, clamp::words(HIDDEN)];
+    let mut inside = vec![0_u32; words[0] * words[1]];
+    measure(group, "clamp/forward and backward", TOKENS * HIDDEN, |queue| {
+        clamp::forward(queue, view_mut(&mut y, shape), 0.5, view_mut(&mut inside, words)).unwrap();
+        clamp::backward(queue, view_mut(&mut dx, shape), view(&inside, words)).unwrap();
+    });
+}
+
+/// Tokens that a router sends to `choices` of `experts` experts, each with a feed-forward layer of `size`.
+struct Mixture {
+    experts: usize,
+    choices: usize,
+    size: usize,
+}
+
+const MIXTURES: [Mixture; 2] = [
+    Mixture { experts: 8, choices: 2, size: FEED_FORWARD },
+    Mixture { experts: 16, choices: 4, size: FEED_FORWARD / 2 },
+];
+
+impl Mixture {
+    fn name(&self) -> String {
+        format!("{} of {} experts", self.choices, self.experts)
+    }
+
+    /// Floating-point operations of the products, forward and backward.
+    fn operations(&self) -> usize {
+        3 * 2 * TOKENS * 3 * HIDDEN * self.choices * self.size
+    }
+}
+
+fn mixtures(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mixture");
+    group.sample_size(10);
+    for mixture in MIXTURES {
+        dense_of_the_same_size(&mut group, &mixture);
+        routed(&mut group, &mixture);
+    }
+}
+
+fn dense_of_the_same_size(group: &mut BenchmarkGroup<'_, WallTime>, mixture: &Mixture) {
+    let size = mixture.choices * mixture.size;
+    let (outer, wide, narrow) = ([TOKENS, HIDDEN], [TOKENS, 2 * size], [TOKENS, size]);
+    let (gate_up_shape, down_shape) = ([2 * size, HIDDEN], [HIDDEN, size]);
+    let (x, dy) = (values(TOKENS * HIDDEN), values(TOKENS * HIDDEN));
+    let (gate_up, down) = (values(2 * size * HIDDEN), values(size * HIDDEN));
+    let (mut dgate_up, mut ddown) = (gate_up.clone(), down.clone());
+    let (mut hidden, mut features) = (values(TOKENS * 2 * size), values(TOKENS * size));
+    let (mut dfeatures, mut y) = (values(TOKENS * size), values(TOKENS * HIDDEN));
+    let (x, dy) = (view(&x, outer), view(&dy, outer));
+    let (gate_up, down) = (view(&gate_up, gate_up_shape), view(&down, down_shape));
+    let name = format!("{}/dense of the same size", mixture.name());
+    measure(group, &name, mixture.operations(), |queue| {
+        linear::forward(queue, x, gate_up, view_mut(&mut hidden, wide)).unwrap();
+        swiglu::forward(queue, view(&hidden, wide), view_mut(&mut features, narrow)).unwrap();
+        linear::forward(queue, view(&features, narrow), down, view_mut(&mut y, outer)).unwrap();
+
+        let ddown = view_mut(&mut ddown, down_shape);
+        linear::backward_weight(queue, dy, view(&features, narrow), ddown).unwrap();
+        linear::backward_input(queue, dy, down, view_mut(&mut dfeatures, narrow)).unwrap();
+        swiglu::backward(queue, view(&dfeatures, narrow), view_mut(&mut hidden, wide)).unwrap();
+        let dhidden = view(&hidden, wide);
+        linear::backward_weight(queue, dhidden, x, view_mut(&mut dgate_up, gate_up_shape)).unwrap();
+        linear::backward_input(queue, dhidden, gate_up, view_mut(&mut y, outer)).unwrap();
+    });
+}
+
+fn routed(group: &mut BenchmarkGroup<'_, WallTime>, mixture: &Mixture) {
+    let &Mixture { experts: count, choices, size } = mixture;
+    let slots_count = TOKENS * choices;
+    let (tokens, outer) = ([TOKENS, HIDDEN], [slots_count, HIDDEN]);
+    let (wide, narrow, chosen_shape) = ([slots_count, 2 * size], [slots_count, size], [TOKENS, choices]);
+    let (gate_up_shape, down_shape) = ([count * 2 * size, HIDDEN], [count * HIDDEN, size]);
+    let (x, dy, logits) = (values(TOKENS * HIDDEN), values(TOKENS * HIDDEN), values(TOKENS * count));
+    let (gate_up, down) = (values(count * 2 * size * HIDDEN), values(count * size * HIDDEN));
+    let (mut dgate_up, mut ddown) = (gate_up.clone(), down.clone());
+    let (mut hidden, mut features) = (values(slots_count * 2 * size), values(slots_count * size));
+    let (mut dfeatures, mut outputs) = (values(slots_count * size), values(slots_count * HIDDEN));
+    let (mut rows, mut y) = (values(slots_count * HIDDEN), values(TOKENS * HIDDEN));
+    let (mut weights, mut dweights) = (values(slots_count), values(slots_count));
+    let mut probabilities = logits.clone();
+    let (mut chosen, mut slots, mut places) =
+        (vec![0_u32; slots_count], vec![0_u32; slots_count], vec![0_u32; slots_count]);
+    let mut offsets = vec![0_u32; count + 1];
+    let (x, dy) = (view(&x, tokens), view(&dy, tokens));
+    let (gate_up, down) = (view(&gate_up, gate_up_shape), view(&down, down_shape));
+    let layout = WeightLayout::OutputsInputs;
+    measure(group, &format!("{}/routed", mixture.name()), mixture.operations(), |queue| {
+        probabilities.copy_from_slice(&logits);
+        let logits = view_mut(&mut probabilities, [TOKENS, count]);
+        let (chosen_out, weights_out) =
+            (view_mut(&mut chosen, chosen_shape), view_mut(&mut weights, chosen_shape));
+        router::forward(queue, logits, Some(1.0), chosen_out, weights_out).unwrap();
+        let (slots_out, places_out) = (ViewMut::of(&mut slots), ViewMut::of(&mut places));
+        let chosen = view(&chosen, chosen_shape);
+        experts::sort(queue, chosen, slots_out, places_out, ViewMut::of(&mut offsets)).unwrap();
+        let (slots, places, weights) = (View::of(&slots), View::of(&places), view(&weights, chosen_shape));
+        let group = &ExpertRows { offsets: View::of(&offsets), experts: 0..count };
+
+        experts::gather(queue, x, slots, choices, group, view_mut(&mut rows, outer)).unwrap();
+        let hidden_out = view_mut(&mut hidden, wide);
+        expert_linear::forward(queue, view(&rows, outer), gate_up, layout, group, hidden_out).unwrap();
+        let features_out = view_mut(&mut features, narrow);
+        activation::forward(queue, view(&hidden, wide), weights, slots, group, features_out).unwrap();
+        let (features, outputs_out) = (view(&features, narrow), view_mut(&mut outputs, outer));
+        expert_linear::forward(queue, features, down, layout, group, outputs_out).unwrap();
+        let y_out = view_mut(&mut y, tokens);
+        experts::combine(queue, view(&outputs, outer), slots, places, choices, group, y_out).unwrap();
+
+        experts::gather(queue, dy, slots, choices, group, view_mut(&mut outputs, outer)).unwrap();
+        let doutputs = view(&outputs, outer);
+        let ddown = view_mut(&mut ddown, down_shape);
+        expert_linear::backward_weight(queue, doutputs, features, layout, group, ddown).unwrap();
+        let dfeatures_out = view_mut(&mut dfeatures, narrow);
+        expert_linear::backward_input(queue, doutputs, down, layout, group, dfeatures_out).unwrap();
+        let (dfeatures, dweights_out) = (view(&dfeatures, narrow), view_mut(&mut dweights, chosen_shape));
+        let hidden_out = view_mut(&mut hidden, wide);
+        activation::backward(queue, dfeatures, weights, slots, group, hidden_out, dweights_out).unwrap();
+        let (dhidden, dgate_up) = (view(&hidden, wide), view_mut(&mut dgate_up, gate_up_shape));
+        expert_linear::backward_weight(queue, dhidden, view(&rows, outer), layout, group, dgate_up).unwrap();
+        let rows_out = view_mut(&mut rows, outer);
+        expert_linear::backward_input(queue, dhidden, gate_up, layout, group, rows_out).unwrap();
+        let y_out = view_mut(&mut y, tokens);
+        experts::combine(queue, view(&rows, outer), slots, places, choices, group, y_out).unwrap();
+    });
+}
+
+/// The router's own part, with the load-balancing loss of two rows.
+fn routing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("routing");
+    for &Mixture { experts: count, choices, .. } in &MIXTURES {
+        let (wide, narrow, pooled) = ([TOKENS, count], [TOKENS, choices], [2, count]);
+        let (logits, dweights) = (values(TOKENS * count), values(TOKENS * choices));
+        let (mut probabilities, mut gradient) = (logits.clone(), logits.clone());
+        let (mut chosen, mut weights) = (vec![0_u32; TOKENS * choices], values(TOKENS * choices));
+        let row_starts = [0_u32, CHUNK as u32, TOKENS as u32];
+        let (mut counts, mut sums) = (vec![0.0_f64; 2 * count], vec![0.0_f64; 2 * count]);
+        measure(&mut group, &format!("{choices} of {count}"), TOKENS * count, |queue| {
+            probabilities.copy_from_slice(&logits);
+            let (chosen_out, weights_out) = (view_mut(&mut chosen, narrow), view_mut(&mut weights, narrow));
+            router::forward(queue, view_mut(&mut probabilities, wide), Some(1.0), chosen_out, weights_out)
+                .unwrap();
+            let (probabilities, chosen) = (view(&probabilities, wide), view(&chosen, narrow));
+            let (row_starts, all) = (View::of(&row_starts), 0..TOKENS);
+            let (counts_out, sums_out) = (view_mut(&mut counts, pooled), view_mut(&mut sums, pooled));
+            load_balance::add(queue, probabilities, chosen, row_starts, all.clone(), counts_out, sums_out)
+                .unwrap();
+            let (counts, gradient_out) = (view(&counts, pooled), view_mut(&mut gradient, wide));
+            load_balance::backward(queue, counts, row_starts, all, 1, 0.01, gradient_out).unwrap();
+            let (dweights, gradient_out) = (view(&dweights, narrow), view_mut(&mut gradient, wide));
+            router::backward(queue, dweights, probabilities, chosen, Some(1.0), gradient_out).unwrap();
+        });
+    }
 }
 
 fn vocabulary(criterion: &mut Criterion) {
@@ -240,5 +416,5 @@ fn flat(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(operators, products, attention, row_wise, vocabulary, flat);
+criterion_group!(operators, products, attention, row_wise, mixtures, routing, vocabulary, flat);
 criterion_main!(operators);

@@ -134,11 +134,11 @@ def run_rows(model: torch.nn.Module, batch: dict) -> RowsOutput:
     return RowsOutput(torch.stack(losses).sum() / loss_tokens, balance, loss_tokens, torch.stack(last_logits), gap)
 
 
-def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
+def adamw(model: torch.nn.Module, epsilon: float = ADAMW["eps"]) -> torch.optim.AdamW:
     """torch's AdamW; weights of two or more dimensions decay, norms and biases do not."""
     decaying = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    settings = {"lr": ADAMW["lr"], "betas": tuple(ADAMW["betas"]), "eps": ADAMW["eps"], "foreach": False}
+    settings = {"lr": ADAMW["lr"], "betas": tuple(ADAMW["betas"]), "eps": epsilon, "foreach": False}
     groups = [{"params": decaying, "weight_decay": ADAMW["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, **settings)
 

@@ -34,6 +34,7 @@ class Plan:
     rows: int
     packing: str
     micro_batch: int | str = "auto"
+    epsilon: float = oracle.ADAMW["eps"]
 
     def multiplier(self, step: int) -> float:
         """linear_decay_with_warmup to zero: step k runs at (k+1)/t_w of the peak, then at 1 - (k-t_w)/(T-t_w)."""
@@ -105,7 +106,7 @@ def batches_of(plan: Plan, pairs: list[list[dict]]) -> list[dict]:
 
 def train_with_torch(model: torch.nn.Module, plan: Plan, batches: list[dict]) -> Curves:
     """Trains over the batches in their order, again and again."""
-    optimizer = oracle.adamw(model)
+    optimizer = oracle.adamw(model, plan.epsilon)
     curves = Curves([], [], [], float("inf"))
     for step in range(plan.steps):
         output = oracle.run_rows(model, batches[step % len(batches)])
@@ -123,7 +124,7 @@ def train_with_torch(model: torch.nn.Module, plan: Plan, batches: list[dict]) ->
 
 def train_with_tessera(folder: Path, name: str, plan: Plan, **changes) -> Path:
     """The same run with our binary, in fp32 on the CPU: folder/model on folder/train.jsonl. Returns the run's folder."""
-    adamw = {key: oracle.ADAMW[key] for key in ("betas", "eps", "weight_decay")}
+    adamw = {"betas": oracle.ADAMW["betas"], "eps": plan.epsilon, "weight_decay": oracle.ADAMW["weight_decay"]}
     settings = {
         "model": str(folder / "model"),
         "train_data_path": str(folder / "train.jsonl"),

@@ -18,13 +18,22 @@ from safetensors.torch import load_file
 
 import tessera
 import tiny
-from make_goldens import GOLDENS
+from make_goldens import GOLDENS  # tiny has put scripts/goldens on the path
 from tiny import oracle
 
-CASES = ["tied_gqa", "untied_mha", "llama3_rope", "sliding_window", "mixtral", "mixtral_fused", "dbrx"]
+# Each with the seed of its text. With these no router's choice hangs on rounding.
+CASES = {
+    "tied_gqa": 1,
+    "untied_mha": 1,
+    "llama3_rope": 1,
+    "sliding_window": 1,
+    "mixtral": 7,
+    "mixtral_fused": 4,
+    "dbrx": 7,
+}
 PAIRS = 12
 PLANS = [tiny.Plan(20, 4, rows=4, packing="none"), tiny.Plan(20, 4, rows=2 * PAIRS, packing="best_fit")]
-# A choice of experts that hangs on less may fall otherwise with us, at a step where weights differ by rounding.
+# A choice of experts that hangs on less may fall otherwise with us.
 LEAST_ROUTER_GAP = 1e-5
 
 
@@ -45,19 +54,19 @@ def checkpoint_opens(run: Path, export: Path) -> bool:
     return tessera.holds(f"{checkpoint.name} opened by torch.distributed.checkpoint", problem)
 
 
-def compare(case: str, folder: Path) -> bool:
+def compare(case: str, seed: int, folder: Path) -> bool:
     """Both packings of one case; true where all comparisons hold."""
     write_model(case, folder / "model")
     names = load_file(folder / "model/model.safetensors").keys()
-    pairs = tiny.write_examples(folder / "train.jsonl", PAIRS, seed=1)
-    held_out = tiny.batch_of(tiny.write_examples(folder / "eval.jsonl", PAIRS, seed=2))
+    pairs = tiny.write_examples(folder / "train.jsonl", PAIRS, seed)
+    held_out = tiny.batch_of(tiny.write_examples(folder / "eval.jsonl", PAIRS, seed + 1000))
     good = True
     for plan in PLANS:
         name = f"{case}, packing {plan.packing}"
         model = oracle.from_folder(folder / "model")
         curves = tiny.train_with_torch(model, plan, tiny.batches_of(plan, pairs))
         if curves.router_gap < LEAST_ROUTER_GAP:
-            print(f"note: a router's choice hangs on {curves.router_gap:.1e} in {name}")
+            good = tessera.holds(name, f"a router's choice hangs on {curves.router_gap:.1e}: take another seed")
         run = tiny.train_with_tessera(folder, plan.packing, plan, eval_data_path=str(folder / "eval.jsonl"))
         for what, (difference, limit) in tiny.differences(run, curves, oracle.weights_like(model, names)).items():
             good &= tessera.report(f"{name}: {what}", difference, limit)
@@ -76,9 +85,9 @@ def compare(case: str, folder: Path) -> bool:
 def main() -> int:
     oracle.prepare()
     good = True
-    for case in CASES:
+    for case, seed in CASES.items():
         with tempfile.TemporaryDirectory() as temporary:
-            good &= compare(case, Path(temporary))
+            good &= compare(case, seed, Path(temporary))
     return 0 if good else 1
 
 

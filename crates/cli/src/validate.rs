@@ -12,13 +12,15 @@ use crate::output::{CAREFUL, GOOD, HEADING, Paint, print, print_json};
 use crate::run_file::RunFile;
 use crate::summary::{data_json, plan_json, run_summary};
 use crate::text::{count, counted};
+use crate::watch::Watcher;
 
 /// Columns of the longest bar of a histogram.
 const BAR: usize = 40;
 
 /// Checks a run file, its model and its data, and advises, without training.
 ///
-/// What is tokenised here is kept in the cache, so that `train` begins at once. No run folder is made.
+/// All weights to start from are read once, for values that are not finite. What is tokenised here is kept in the cache, so
+/// that `train` begins at once. No run folder is made.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tessera validate run.yaml context_length=2048")]
 pub struct ValidateArguments {
@@ -33,9 +35,10 @@ impl ValidateArguments {
     /// Checks, and prints what was found.
     pub fn run(self) -> Result<(), Failure> {
         let prepared = self.run_file.prepare()?;
-        if !prepared.plan.settings.validate_inputs {
-            prepared.check_first_weights()?;
-        }
+        let watcher = Watcher::default();
+        let checked = prepared.check_first_weights(&watcher);
+        watcher.clear();
+        checked?;
         let (plan, train) = (&prepared.plan, &prepared.train_summary);
         let eval = prepared.eval.as_ref().map(|(_, summary)| summary);
         let speed = expected_flops_per_second();

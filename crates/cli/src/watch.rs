@@ -62,6 +62,7 @@ impl Progress {
                 };
                 Some(Self::new(what, unit, progress.done, progress.total))
             }
+            Update::CheckingWeights { done, total } => things("checking weights", done, total),
             Update::LoadingWeights { done, total } => things("loading weights", done, total),
             Update::Evaluating { done, total } => things("evaluating", done, total),
             Update::Answering { prompts } => {

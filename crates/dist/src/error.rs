@@ -60,6 +60,15 @@ pub enum DistError {
         /// The deadline.
         seconds: f64,
     },
+    /// The processes of a job did not find one another.
+    #[error(
+        "not all processes of the job have joined within {seconds} s (dist_startup_timeout): one did not start, or ended \
+         before it could join"
+    )]
+    Unjoined {
+        /// The deadline.
+        seconds: f64,
+    },
     /// Ranks make different collectives, which would never end.
     #[error("ranks do not make the same collectives: rank {} makes {}, rank {} {}", one.0, one.1, other.0, other.1)]
     Mismatch {
@@ -149,6 +158,7 @@ impl DistError {
             self,
             Self::Lost { .. }
                 | Self::Late { .. }
+                | Self::Unjoined { .. }
                 | Self::Mismatch { .. }
                 | Self::Broken { .. }
                 | Self::Ended { .. }

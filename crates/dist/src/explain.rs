@@ -21,6 +21,8 @@ pub struct Explanation {
     /// Ranks that left no ring, each with the last collective that it is known to have called: their process was
     /// killed, was stopped, or ended in another way.
     pub silent: Vec<(usize, Option<Record>)>,
+    /// Ranks whose process stood still, each with the seconds: it was stopped, or its machine stalled.
+    pub stood_still: Vec<(usize, f64)>,
     /// The first place where the rings are not alike.
     pub finding: Finding,
 }
@@ -71,7 +73,9 @@ pub fn explain(folder: &Path) -> Result<Explanation, DistError> {
     let world_size = world_size.ok_or_else(|| DistError::NoRings { folder: folder.to_owned() })?;
     let last = |rank| flight::read_heartbeat(folder, rank).and_then(|heartbeat| heartbeat.last);
     let silent = (0..world_size).filter(|rank| !rings.contains_key(rank)).map(|rank| (rank, last(rank)));
-    Ok(Explanation { world_size, silent: silent.collect(), finding: compare(&rings) })
+    let stood_still =
+        rings.iter().filter_map(|(&rank, ring)| Some((rank, ring.header.stood_still?))).collect();
+    Ok(Explanation { world_size, silent: silent.collect(), stood_still, finding: compare(&rings) })
 }
 
 /// Finds the first collective, of those that every ring still remembers, that is not the same and complete everywhere.
@@ -126,6 +130,10 @@ impl fmt::Display for Explanation {
                 Some(last) => writeln!(formatter, "; the last that it is known to have called is {last}.")?,
                 None => writeln!(formatter, ".")?,
             }
+        }
+        for (rank, seconds) in &self.stood_still {
+            let why = "its process was stopped or its machine stalled";
+            writeln!(formatter, "Rank {rank} stood still for {seconds:.1} s: {why}.")?;
         }
         // The sentence begins with a rank or a collective.
         let mut finding = self.finding.to_string();

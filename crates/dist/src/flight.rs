@@ -27,6 +27,9 @@ pub(crate) struct Header {
     pub began_unix: f64,
     /// When this was written.
     pub written_unix: f64,
+    /// For how many seconds the process had just stood still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stood_still: Option<f64>,
 }
 
 impl Header {
@@ -36,6 +39,7 @@ impl Header {
             world_size: recorder.world_size(),
             began_unix: beginning_unix_seconds(),
             written_unix: unix_seconds(),
+            stood_still: recorder.stood_still(),
         }
     }
 }

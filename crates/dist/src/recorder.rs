@@ -177,6 +177,8 @@ struct State {
     progress: f64,
     /// Who knows which ranks the collective under way still lacks.
     peers: Option<Arc<dyn Peers>>,
+    /// For how many seconds the process last stood still, and until when.
+    stood_still: Option<(f64, f64)>,
 }
 
 impl State {
@@ -191,7 +193,8 @@ impl Recorder {
         let ring = VecDeque::with_capacity(CAPACITY);
         let progress = seconds();
         let totals = [Totals::default(); Operation::COUNT];
-        Self { rank, world_size, state: Mutex::new(State { next: 0, ring, totals, progress, peers: None }) }
+        let state = State { next: 0, ring, totals, progress, peers: None, stood_still: None };
+        Self { rank, world_size, state: Mutex::new(state) }
     }
 
     /// Every update leaves the state whole, so one that a panic cut off does no harm.
@@ -212,6 +215,18 @@ impl Recorder {
     /// The last collectives, oldest first.
     pub fn records(&self) -> Vec<Record> {
         self.state().ring.iter().cloned().collect()
+    }
+
+    /// For how many seconds this rank's process has just stood still: it was stopped, or its machine stalled. That is told
+    /// for twice as long as it lasted. What it does to the run shows within a deadline, and half of one is the least
+    /// that is noted.
+    pub(crate) fn stood_still(&self) -> Option<f64> {
+        let (lasted, until) = self.state().stood_still?;
+        (seconds() - until < 2.0 * lasted).then_some(lasted)
+    }
+
+    pub(crate) fn note_standstill(&self, time: Duration) {
+        self.state().stood_still = Some((time.as_secs_f64(), seconds()));
     }
 
     /// What all collectives of a kind cost so far.

@@ -145,7 +145,16 @@ impl WeightSlots {
 
     /// A unit that has been asked for, when it has arrived; held as long as the returned reference lives.
     pub fn hold(&mut self, unit: usize) -> Result<Arc<Buffer>, DistError> {
-        let slot = self.slots.iter_mut().find(|slot| slot.unit() == Some(unit));
+        let place = self.slots.iter().position(|slot| slot.unit() == Some(unit));
+        let place = place.ok_or(DistError::NoFreeSlot { unit })?;
+        if self.residency == Residency::WhileUsed {
+            // What was used last is given up last.
+            self.slots[place..].rotate_left(1);
+        }
+        let slot = match self.residency {
+            Residency::WhileUsed => self.slots.last_mut(),
+            Residency::WholeStep => self.slots.get_mut(place),
+        };
         let slot = slot.ok_or(DistError::NoFreeSlot { unit })?;
         if let Slot::Here { buffer, .. } = slot {
             return Ok(buffer.clone());

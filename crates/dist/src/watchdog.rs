@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tessera_files::IoContext;
 
@@ -55,6 +55,8 @@ pub struct Alarm {
     pub record: Record,
     /// How long it had.
     pub deadline: Duration,
+    /// For how many seconds the process that noticed had stood still itself.
+    pub stood_still: Option<f64>,
     /// Ranks that are known not to have come to it, each with the last collective that it is known to have called.
     pub absent: Vec<(usize, Option<Record>)>,
     /// Where the rings are, or why they are not.
@@ -65,7 +67,10 @@ impl fmt::Display for Alarm {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rank, record, .. } = self;
         write!(formatter, "rank {rank}: {record}, has not ended for {} s; ", self.deadline.as_secs_f64())?;
-        if self.absent.is_empty() {
+        if let Some(seconds) = self.stood_still {
+            let why = "its process was stopped or its machine stalled";
+            write!(formatter, "rank {rank} itself stood still for {seconds:.1} s: {why}")?;
+        } else if self.absent.is_empty() {
             formatter.write_str("which rank is missing is not known")?;
         } else {
             let ranks: Vec<usize> = self.absent.iter().map(|&(rank, _)| rank).collect();
@@ -157,10 +162,16 @@ impl Drop for Watchdog {
 fn watch(shared: &Shared, handler: impl FnOnce(&Alarm)) {
     let mut state = shared.state();
     let mut rings_wanted = true;
+    let mut looked = Instant::now();
     while !state.stopped {
         let recorders = state.recorders.clone();
         drop(state);
         let pause = (shared.deadline.get() / LOOKS).min(LONGEST_PAUSE);
+        let since = looked.elapsed();
+        looked = Instant::now();
+        if since > pause + shared.deadline.get() / 2 {
+            recorders.iter().for_each(|recorder| recorder.note_standstill(since));
+        }
         let alone = recorders.iter().all(|recorder| recorder.world_size() == recorders.len());
         if !alone {
             beat(&shared.folder, &recorders, &mut rings_wanted);
@@ -201,8 +212,9 @@ fn look(shared: &Shared, recorders: &[Arc<Recorder>]) -> Option<Alarm> {
         recorders.iter().filter_map(overdue).min_by_key(|(_, (record, _))| record.sequence)?;
     let written =
         flight::raise_alarm(&shared.folder, &recorder).and_then(|()| write_rings(&shared.folder, recorders));
+    let stood_still = recorder.stood_still();
     let mut absent: Vec<(usize, Option<Record>)> = absent.into_iter().map(|rank| (rank, None)).collect();
-    if absent.is_empty() {
+    if absent.is_empty() && stood_still.is_none() {
         let others = (0..recorder.world_size()).filter(|rank| !local.contains(rank));
         absent = behind(&shared.folder, others, record.sequence, deadline);
     }
@@ -212,7 +224,7 @@ fn look(shared: &Shared, recorders: &[Arc<Recorder>]) -> Option<Alarm> {
         }
     }
     let rings = written.map(|()| shared.folder.clone()).map_err(|error| error.to_string());
-    Some(Alarm { rank: recorder.rank(), record, deadline, absent, rings })
+    Some(Alarm { rank: recorder.rank(), record, deadline, stood_still, absent, rings })
 }
 
 fn write_rings(folder: &Path, recorders: &[Arc<Recorder>]) -> Result<(), DistError> {

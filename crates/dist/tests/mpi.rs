@@ -13,7 +13,7 @@ use tessera_dist::{Deadline, Degrees, Group, Watchdog, explain, mpi};
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (group, session) = mpi::connect().unwrap();
+    let (group, session) = mpi::connect(Duration::from_secs(60)).unwrap();
     let (rank, ranks) = (group.rank(), group.world_size());
     match arguments[..] {
         ["replicas"] => suite::replicas(group, Degrees { shard: 2, replicate: ranks / 2, context: 1 }),

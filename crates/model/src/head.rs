@@ -64,7 +64,9 @@ impl Head {
     pub fn scratch_bytes(&self, tokens: usize) -> usize {
         let chunk = self.chunk_tokens(tokens);
         let matrix = |width: usize| Arena::cost(DType::F32, chunk * width);
-        Arena::cost(DType::F32, self.norm.statistics(chunk)) + 3 * matrix(self.hidden) + matrix(self.vocabulary)
+        Arena::cost(DType::F32, self.norm.statistics(chunk))
+            + 3 * matrix(self.hidden)
+            + matrix(self.vocabulary)
     }
 
     fn chunk<'a>(&self, tokens: usize, arena: &mut Arena<'a>) -> Result<Chunk<'a>, OpError> {

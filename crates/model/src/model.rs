@@ -6,7 +6,7 @@ use crate::balance::Balance;
 use crate::block::Block;
 use crate::config::ModelConfig;
 use crate::head::Head;
-use crate::names::{Naming, Names};
+use crate::names::{Names, Naming};
 use crate::table::{Initial, Segment, UnitTable};
 
 /// The stages of a model and the table of its units.
@@ -39,11 +39,8 @@ impl Model {
         let final_norm = Segment::of(names.final_norm(), [hidden], Initial::Constant(1.0));
         let tied = config.tie_word_embeddings;
         let embedding = matrix(names.embedding());
-        let mut units = vec![UnitTable::new(if tied {
-            vec![embedding, final_norm.clone()]
-        } else {
-            vec![embedding]
-        })];
+        let mut units =
+            vec![UnitTable::new(if tied { vec![embedding, final_norm.clone()] } else { vec![embedding] })];
         let (mut blocks, mut first_units) = (Vec::new(), Vec::new());
         for index in 0..config.num_hidden_layers {
             let (block, block_units) = Block::new(&config, &names.block(index));

@@ -41,13 +41,14 @@ pub struct SequenceSplit<'a> {
     pub first: usize,
 }
 
-/// The tokens of rank `rank` of `ranks`, of `whole` tokens: an equal share each, but for the last ones, which may have fewer.
-pub fn part(whole: usize, rank: usize, ranks: usize) -> Range<usize> {
-    let share = whole.div_ceil(ranks.max(1));
-    (rank * share).min(whole)..((rank + 1) * share).min(whole)
-}
-
 impl SequenceSplit<'_> {
+    /// The tokens of rank `rank` of `ranks`, of `whole` tokens: an equal share each, but for the last ones, which may have
+    /// fewer.
+    pub fn part(whole: usize, rank: usize, ranks: usize) -> Range<usize> {
+        let share = whole.div_ceil(ranks.max(1));
+        (rank * share).min(whole)..((rank + 1) * share).min(whole)
+    }
+
     /// From this rank's tokens of all heads, x `[t, columns.width()]`, to all tokens of its heads, y
     /// `[T, columns.share_width()]`.
     pub(crate) fn scatter(
@@ -87,7 +88,7 @@ impl SequenceSplit<'_> {
 
     /// The shape of the blocks that go around, `[C, S, w]`, and their elements.
     fn blocks(&self, columns: Columns) -> ([usize; 3], usize) {
-        let rows = part(self.whole, 0, columns.ranks()).len();
+        let rows = Self::part(self.whole, 0, columns.ranks()).len();
         let shape = [columns.ranks(), rows, columns.share_width()];
         (shape, shape.iter().product())
     }

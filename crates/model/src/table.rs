@@ -226,9 +226,7 @@ mod tests {
 
     #[test]
     fn parts_of_one_tensor_lie_where_the_unit_wants_them() {
-        let rows = |name: &str, rows| {
-            Segment::rows(name.into(), vec![6, 2], rows, 2, Initial::Constant(0.0))
-        };
+        let rows = |name: &str, rows| Segment::rows(name.into(), vec![6, 2], rows, 2, Initial::Constant(0.0));
         let table = UnitTable::new(vec![Segment::joined(vec![
             rows("w1", 2..4),
             rows("v1", 2..4),
@@ -239,7 +237,10 @@ mod tests {
             .pieces(3..13)
             .map(|piece| (&*piece.parameter.name, piece.first, piece.before, piece.place))
             .collect();
-        assert_eq!(pieces, [("w1", 7, 3, 0..1), ("v1", 4, 4, 1..5), ("w1", 8, 8, 5..9), ("v1", 8, 12, 9..10)]);
+        assert_eq!(
+            pieces,
+            [("w1", 7, 3, 0..1), ("v1", 4, 4, 1..5), ("w1", 8, 8, 5..9), ("v1", 8, 12, 9..10)]
+        );
     }
 
     #[test]

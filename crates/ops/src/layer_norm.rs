@@ -55,10 +55,15 @@ fn statistics<T: Float>(x: &[T], epsilon: T) -> (T, T) {
     let count = T::from_f64(x.len() as f64);
     let mean = sum(x) / count;
     let mut lanes = [T::ZERO; LANES];
-    for x in x.chunks(lanes.len()) {
-        for (lane, &x) in lanes.iter_mut().zip(x) {
-            *lane = (x - mean).mul_add(x - mean, *lane);
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let centred = chunk[lane] - mean;
+            lanes[lane] = centred.mul_add(centred, lanes[lane]);
         }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = (x - mean).mul_add(x - mean, *lane);
     }
     (mean, T::ONE / (sum(&lanes) / count + epsilon).sqrt())
 }

@@ -70,6 +70,6 @@ fn row_gradient<T: Float>(row: &mut [T], dactivation: &[T]) {
 
 /// σ(x) = 1/(1 + e⁻ˣ).
 #[inline(always)]
-fn sigmoid<T: Float>(x: T) -> T {
+pub(crate) fn sigmoid<T: Float>(x: T) -> T {
     T::ONE / (T::ONE + (-x).exp())
 }

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::DcpError;
 use tessera_checkpoint::huggingface::{HuggingFaceError, TensorMismatch};
 use tessera_data::DataError;
@@ -126,7 +127,7 @@ pub enum TrainError {
     )]
     Unlaunched { launcher: &'static str, processes: usize, found: usize },
     #[error("rank 0 could not start the run: {message}")]
-    NotStarted { message: String },
+    NotStarted { message: String, fault: Fault },
     #[error(
         "rank {rank} sees another {key} than rank 0: {found} instead of {expected}; give all nodes the same run file, model and \
          data, and the same binary"
@@ -157,7 +158,7 @@ pub enum TrainError {
 }
 
 /// Who can put an error right: the binary's exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
     /// What the user gave: run file, data, model.
     Input,
@@ -201,6 +202,7 @@ impl TrainError {
             return Fault::Input;
         }
         match self {
+            Self::NotStarted { fault, .. } => *fault,
             Self::Engine(error) if error.is_between_ranks() => Fault::Network,
             Self::Checkpoint(DcpError::File(_))
             | Self::Model(HuggingFaceError::File(_))
@@ -213,10 +215,7 @@ impl TrainError {
             | Self::Diverged { .. }
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
-            Self::Model(HuggingFaceError::Hub { .. })
-            | Self::NotStarted { .. }
-            | Self::Disagreement { .. }
-            | Self::ShardFailed { .. } => Fault::Network,
+            Self::Model(HuggingFaceError::Hub { .. }) | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,
         }
     }

@@ -75,12 +75,13 @@ impl Launch {
     /// Joins the other ranks, with `local_ranks` ranks of this process.
     ///
     /// # Errors
-    /// When this build has no engine for several processes, or a thread or the launcher's library fails.
+    /// When this build has no engine for several processes, one of them does not come, or a thread or the launcher's
+    /// library fails.
     pub fn join(&self, local_ranks: NonZeroUsize, deadline: &Deadline) -> Result<Ranks, TrainError> {
         match (self.processes, local_ranks.get()) {
             (1, 1) => Ok(Ranks::of(vec![Box::new(Single)])),
             (1, ranks) => Ok(Ranks::of(threads::groups(ranks, deadline)?)),
-            (_, 1) => self.join_processes(),
+            (_, 1) => self.join_processes(deadline),
             (processes, ranks) => Err(TrainError::unsupported(
                 "devices",
                 format!("cpu:{ranks}"),
@@ -90,8 +91,8 @@ impl Launch {
     }
 
     #[cfg(feature = "mpi")]
-    fn join_processes(&self) -> Result<Ranks, TrainError> {
-        let (group, session) = tessera_dist::mpi::connect()?;
+    fn join_processes(&self, deadline: &Deadline) -> Result<Ranks, TrainError> {
+        let (group, session) = tessera_dist::mpi::connect(deadline.get())?;
         if group.world_size() != self.processes {
             return Err(TrainError::Unlaunched {
                 launcher: self.launcher,
@@ -103,7 +104,7 @@ impl Launch {
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn join_processes(&self) -> Result<Ranks, TrainError> {
+    fn join_processes(&self, _: &Deadline) -> Result<Ranks, TrainError> {
         Err(TrainError::NoProcesses { launcher: self.launcher, processes: self.processes })
     }
 }
@@ -130,8 +131,11 @@ impl Ranks {
     /// # Errors
     /// When a rank is not there.
     pub fn broadcast(&self, label: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, TrainError> {
-        let calls: Vec<_> =
-            self.groups.iter().map(|group| group.broadcast(label, 0, bytes.clone())).collect::<Result<_, _>>()?;
+        let calls: Vec<_> = self
+            .groups
+            .iter()
+            .map(|group| group.broadcast(label, 0, bytes.clone()))
+            .collect::<Result<_, _>>()?;
         let mut received = Vec::new();
         for call in calls {
             received = call.wait()?;

@@ -38,6 +38,13 @@ pub enum Update<'a> {
     /// Ranks wait for one another in vain. It comes from a thread of its own, and the run will not end by itself: whoever is told
     /// must end the process.
     Stalled(&'a Alarm),
+    /// So many of all parameters have been looked at.
+    CheckingWeights {
+        /// Elements looked at.
+        done: usize,
+        /// Elements in all.
+        total: usize,
+    },
     /// So many of all parameters have been read.
     LoadingWeights {
         /// Elements read.

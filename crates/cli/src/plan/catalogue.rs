@@ -1,11 +1,15 @@
 //! `tessera plan --catalogue`: the smallest clusters, as a table for a README.
 
 use serde_json::json;
+use tessera_train::plan::DEFAULT_CONTEXT_LENGTH;
 use tessera_train::plan::cluster::{Gpu, Need, SmallestCluster, smallest_clusters};
 
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::text::{bytes, count};
+use crate::text::{bytes, count, counted};
+
+/// Where there is nothing to say.
+const NONE: &str = "–";
 
 /// Prints the smallest cluster of `gpu` for every model of the catalogue, in Markdown.
 pub fn show(gpu: &Gpu, as_json: bool) -> Result<(), Failure> {
@@ -14,15 +18,18 @@ pub fn show(gpu: &Gpu, as_json: bool) -> Result<(), Failure> {
         return print_json(&json!({"gpu": gpu, "models": rows}));
     }
     let mut text = format!(
-        "| model | parameters (billion) | at 8,192 tokens, {gpu} | at its longest, {gpu} |\n|---|---:|---|---|\n",
+        "| models | parameters, billion | {gpu} at 8,192 tokens | longest context | {gpu} at the longest |\n\
+         |---|---:|---|---:|---|\n",
         gpu = gpu.name
     );
     for row in &rows {
-        let parameters = row.parameters as f64 / 1e9;
+        let too_short = row.usual.context_length < DEFAULT_CONTEXT_LENGTH;
         text.push_str(&format!(
-            "| {} | {parameters:.2} | {} | {} |\n",
+            "| {} | {:.2} | {} | {} | {} |\n",
             names(row),
-            need(&row.usual),
+            row.parameters as f64 / 1e9,
+            if too_short { NONE.to_owned() } else { need(&row.usual) },
+            count(row.maximum.context_length),
             need(&row.maximum)
         ));
     }
@@ -35,16 +42,16 @@ fn names(row: &SmallestCluster) -> String {
     bare.collect::<Vec<_>>().join(", ")
 }
 
+/// GPUs, or whole nodes of eight, and the memory of each.
 fn need(need: &Need) -> String {
-    let tokens = count(need.context_length);
-    let Some(smallest) = need.cluster else { return format!("{tokens} tokens: not with 4,096 GPUs") };
+    let Some(smallest) = need.cluster else { return NONE.to_owned() };
     let gpus = match smallest.gpus {
-        gpus @ 0..=8 => count(gpus),
-        gpus => format!("{} ({} nodes)", count(gpus), gpus / 8),
+        gpus @ 0..=8 => counted(gpus, "GPU", "GPUs"),
+        gpus => format!("{} nodes", count(gpus / 8)),
     };
     let shared = match smallest.context {
         1 => String::new(),
         context => format!(", context {context}"),
     };
-    format!("{gpus}: {} each{shared} ({tokens} tokens)", bytes(smallest.memory_bytes))
+    format!("{gpus}{shared}, {}", bytes(smallest.memory_bytes))
 }

@@ -1,6 +1,7 @@
 //! The plan of a cluster as it is printed.
 
 use serde_json::json;
+use tessera_train::TrainError;
 use tessera_train::plan::cluster::{ClusterPlan, Failures, Interval, Split};
 
 use crate::failure::Failure;
@@ -10,8 +11,9 @@ use crate::text::{Align, bytes, count, counted, duration, percent, table, value}
 
 /// Prints a plan, with what failures make of it.
 pub fn show(plan: &ClusterPlan, failures: Option<&Failures>, as_json: bool) -> Result<(), Failure> {
-    let failing = failures.map(|failures| Ok((failures, failures.best_interval()?))).transpose();
-    let failing = failing.map_err(|error: tessera_train::TrainError| Failure::Train(error))?;
+    let failing =
+        failures.map(|failures| Ok((failures, failures.best_interval().map_err(TrainError::from)?)));
+    let failing = failing.transpose().map_err(Failure::Train)?;
     if as_json {
         let mut json = serde_json::to_value(plan)?;
         json["memory_total_bytes"] = plan.memory.total_bytes().into();
@@ -60,7 +62,10 @@ fn cluster(plan: &ClusterPlan) -> String {
 
 fn batch(plan: &ClusterPlan) -> String {
     let rows = plan.rows;
-    let most = rows.largest_micro_batch.map_or_else(|| "not even one fits".to_owned(), |most| format!("at most {} fit", count(most)));
+    let most = match rows.largest_micro_batch {
+        Some(most) => format!("the most that fit: {}", count(most)),
+        None => "not even one fits".to_owned(),
+    };
     let mut text = format!(
         "{} of {} tokens; {} of {} on each rank ({most})",
         counted(rows.global_batch, "row", "rows"),
@@ -110,9 +115,8 @@ fn host(plan: &ClusterPlan) -> String {
 
 fn links(plan: &ClusterPlan) -> String {
     let links = &plan.links;
-    let row = |name: &str, split: Split| {
-        [name.to_owned(), bytes(split.nvlink_bytes), bytes(split.network_bytes)]
-    };
+    let row =
+        |name: &str, split: Split| [name.to_owned(), bytes(split.nvlink_bytes), bytes(split.network_bytes)];
     let mut rows = vec![["in a step".to_owned(), "NVLink".to_owned(), "network".to_owned()]];
     let named = [
         ("weights, bf16", links.gathered),
@@ -121,7 +125,9 @@ fn links(plan: &ClusterPlan) -> String {
         ("sequences, bf16", links.exchanged),
         ("in all", links.total()),
     ];
-    rows.extend(named.into_iter().filter(|(_, split)| split.bytes() > 0).map(|(name, split)| row(name, split)));
+    rows.extend(
+        named.into_iter().filter(|(_, split)| split.bytes() > 0).map(|(name, split)| row(name, split)),
+    );
     table([Align::Left, Align::Right, Align::Right], &rows)
 }
 
@@ -153,18 +159,19 @@ fn time(plan: &ClusterPlan) -> String {
 }
 
 fn failing_text(failures: &Failures, interval: &Interval) -> String {
+    let share = |share: f64| format!("{} %", value((share * 1e5).round() / 1e3));
     let span = |seconds: f64| duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
     format!(
-        "one every {} on average, {:.2} restarts a day\nsave every {} ({}): it loses {} of the time ({} in a simulation), \
-         the least\ntwice as often {}, half as often {}",
+        "one every {} on average, {:.3} restarts a day\nsave every {} ({}): it loses {} of the time ({} in a simulation), \
+         the least\nsaving twice as often loses {}, half as often {}",
         span(failures.mean_seconds),
         interval.restarts_per_day,
         span(interval.seconds),
         counted(interval.batches, "batch", "batches"),
-        percent(interval.expected_loss),
-        percent(interval.simulated_loss),
-        percent(failures.expected_loss(interval.seconds / 2.0)),
-        percent(failures.expected_loss(interval.seconds * 2.0))
+        share(interval.expected_loss),
+        share(interval.simulated_loss),
+        share(failures.expected_loss(interval.seconds / 2.0)),
+        share(failures.expected_loss(interval.seconds * 2.0))
     )
 }
 

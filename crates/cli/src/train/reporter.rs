@@ -238,6 +238,7 @@ impl Observer for Reporter {
             Update::Stalled(alarm) => self.stalled(alarm),
             Update::Downloading(_)
             | Update::Preparing(..)
+            | Update::CheckingWeights { .. }
             | Update::LoadingWeights { .. }
             | Update::Evaluating { .. }
             | Update::Answering { .. }

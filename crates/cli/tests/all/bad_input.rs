@@ -132,6 +132,24 @@ fn weights_that_are_not_the_models_are_listed() {
 }
 
 #[test]
+fn a_weight_that_is_not_finite_is_named() {
+    let bench = Bench::new();
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        bench.change_weights(|tensors| {
+            let name = "model.layers.1.mlp.up_proj.weight";
+            tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap().2[7] = value;
+        });
+        let parts =
+            ["element 7 of model.layers.1.mlp.up_proj.weight", &format!("is {value}; fetch them again")];
+        bench.tessera(&["validate", "run.yaml"]).refused(&parts);
+        bench.tessera(&["validate", "run.yaml", "validate_inputs=false"]).refused(&parts);
+        bench.tessera(&["train", "run.yaml"]).refused(&parts);
+        assert_eq!(bench.json_lines("runs/tiny/events.jsonl").last().unwrap()["type"], "FAILED_EXCEPTION");
+        bench.tessera(&["validate", "run.yaml", "init=random"]).printed();
+    }
+}
+
+#[test]
 fn truncated_or_absent_weights_are_refused() {
     let bench = Bench::new();
     let bytes = bench.read("model/model.safetensors");

@@ -8,6 +8,7 @@ mod damage;
 mod full_disk;
 mod kills;
 mod models;
+mod planning;
 mod running;
 mod showing;
 mod signals;

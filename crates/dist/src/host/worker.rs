@@ -1,9 +1,9 @@
 //! The communication thread of a rank.
 
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::transport::{Failure, Peers, Transport};
 use crate::error::DistError;
@@ -65,8 +65,9 @@ pub(crate) struct Started {
 }
 
 impl Worker {
-    /// Starts the thread of a rank, which makes its way to the others with `connect`.
+    /// Starts the thread of a rank, which makes its way to the others with `connect`, in as long as `patience`.
     pub fn start(
+        patience: Duration,
         connect: impl FnOnce() -> Result<Box<dyn Transport>, DistError> + Send + 'static,
     ) -> Result<Started, DistError> {
         const PURPOSE: &str = "collectives";
@@ -86,7 +87,10 @@ impl Worker {
                 }
             })
             .map_err(|source| DistError::Thread { purpose: PURPOSE, source })?;
-        let (recorder, peers) = introduced.recv().map_err(|_| DistError::Ended { rank: 0 })??;
+        let (recorder, peers) = introduced.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => DistError::Unjoined { seconds: patience.as_secs_f64() },
+            RecvTimeoutError::Disconnected => DistError::Ended { rank: 0 },
+        })??;
         let worker = Arc::new(Self { jobs: Mutex::new(Some(sender)), recorder });
         Ok(Started { worker, thread, peers })
     }

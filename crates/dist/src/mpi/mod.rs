@@ -9,6 +9,7 @@ mod transport;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ::mpi::Threading;
 use ::mpi::environment::initialize_with_threading;
@@ -24,12 +25,13 @@ pub struct Session {
     thread: JoinHandle<()>,
 }
 
-/// Joins the job that this process was started in, as one rank of the group of all. Can be done once in a process.
+/// Joins the job that this process was started in, as one rank of the group of all, and waits as long as `patience` for the
+/// others to do so. Can be done once in a process.
 ///
 /// # Errors
-/// When MPI is there already, or does not allow a thread of its own.
-pub fn connect() -> Result<(Box<dyn Group>, Session), DistError> {
-    let started = Worker::start(|| {
+/// When a process does not come, MPI is there already, or does not allow a thread of its own.
+pub fn connect(patience: Duration) -> Result<(Box<dyn Group>, Session), DistError> {
+    let started = Worker::start(patience, || {
         let (universe, threading) = initialize_with_threading(Threading::Funneled)
             .ok_or(DistError::Mpi("it has been initialised in this process before"))?;
         if threading < Threading::Funneled {

@@ -26,7 +26,8 @@ pub fn groups(world_size: usize, deadline: &Deadline) -> Result<Vec<Box<dyn Grou
     (0..world_size)
         .map(|rank| {
             let transport = ThreadTransport::new(board.clone(), rank);
-            let started = Worker::start(move || Ok(Box::new(transport) as Box<dyn Transport>))?;
+            let started =
+                Worker::start(deadline.get(), move || Ok(Box::new(transport) as Box<dyn Transport>))?;
             // Not joined: a rank that stands still must not keep the others from ending.
             drop(started.thread);
             let (worker, peers) = (started.worker, started.peers);

@@ -67,6 +67,21 @@ fn an_absurd_ring_costs_no_time() {
 }
 
 #[test]
+fn a_rank_that_stood_still_is_named_although_it_left_a_ring() {
+    let folder = tempfile::tempdir().unwrap();
+    ring(folder.path(), 0, 2, 1000, "dds");
+    ring(folder.path(), 1, 2, 1000, "dds");
+    let path = folder.path().join("rank-1.jsonl");
+    let text = fs::read_to_string(&path).unwrap().replacen("100.5", "100.5,\"stood_still\":3.44", 1);
+    fs::write(&path, text).unwrap();
+    assert_eq!(
+        explain(folder.path()).unwrap().to_string(),
+        "Rank 1 stood still for 3.4 s: its process was stopped or its machine stalled.\nNumber 2, all-gather of unit 2, \
+         did not end for ranks 0 and 1, though every rank with a record came to it."
+    );
+}
+
+#[test]
 fn a_rank_without_a_ring_is_named() {
     let folder = tempfile::tempdir().unwrap();
     ring(folder.path(), 0, 3, 1000, "dds");

@@ -288,7 +288,14 @@ impl Experts {
             let mut rows = self.rows(chunk.tokens.len(), &mut arena.inner())?;
             self.activate(queue, &chunk, weights, &mut rows)?;
             let (activation, output) = (rows.activation.as_view(), rows.output.reborrow());
-            experts::linear::forward(queue, activation, weights[DOWN], self.down_layout, &chunk.rows, output)?;
+            experts::linear::forward(
+                queue,
+                activation,
+                weights[DOWN],
+                self.down_layout,
+                &chunk.rows,
+                output,
+            )?;
             self.combine(queue, &chunk, rows.output.as_view(), y.reborrow())?;
         }
         Ok(())
@@ -368,8 +375,7 @@ impl Experts {
     ) -> Result<(), OpError> {
         let ExpertsConfig { active, .. } = self.config;
         let Chunk { rows: group, slots, .. } = chunk;
-        let mut dactivation =
-            scratch.take(DType::F32, [chunk.tokens.len() * active, self.intermediate])?;
+        let mut dactivation = scratch.take(DType::F32, [chunk.tokens.len() * active, self.intermediate])?;
         let dy = dy.rows(chunk.tokens.clone())?;
         experts::gather(queue, dy, *slots, active, group, rows.output.reborrow())?;
         let (dy, layout) = (rows.output.as_view(), self.down_layout);
@@ -444,17 +450,14 @@ fn groups(config: &ModelConfig, experts: ExpertsConfig) -> Vec<Range<usize>> {
     let expert = 3 * config.hidden_size * config.intermediate_size;
     let fitting = (config.vocab_size * config.hidden_size / expert).clamp(1, experts.count);
     let groups = experts.count.div_ceil(fitting);
-    (0..groups)
-        .map(|group| group * experts.count / groups..(group + 1) * experts.count / groups)
-        .collect()
+    (0..groups).map(|group| group * experts.count / groups..(group + 1) * experts.count / groups).collect()
 }
 
 /// The unit of a group: gate and up of each expert behind one another, then the matrices of the outputs.
 fn unit(config: &ModelConfig, experts: ExpertsConfig, names: &BlockNames, group: Range<usize>) -> UnitTable {
     let normal = Initial::Normal(config.initializer_range);
-    let segment = |tensor: ExpertTensor| {
-        Segment::rows(tensor.name, tensor.shape, tensor.rows, tensor.columns, normal)
-    };
+    let segment =
+        |tensor: ExpertTensor| Segment::rows(tensor.name, tensor.shape, tensor.rows, tensor.columns, normal);
     let sizes = ExpertSizes {
         count: experts.count,
         hidden: config.hidden_size,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 
 mod experts;
+mod mutations;
 
 /// Llama 3.2 1B as the hub has it, keys that do not matter left out.
 fn llama_3_2_1b() -> Value {

@@ -15,6 +15,7 @@ use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
 use crate::simd::{LANES, sum, vectorised};
+use crate::swiglu::sigmoid;
 
 use super::{ExpertRows, Group};
 
@@ -138,10 +139,4 @@ fn row_gradient<T: Float>(row: &mut [T], dactivation: &[T], weight: T) -> T {
         }
     }
     sum(&lanes)
-}
-
-/// σ(x) = 1/(1 + e⁻ˣ).
-#[inline(always)]
-fn sigmoid<T: Float>(x: T) -> T {
-    T::ONE / (T::ONE + (-x).exp())
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use tessera_dist::{DistError, Exchange, Group};
 use tessera_model::config::ModelConfig;
-use tessera_model::{Balance, BalanceSums, Block, Context, Model, SequenceExchange, SequenceSplit, part};
+use tessera_model::{Balance, BalanceSums, Block, Context, Model, SequenceExchange, SequenceSplit};
 use tessera_ops::attention::split::share;
 use tessera_ops::{Buffer, DType, OpError, Queue, View, ViewMut};
 
@@ -37,7 +37,7 @@ pub fn check_context(config: &ModelConfig, context_length: usize, ranks: usize) 
     Err(TrainError::unsupported("parallel.context", ranks, expected))
 }
 
-/// Bytes that a rank needs on top of its [`super::MemoryPlan`] where it shares its sequences.
+/// Bytes that a rank needs more where it shares its sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextBytes {
     /// In each arena of a block, and in the scratch of its backward.
@@ -87,7 +87,7 @@ pub fn context_traffic_bytes(
     tokens: usize,
     recompute: bool,
 ) -> Result<u64, OpError> {
-    let share = part(tokens, 0, ranks).len();
+    let share = SequenceSplit::part(tokens, 0, ranks).len();
     let last = model.blocks().len().saturating_sub(1);
     model.blocks().iter().enumerate().try_fold(0, |sum, (index, block)| {
         let ways = if recompute && index < last { 3 } else { 2 };
@@ -114,7 +114,7 @@ impl<'a> ContextPlace<'a> {
 
     /// This rank's part of a micro-batch of `whole` tokens.
     pub(super) fn part(&self, whole: usize) -> Range<usize> {
-        part(whole, self.group.rank(), self.group.world_size())
+        SequenceSplit::part(whole, self.group.rank(), self.group.world_size())
     }
 
     /// What stages see, with the way to the other ranks if there are any.

@@ -8,8 +8,8 @@ use tessera_dist::DistError;
 use tessera_model::{Block, Context, DecodeContext, Model};
 use tessera_ops::{Arena, Buffer, DType, OpError, View, ViewMut, embedding};
 
-use super::{Engine, Workspace};
 use super::pass::{Keep, Pass, Targets, rope_view, rows, two};
+use super::{Engine, Workspace};
 use crate::error::TrainError;
 use crate::spec::GenerationSpec;
 

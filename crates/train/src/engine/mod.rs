@@ -23,6 +23,7 @@ pub use memory::{MemoryPlan, Sharing, unit_sizes};
 pub use optimizer::Optimizer;
 pub use step::{OptimizerCounts, OwnNews, StepOutcome};
 pub use traffic::{ElementBytes, Moves, Traffic};
+pub(crate) use weights::read_finite;
 
 use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units};
 use tessera_model::{Context, MicroBatch, Model};
@@ -100,11 +101,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the machine has no memory for a buffer.
-    pub fn new(
-        model: Model,
-        mesh: impl Into<Mesh>,
-        settings: EngineSettings,
-    ) -> Result<Self, DistError> {
+    pub fn new(model: Model, mesh: impl Into<Mesh>, settings: EngineSettings) -> Result<Self, DistError> {
         let queue = Queue::cpu();
         let mesh = mesh.into();
         let (world_size, moments) = (mesh.shard().world_size(), settings.optimizer.moments().len());

@@ -82,6 +82,17 @@ impl Pass<'_> {
         body(&views)
     }
 
+    /// Runs `body` with the places of the gradients of `unit`, which then leave; its weights are not needed.
+    pub(super) fn with_gradients_alone(
+        &self,
+        unit: usize,
+        body: impl FnOnce(&mut [ViewMut<'_>]) -> Result<(), DistError>,
+    ) -> Result<(), DistError> {
+        let mut gradient = self.units.gradient(self.queue(), unit)?;
+        body(&mut self.model.units()[unit].views_mut(gradient.view_mut()?)?)?;
+        self.units.reduce(self.queue(), unit, gradient)
+    }
+
     /// Runs `body` with the weights of `unit` and the places of their gradients, which then leave.
     pub(super) fn with_gradients<R>(
         &self,
@@ -144,18 +155,18 @@ impl Pass<'_> {
         dx: &mut ViewMut<'_>,
     ) -> Result<(), DistError> {
         for (place, &(unit, index, visit)) in visits.iter().enumerate() {
-            let next = visits.get(place + 1).map_or(0, |&(unit, ..)| unit);
+            let next = visits.get(place + 1).map(|&(unit, ..)| unit);
             let block = &self.model.blocks()[index];
             let x = self.stream(&mut inputs[index])?;
             let arena = index % kept.len();
             let kept = kept[arena].arena();
             if !visit.backward {
-                self.with_weights(unit, Some(next), |weights| {
+                self.with_weights(unit, next, |weights| {
                     block.recompute(&self.context, weights, x.as_view(), kept).map_err(stage_error)
                 })?;
                 continue;
             }
-            self.with_gradients(unit, Some(next), |weights, gradients| {
+            self.with_gradients(unit, next, |weights, gradients| {
                 let (context, x, dx, scratch) = (&self.context, x.as_view(), dx.reborrow(), scratch.arena());
                 let done = block.backward(visit, context, weights, x, kept, dx, gradients, scratch, balance);
                 done.map_err(stage_error)

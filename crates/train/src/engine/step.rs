@@ -91,7 +91,7 @@ impl Engine {
         })?;
         let balance = balance.as_ref().map(|(balance, sums)| balance.gradient(sums, scale.balance));
         pass.backward(&visits, inputs, kept, scratch, balance, &mut dx)?;
-        pass.with_gradients(0, None, |_, gradients| {
+        pass.with_gradients_alone(0, |gradients| {
             let table = gradients[0].reborrow();
             Ok(embedding::backward(&self.queue, context.batch.tokens, dx.as_view(), table)?)
         })

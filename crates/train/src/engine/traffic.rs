@@ -27,24 +27,29 @@ pub struct Moves {
 #[derive(Debug, Clone, Copy)]
 struct Demand {
     unit: usize,
+    /// Whether its weights are needed.
+    weights: bool,
     /// Whether a gradient leaves afterwards.
     gradient: bool,
 }
 
 /// The units of one micro-batch, forward and backward, in the order of the loop.
 fn demands(model: &Model, recompute: bool) -> impl Iterator<Item = Demand> + Clone {
-    let weights = |unit| Demand { unit, gradient: false };
-    let both = |unit| Demand { unit, gradient: true };
-    let stages = model.blocks().iter().enumerate().flat_map(move |(index, block)| {
-        (0..block.stages()).map(move |stage| model.stage_unit(index, stage))
-    });
+    let weights = |unit| Demand { unit, weights: true, gradient: false };
+    let both = |unit| Demand { unit, weights: true, gradient: true };
+    let gradient = |unit| Demand { unit, weights: false, gradient: true };
+    let stages =
+        model.blocks().iter().enumerate().flat_map(move |(index, block)| {
+            (0..block.stages()).map(move |stage| model.stage_unit(index, stage))
+        });
     let back = visits(model, recompute);
-    let back = back.into_iter().map(|(unit, _, visit)| Demand { unit, gradient: visit.backward });
+    let back =
+        back.into_iter().map(|(unit, _, visit)| Demand { unit, weights: true, gradient: visit.backward });
     once(weights(0))
         .chain(stages.map(weights))
         .chain(once(both(model.head_unit())))
         .chain(back)
-        .chain(once(both(0)))
+        .chain(once(gradient(0)))
 }
 
 impl Moves {
@@ -55,9 +60,9 @@ impl Moves {
         // The unit used last, and the one before.
         let mut slots = [None; 2];
         for demand in (0..micro_batches).flat_map(|_| demands(model, recompute)) {
-            let Demand { unit, gradient } = demand;
+            let Demand { unit, weights, gradient } = demand;
             moves.reductions[unit] += usize::from(gradient);
-            if slots[0] != Some(unit) {
+            if weights && slots[0] != Some(unit) {
                 moves.gathers[unit] += usize::from(slots[1] != Some(unit));
                 slots = [Some(unit), slots[0]];
             }

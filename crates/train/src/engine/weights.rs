@@ -10,6 +10,24 @@ use tessera_ops::{DType, ViewMut, random};
 use super::Engine;
 use crate::error::TrainError;
 
+/// Fills `out` with the elements of a tensor from `first` on, all of which must be finite.
+pub(crate) fn read_finite(
+    source: &dyn WeightSource,
+    name: &str,
+    first: usize,
+    out: &mut [f32],
+) -> Result<(), TrainError> {
+    source.read(name, first, out)?;
+    match out.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(place) => Err(TrainError::NotFiniteSource {
+            name: name.to_owned(),
+            element: first + place,
+            value: out[place],
+        }),
+    }
+}
+
 impl Engine {
     /// A unit's weights, gathered from all ranks, which all call this.
     pub fn weights(&self, unit: usize) -> Result<Weights<'_>, DistError> {
@@ -48,12 +66,8 @@ impl Engine {
         let mut tables = tables.iter();
         self.for_each_master(|table, slice, master| {
             for piece in tables.next().unwrap_or(table).pieces(slice) {
-                let (name, master) = (&piece.parameter.name, &mut master[piece.place]);
-                source.read(name, piece.first, master)?;
-                if let Some((place, &value)) = master.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-                    let element = piece.first + place;
-                    return Err(TrainError::NotFiniteSource { name: name.clone(), element, value });
-                }
+                let master = &mut master[piece.place];
+                read_finite(source, &piece.parameter.name, piece.first, master)?;
                 read(master.len());
             }
             Ok(())

@@ -6,6 +6,7 @@ use std::fmt;
 use tessera_data::Task;
 
 use crate::error::TrainError;
+use crate::observe::Observer;
 use crate::plan::Prepared;
 use crate::state;
 
@@ -106,13 +107,16 @@ impl Advice {
 }
 
 impl Prepared {
-    /// Checks that the weights to start from are there and are the model's, for a run that leaves this to its start
-    /// (`validate_inputs: false`).
+    /// Reads all the weights that the run starts from, which it would do itself at its start. A run that goes on from a
+    /// checkpoint starts from none.
     ///
     /// # Errors
-    /// When they are missing, damaged or those of another model.
-    pub fn check_first_weights(&self) -> Result<(), TrainError> {
-        state::check(&self.plan.settings, &self.source, &self.config)
+    /// When they are missing, damaged, those of another model, or not all finite.
+    pub fn check_first_weights(&self, observer: &dyn Observer) -> Result<(), TrainError> {
+        if self.resumes {
+            return Ok(());
+        }
+        state::check_values(&self.plan.settings, &self.source, &self.config, observer)
     }
 }
 

@@ -6,7 +6,7 @@ use tessera_dist::Degrees;
 use tessera_model::Model;
 
 use super::{RunPlan, Settings, engine_settings};
-use crate::engine::MemoryPlan;
+use crate::engine::{MemoryPlan, check_context};
 use crate::error::TrainError;
 use crate::spec::{MicrobatchSize, Parallel, ShardDegree};
 
@@ -57,26 +57,27 @@ fn total(parts: &[Part]) -> usize {
     parts.iter().map(|(_, bytes)| bytes).sum()
 }
 
-/// How the ranks of a run are cut, as far as one process can tell: as many ranks as `parallel` names, and where it leaves
-/// their number open those of this process. More ranks than that only need less memory each.
-fn least_degrees(settings: &Settings) -> Degrees {
+/// How the ranks of a run are cut: as many as `parallel` names, and where it leaves their number open `ranks`.
+fn planned_degrees(settings: &Settings, ranks: usize) -> Degrees {
     let Parallel { shard, replicate, context, .. } = settings.parallel;
     let [replicate, context] = [replicate, context].map(|degree| degree.get().min(MOST_RANKS));
     let shard = match shard {
-        ShardDegree::Remaining => settings.local_ranks().get().div_ceil(replicate * context),
+        ShardDegree::Remaining => ranks.div_ceil(replicate * context),
         ShardDegree::Ranks(ranks) => ranks.get().min(MOST_RANKS),
     };
     Degrees { shard, replicate, context }
 }
 
-/// Decides `device_train_microbatch_size: auto` from the memory plan and the machine's total memory: the same machine always
-/// decides the same.
+/// Decides `device_train_microbatch_size: auto` from the memory plan for so many `ranks` and the machine's total memory: the
+/// same machine always decides the same.
 pub(super) fn decide_microbatch(
     settings: &mut Settings,
     model: &Model,
     answer_bytes: usize,
+    ranks: usize,
 ) -> Result<MemoryPlan, TrainError> {
-    let degrees = least_degrees(settings);
+    let degrees = planned_degrees(settings, ranks);
+    check_context(model.config(), settings.context_length, degrees.context)?;
     let plan = |rows: usize| MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows));
     let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes));
     let there = total_memory();

@@ -130,6 +130,8 @@ impl OpenedModel {
 pub struct Resolved {
     /// The run file with every default filled in.
     pub settings: Settings,
+    /// All ranks of the run; until a launcher has told of more, those of this process.
+    pub ranks: usize,
     source: ModelSource,
     config: ModelConfig,
 }
@@ -142,7 +144,7 @@ pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, 
     let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
     let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
     let settings = Settings::resolve(spec, &config, stored)?;
-    Ok(Resolved { settings, source, config })
+    Ok(Resolved { ranks: settings.local_ranks().get(), settings, source, config })
 }
 
 /// Reads the model's files and the data, and plans the run.
@@ -164,7 +166,7 @@ impl Resolved {
     /// # Errors
     /// For everything that can be wrong with the weights, the data, or the size of the machine.
     pub fn prepare(self, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
-        let Self { mut settings, source, config } = self;
+        let Self { mut settings, ranks, source, config } = self;
         let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
@@ -200,7 +202,7 @@ impl Resolved {
         };
         let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
         let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
-        let memory = decide_microbatch(&mut settings, &model, answer_bytes)?;
+        let memory = decide_microbatch(&mut settings, &model, answer_bytes, ranks)?;
         let length = run_length(&settings, &train);
         let plan = RunPlan {
             parameters: model.parameter_count(),
@@ -258,7 +260,8 @@ pub(crate) fn work_of(data: &Dataset, rows: impl IntoIterator<Item = usize>) -> 
 /// What an engine for these settings is to be made with, where `microbatch_rows` rows are computed at a time.
 pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> EngineSettings {
     EngineSettings {
-        micro_batch_tokens: (microbatch_rows * settings.context_length).div_ceil(settings.parallel.context.get()),
+        micro_batch_tokens: (microbatch_rows * settings.context_length)
+            .div_ceil(settings.parallel.context.get()),
         micro_batch_rows: microbatch_rows,
         positions: settings.context_length,
         chunk_tokens: CHUNK_TOKENS,

@@ -12,6 +12,7 @@ use tessera_dist::Degrees;
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::config::{ModelConfig, TorchDType};
 
+use crate::engine::check_context;
 use crate::error::TrainError;
 use crate::spec::{
     ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init,
@@ -263,6 +264,7 @@ impl Settings {
                 return Err(TrainError::unsupported("parallel", found, expected));
             }
         };
+        check_context(config, self.context_length, context)?;
         Ok(Degrees { shard, replicate, context })
     }
 

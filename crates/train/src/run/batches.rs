@@ -146,7 +146,8 @@ impl<'a> Training<'a> {
         let samples = rows.iter().flatten().count() as u64;
         let work = work_of(data, rows.iter().copied().flatten());
         // A batch without a single target has no loss and no gradient; the weights still move by their momentum.
-        let coefficient = self.prepared.config.experts.map_or(0.0, |experts| experts.balance_loss_coefficient);
+        let coefficient =
+            self.prepared.config.experts.map_or(0.0, |experts| experts.balance_loss_coefficient);
         let scale = LossScale {
             token: 1.0 / work.loss_tokens.max(1) as f64,
             balance: coefficient / samples.max(1) as f64,

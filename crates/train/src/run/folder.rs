@@ -69,6 +69,11 @@ impl RunPaths {
         &self.path
     }
 
+    /// The resolved run file.
+    pub fn settings(&self) -> PathBuf {
+        self.path.join("run.yaml")
+    }
+
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         checkpoints_in(&self.path)
@@ -100,7 +105,7 @@ impl RunPaths {
     /// Writes `run.yaml`.
     pub fn write_settings(&self, settings: &Settings) -> Result<(), TrainError> {
         let yaml = serde_saphyr::to_string(settings)?;
-        Ok(write_atomic(&self.path.join("run.yaml"), yaml.as_bytes())?)
+        Ok(write_atomic(&self.settings(), yaml.as_bytes())?)
     }
 
     /// What a finished run has to show.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
-use tessera_dist::Deadline;
+use tessera_dist::{Deadline, Watchdog};
 use tessera_track::{EventLog, EventType, read_events, write_report};
 
 use crate::error::{Fault, TrainError};
@@ -110,25 +110,28 @@ pub fn train(
     stop: &StopSignal,
 ) -> Result<Outcome, TrainError> {
     let silent: Arc<dyn Observer> = Arc::new(Silent);
-    let resolved = resolve(spec, if launch.leads() { observer } else { &silent })?;
+    let mut resolved = resolve(spec, if launch.leads() { observer } else { &silent })?;
+    resolved.ranks *= launch.processes;
     let settings = &resolved.settings;
     let deadline = Deadline::new(settings.startup_timeout());
     let local_ranks = settings.local_ranks();
-    settings.degrees(launch.processes * local_ranks.get(), resolved.config())?;
+    settings.degrees(resolved.ranks, resolved.config())?;
     let ranks = launch.join(local_ranks, &deadline)?;
-    let run = Run { deadline, observer, stop };
+    // From the first wait for one another on.
+    let watchdog = rank::watch(&ranks, &deadline, observer, &RunPaths::new(settings.run_folder()))?;
+    let run = Run { deadline, observer, stop, watchdog };
     if launch.leads() { run.lead(resolved, ranks) } else { run.follow(resolved, ranks) }
 }
 
 /// What the leading process tells the others when it has prepared the run.
 #[derive(Serialize, Deserialize)]
 enum Word {
-    /// Everything is prepared.
-    Go,
+    /// Everything is prepared, with these settings: what was `auto`, and the day, are the same for all.
+    Go(serde_json::Value),
     /// Nothing is left to do: batches done, and the last checkpoint.
     Finished(u64, PathBuf),
-    /// It cannot be.
-    Failed(String),
+    /// It cannot be, and who can put that right.
+    Failed(String, Fault),
 }
 
 /// What the leading process has when a run can start.
@@ -142,6 +145,8 @@ struct Run<'a> {
     deadline: Deadline,
     observer: &'a Arc<dyn Observer>,
     stop: &'a StopSignal,
+    /// `None`: there is one rank, which waits for nobody.
+    watchdog: Option<Watchdog>,
 }
 
 impl Run<'_> {
@@ -149,9 +154,9 @@ impl Run<'_> {
     fn lead(self, resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
         let start = self.start(resolved);
         let word = match &start {
-            Ok(Start::Ready(..)) => Word::Go,
+            Ok(Start::Ready(prepared, ..)) => Word::Go(prepared.plan.settings.to_json()?),
             Ok(Start::Finished(finished)) => Word::Finished(finished.batch, finished.checkpoint.clone()),
-            Err(error) => Word::Failed(error.to_string()),
+            Err(error) => Word::Failed(error.to_string(), error.fault()),
         };
         let told = ranks.broadcast("start of the run", serde_json::to_vec(&word)?);
         let (prepared, folder, mut events) = match start? {
@@ -210,16 +215,17 @@ impl Run<'_> {
     }
 
     /// Waits for the leading process's word, and does its part.
-    fn follow(self, resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
+    fn follow(self, mut resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
         let folder = RunPaths::new(resolved.settings.run_folder());
         let word = ranks.broadcast("start of the run", Vec::new())?;
         match serde_json::from_slice(&word)? {
-            Word::Failed(message) => Err(TrainError::NotStarted { message }),
+            Word::Failed(message, fault) => Err(TrainError::NotStarted { message, fault }),
             Word::Finished(batch, checkpoint) => {
                 ranks.leave()?;
                 Ok(Outcome::AlreadyCompleted(folder.finished(batch, checkpoint)?))
             }
-            Word::Go => {
+            Word::Go(settings) => {
+                resolved.settings.keep_resolved(&settings);
                 let silent: Arc<dyn Observer> = Arc::new(Silent);
                 let prepared = resolved.prepare(&silent)?;
                 rank::run(&self, ranks, &prepared, &folder, None)

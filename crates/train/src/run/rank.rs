@@ -6,7 +6,7 @@ use std::thread::{self, ScopedJoinHandle};
 
 use serde_json::{Map, Value};
 use tessera_checkpoint::huggingface::ModelSource;
-use tessera_dist::{DistError, Group, Mesh, Watchdog};
+use tessera_dist::{Deadline, DistError, Group, Mesh, Watchdog};
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::Model;
 use tessera_track::{EventLog, EventType};
@@ -35,7 +35,6 @@ pub(super) fn run(
     mut lead: Option<Lead<'_>>,
 ) -> Result<Outcome, TrainError> {
     let groups = std::mem::take(&mut ranks.groups);
-    let watchdog = watch(run, folder, &groups)?;
     let part = |world: &dyn Group, lead| (world.rank(), Part { run, prepared, folder, lead });
     let results = match <[Box<dyn Group>; 1]>::try_from(groups) {
         Ok([world]) => vec![part(world.as_ref(), lead).1.run(world)],
@@ -52,12 +51,11 @@ pub(super) fn run(
         }),
     };
     if results.iter().any(Result::is_err)
-        && let Some(watchdog) = &watchdog
+        && let Some(watchdog) = &run.watchdog
     {
         // What each rank did last explains a failure between ranks; without it there is still the failure.
         let _ = watchdog.write_rings();
     }
-    drop(watchdog);
     let outcome = first_cause(results)?;
     ranks.leave()?;
     Ok(outcome)
@@ -98,18 +96,19 @@ fn first_cause(results: Vec<Result<Outcome, TrainError>>) -> Result<Outcome, Tra
 }
 
 /// Has the collectives of this process's ranks watched, where there are any to watch.
-fn watch(
-    run: &Run<'_>,
+pub(super) fn watch(
+    ranks: &Ranks,
+    deadline: &Deadline,
+    observer: &Arc<dyn Observer>,
     folder: &RunPaths,
-    groups: &[Box<dyn Group>],
 ) -> Result<Option<Watchdog>, TrainError> {
-    let recorders: Vec<_> = groups.iter().filter_map(|group| group.recorder().cloned()).collect();
+    let recorders: Vec<_> = ranks.groups.iter().filter_map(|group| group.recorder().cloned()).collect();
     if recorders.is_empty() {
         return Ok(None);
     }
-    let observer = run.observer.clone();
+    let observer = observer.clone();
     let stalled = move |alarm: &tessera_dist::Alarm| observer.observe(Update::Stalled(alarm));
-    let watchdog = Watchdog::start(&folder.flight(), &run.deadline, stalled)?;
+    let watchdog = Watchdog::start(&folder.flight(), deadline, stalled)?;
     recorders.into_iter().for_each(|recorder| watchdog.watch(recorder));
     Ok(Some(watchdog))
 }
@@ -158,7 +157,8 @@ impl Part<'_> {
 /// Fails unless all ranks see the same run, model and data.
 fn agree(world: &dyn Group, prepared: &Prepared, folder: &RunPaths) -> Result<(), TrainError> {
     let rank = world.rank();
-    if !folder.path().is_dir() {
+    // Rank 0 has written it, to the folder that all must see.
+    if !folder.settings().is_file() {
         return Err(TrainError::NotShared { folder: folder.path().to_owned(), rank });
     }
     let mut own = match prepared.plan.settings.to_json()? {
@@ -177,7 +177,12 @@ fn agree(world: &dyn Group, prepared: &Prepared, folder: &RunPaths) -> Result<()
         let differs = |(key, value): &(&String, &Value)| other.get(*key) != Some(*value);
         if let Some((key, expected)) = all[0].iter().find(differs) {
             let found = other.get(key).map_or_else(|| "none".to_owned(), Value::to_string);
-            return Err(TrainError::Disagreement { rank, key: key.clone(), found, expected: expected.to_string() });
+            return Err(TrainError::Disagreement {
+                rank,
+                key: key.clone(),
+                found,
+                expected: expected.to_string(),
+            });
         }
     }
     Ok(())

@@ -18,9 +18,9 @@ use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{OpenedModel, file_error};
 use crate::spec::HfSavePrecision;
-use crate::state::spelled_as;
 use crate::state::object;
 use crate::state::own;
+use crate::state::spelled_as;
 
 /// Elements that an export holds in memory at a time.
 const PIECE: usize = 1 << 24;
@@ -174,7 +174,7 @@ pub fn export(
     let options = ExportOptions {
         dtype: export_dtype(precision, &weights),
         max_shard_bytes: DEFAULT_SHARD_BYTES,
-        config: &source.config,
+        config: &model.config().exported(&source.config),
         side_files: &source.files,
     };
     let mut export = Export::create(output, &tensors, &options)?;

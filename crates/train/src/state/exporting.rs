@@ -41,6 +41,7 @@ pub fn export(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<(),
 
 fn begin(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<Export, TrainError> {
     let Prepared { source, tokenizer, plan, .. } = prepared;
+    let config = engine.model().config().exported(&source.config);
     let mut side_files = source.files.clone();
     if plan.settings.task() == Task::ChatCompletion && tokenizer.uses_chatml_fallback() {
         side_files.push((TEMPLATE.into(), tokenizer.chat_template_source().into()));
@@ -51,7 +52,7 @@ fn begin(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<Export, 
             HfSavePrecision::Auto | HfSavePrecision::Bf16 => ExportDType::Bf16,
         },
         max_shard_bytes: DEFAULT_SHARD_BYTES,
-        config: &source.config,
+        config: &config,
         side_files: &side_files,
     };
     Ok(Export::create(folder, &engine.model().tensors(), &options)?)

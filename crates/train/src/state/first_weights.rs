@@ -9,7 +9,7 @@ use tessera_checkpoint::huggingface::{ModelSource, check_tensors};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Names, Naming};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, read_finite};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::Settings;
@@ -17,6 +17,9 @@ use crate::spec::Init;
 
 /// Names of buffers that old checkpoints carry and that are no parameters.
 const IGNORABLE_TENSORS: [&str; 1] = ["rotary_emb.inv_freq"];
+
+/// Elements that are read at a time where they are only looked at.
+const PIECE: usize = 1 << 22;
 
 /// Fails if the weights are not there, or are not those of a model with this config.
 pub(crate) fn check(
@@ -28,6 +31,30 @@ pub(crate) fn check(
         Some((weights, place)) => spelled_as(config, weights.as_ref(), &place).map(drop),
         None => Ok(()),
     }
+}
+
+/// Fails if the weights are not there, are not those of a model with this config, cannot be read, or hold a value that is not
+/// finite.
+pub(crate) fn check_values(
+    settings: &Settings,
+    source: &ModelSource,
+    config: &ModelConfig,
+    observer: &dyn Observer,
+) -> Result<(), TrainError> {
+    let Some((weights, place)) = open(settings, source)? else { return Ok(()) };
+    let model = spelled_as(config, weights.as_ref(), &place)?;
+    let (mut done, total) = (0, model.parameter_count());
+    let mut piece = vec![0.0; PIECE];
+    for (name, shape) in model.tensors() {
+        let elements: usize = shape.iter().product();
+        for first in (0..elements).step_by(PIECE) {
+            let piece = &mut piece[..PIECE.min(elements - first)];
+            read_finite(weights.as_ref(), &name, first, piece)?;
+            done += piece.len();
+            observer.observe(Update::CheckingWeights { done, total });
+        }
+    }
+    Ok(())
 }
 
 /// What the tensors of a run's checkpoints and exports are called: as in the weights that it starts from.

@@ -18,7 +18,7 @@ use tessera_checkpoint::dcp::pickle::Value;
 use tessera_checkpoint::dcp::{DcpError, DcpReader, StatePath};
 
 pub(crate) use exporting::export;
-pub(crate) use first_weights::{check, load, load_from, names, spelled_as};
+pub(crate) use first_weights::{check, check_values, load, load_from, names, spelled_as};
 pub use position::Position;
 pub(crate) use resuming::{Resumed, newest, resume};
 pub(crate) use saving::{Moment, Saved, Saver, SaverSettings};

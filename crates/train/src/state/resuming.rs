@@ -247,7 +247,9 @@ fn together(
     let attempts = exchange(engine.units().mesh().world(), "a checkpoint's reading", &own)?;
     let elsewhere = attempts.into_iter().enumerate().find_map(|(rank, attempt)| match attempt {
         Attempt::Restored => None,
-        Attempt::Damaged(message) => Some(TrainError::Elsewhere { rank, message, damage: true, passed_over: true }),
+        Attempt::Damaged(message) => {
+            Some(TrainError::Elsewhere { rank, message, damage: true, passed_over: true })
+        }
         Attempt::PassedOver(message) => {
             Some(TrainError::Elsewhere { rank, message, damage: false, passed_over: true })
         }

@@ -220,7 +220,10 @@ impl Job {
             assembly,
             tensors: model.tensors().into_iter().map(|(name, _)| name).collect(),
             units,
-            tied: model.config().tie_word_embeddings.then(|| [model.names().output(), model.names().embedding()]),
+            tied: model
+                .config()
+                .tie_word_embeddings
+                .then(|| [model.names().output(), model.names().embedding()]),
             optimizer: (optimizer.class_name(), optimizer.moments(), counts.updates),
             objects,
         })

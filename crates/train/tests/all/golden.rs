@@ -69,6 +69,11 @@ impl Golden {
         Self { folder, config, batches, numbers, tensors }
     }
 
+    /// Where one of its files lies.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// What losses count in a step over the batch with this index.
     pub fn scale(&self, index: usize) -> LossScale {
         let batch = &self.batches[index];

@@ -1,6 +1,7 @@
 //! The engine and whole runs, against goldens of `transformers` and torch and against themselves.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod candle;
 mod context;
 mod golden;
 mod goldens_of_transformers;

@@ -23,7 +23,10 @@ fn assert_same_run(tiny: &Tiny, run: &str, expected: &str) {
     for (line, expected) in lines.iter().zip(&expected_lines) {
         for (key, expected) in expected.as_object().unwrap() {
             let (found, expected) = (line[key].as_f64().unwrap(), expected.as_f64().unwrap());
-            assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{run}: {key} {found}, not {expected}");
+            assert!(
+                (found - expected).abs() <= 1e-4 * expected.abs(),
+                "{run}: {key} {found}, not {expected}"
+            );
         }
     }
     let error = relative(&weights(tiny, run), &weights(tiny, expected));
@@ -40,6 +43,8 @@ fn any_number_of_ranks_trains_as_one_does() {
         ("kept", vec!["devices=cpu:2", "parallel.reshard_after_forward=false"]),
         ("hybrid", vec!["devices=cpu:4", "parallel.shard=2", "parallel.replicate=2"]),
         ("copies", vec!["devices=cpu:2", "parallel.shard=1", "parallel.replicate=2"]),
+        ("split rows", vec!["devices=cpu:2", "parallel.context=2"]),
+        ("all ways", vec!["devices=cpu:8", "parallel.replicate=2", "parallel.context=2"]),
         ("more ranks than rows", vec!["devices=cpu:8", "save_async=false"]),
     ] {
         let name = format!("run_name={run}");

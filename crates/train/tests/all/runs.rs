@@ -161,6 +161,33 @@ fn a_checkpoint_starts_another_run() {
     assert_eq!((end.cross_entropy, end.accuracy), (start.cross_entropy, start.accuracy));
 }
 
+/// The file with element `element` of a tensor of an export replaced by NaN.
+fn with_nan(bytes: &[u8], name: &str, element: usize) -> Vec<u8> {
+    let place = safetensors::SafeTensors::deserialize(bytes).unwrap().tensor(name).unwrap().data().as_ptr();
+    let start = place as usize - bytes.as_ptr() as usize + element * 4;
+    let mut damaged = bytes.to_vec();
+    damaged[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    damaged
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named_before_training() {
+    let tiny = Tiny::new();
+    let (outcome, _) = tiny.train(&["training_duration=1ba"], None);
+    let Outcome::Completed(first) = outcome.unwrap() else { panic!("the run should be complete") };
+    let weights = first.export.join("model.safetensors");
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    fs::write(&weights, with_nan(&fs::read(&weights).unwrap(), name, 37)).unwrap();
+    let model = format!("model={}", first.export.display());
+    let (outcome, watcher) = tiny.train(&[&model, "run_name=second", "init=pretrained"], None);
+    let error = outcome.unwrap_err();
+    assert!(
+        matches!(&error, TrainError::NotFiniteSource { name: named, element: 37, value } if named == name && value.is_nan()),
+        "{error}"
+    );
+    assert!(watcher.losses.lock().unwrap().is_empty());
+}
+
 #[test]
 fn a_rate_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint() {
     let tiny = Tiny::new();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tessera_train::TrainError;
-use tessera_train::observe::{Observer, Update};
 use tessera_train::launch::Launch;
+use tessera_train::observe::{Observer, Update};
 use tessera_train::run::{Outcome, StopSignal, train};
 use tessera_train::spec::RunSpec;
 

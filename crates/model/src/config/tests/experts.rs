@@ -3,7 +3,7 @@
 use super::*;
 
 /// A small Mixtral in the spelling of the hub.
-fn mixtral() -> Value {
+pub(super) fn mixtral() -> Value {
     json!({
         "architectures": ["MixtralForCausalLM"],
         "attention_dropout": 0.0,
@@ -32,7 +32,7 @@ fn mixtral() -> Value {
 }
 
 /// A small DBRX in the spelling of the hub.
-fn dbrx() -> Value {
+pub(super) fn dbrx() -> Value {
     json!({
         "architectures": ["DbrxForCausalLM"],
         "attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "model_type": "", "rope_theta": 500000},

@@ -104,7 +104,7 @@ fn a_group_touches_only_its_own() {
     // Expert 1, the first of the group, has no rows.
     let [y, dx, _] = layer_products(
         &routing,
-        &[1..3],
+        std::slice::from_ref(&(1..3)),
         WeightLayout::OutputsInputs,
         [&values[..4 * 5], &values[..4 * 6], &values],
     );

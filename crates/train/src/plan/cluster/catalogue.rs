@@ -86,9 +86,9 @@ fn need(model: &str, context_length: usize, gpu: &Gpu) -> Result<Need, ClusterEr
     Ok(Need { context_length, cluster: None })
 }
 
-/// How many of `gpus` GPUs can share a sequence, from none on; not more than a node has, so that exchanges stay inside it.
+/// How many of `gpus` GPUs can share a sequence, from none on.
 fn context_degrees(config: &ModelConfig, context_length: usize, gpus: usize) -> impl Iterator<Item = usize> {
-    (1..=gpus.min(NODE)).filter(move |&context| {
+    (1..=gpus.min(config.num_attention_heads)).filter(move |&context| {
         gpus.is_multiple_of(context) && check_context(config, context_length, context).is_ok()
     })
 }

@@ -21,9 +21,13 @@ pub enum ClusterError {
     UnknownGpu { name: String },
     #[error("{nodes} nodes of {gpus} GPUs cannot be planned for; expected 1 to {most} GPUs in all")]
     Size { nodes: usize, gpus: usize, most: usize },
-    #[error("a network of {found} Gbit/s for each GPU cannot be planned for; expected a number above 0, such as 400")]
+    #[error(
+        "a network of {found} Gbit/s for each GPU cannot be planned for; expected a number above 0, such as 400"
+    )]
     Network { found: f64 },
-    #[error("a mean time of {found} hours between failures cannot be planned for; expected a number above 0, such as 50000")]
+    #[error(
+        "a mean time of {found} hours between failures cannot be planned for; expected a number above 0, such as 50000"
+    )]
     TimeBetweenFailures { found: f64 },
 }
 

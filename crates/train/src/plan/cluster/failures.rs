@@ -27,7 +27,7 @@ pub struct Failures {
     pub mean_seconds: f64,
     /// What a checkpoint costs the training.
     pub stall_seconds: f64,
-    /// How long it takes until a checkpoint is whole. The next is begun after that only.
+    /// How long it then takes until the checkpoint is whole. The next is begun after that only.
     pub save_seconds: f64,
     /// From a failure until the run goes on.
     pub restart_seconds: f64,
@@ -56,7 +56,8 @@ impl Failures {
     /// # Errors
     /// Never on a CPU.
     pub fn best_interval(&self) -> Result<Interval, OpError> {
-        let batches = (self.best_seconds() / self.step_seconds).round().max(1.0);
+        let least = (self.save_seconds / self.step_seconds).ceil().max(1.0);
+        let batches = (self.best_seconds() / self.step_seconds).round().max(least);
         let seconds = batches * self.step_seconds;
         Ok(Interval {
             seconds,
@@ -67,7 +68,7 @@ impl Failures {
         })
     }
 
-    /// The τ that loses least, and that leaves time to save.
+    /// The τ that loses least, whether or not it leaves time to save.
     fn best_seconds(&self) -> f64 {
         let (mean, stall) = (self.mean_seconds, self.stall_seconds);
         let gains = |interval: f64| ((interval + stall) / mean).exp() * (1.0 - interval / mean) > 1.0;
@@ -76,7 +77,7 @@ impl Failures {
             let middle = f64::midpoint(low, high);
             if gains(middle) { low = middle } else { high = middle }
         }
-        low.max(self.save_seconds).max(self.step_seconds)
+        low
     }
 
     /// The share of the time that is lost with a checkpoint every `interval` seconds of training.

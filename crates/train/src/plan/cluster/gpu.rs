@@ -35,12 +35,7 @@ pub struct Gpu {
 
 /// The GPUs that are known.
 pub const GPUS: &[Gpu] = &[
-    Gpu {
-        name: "a100-40gb",
-        memory_bytes: 40_000_000_000,
-        memory_bytes_per_second: 1.555e12,
-        ..A100
-    },
+    Gpu { name: "a100-40gb", memory_bytes: 40_000_000_000, memory_bytes_per_second: 1.555e12, ..A100 },
     A100,
     H100,
     Gpu {
@@ -86,7 +81,7 @@ const H100: Gpu = Gpu {
     network_bytes_per_second: 50e9,
     host_bytes_per_second: 64e9,
     achieved: 0.55,
-    achieved_source: "8B on 8 H100 at 39 % MFU (torchtitan, compiled) to 53 % (NeMo), the recompute not counted",
+    achieved_source: "between 8B on 8 H100 at 39 % MFU (torchtitan) and 7B at 61 % (llmq), each by its authors",
     source: "NVIDIA H100 datasheet (SXM) and DGX H100 datasheet (400 Gbit/s a GPU)",
 };
 

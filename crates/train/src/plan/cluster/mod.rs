@@ -50,7 +50,12 @@ impl Cluster {
     ///
     /// # Errors
     /// When there is nothing to compute on, or more than is ever built.
-    pub fn new(nodes: usize, gpus: usize, gpu: &Gpu, network_gbit: Option<f64>) -> Result<Self, ClusterError> {
+    pub fn new(
+        nodes: usize,
+        gpus: usize,
+        gpu: &Gpu,
+        network_gbit: Option<f64>,
+    ) -> Result<Self, ClusterError> {
         let ranks = nodes.checked_mul(gpus);
         if !ranks.is_some_and(|ranks| (1..=MOST_GPUS).contains(&ranks)) {
             return Err(ClusterError::Size { nodes, gpus, most: MOST_GPUS });
@@ -180,12 +185,8 @@ impl ClusterPlan {
         let usable_bytes = cluster.gpu.usable_bytes();
         let rows = rows(workload, parallel, usable_bytes)?;
         let memory = DeviceMemory::new(workload, parallel, rows.micro_batch)?;
-        let moves = Moves::of_step(
-            workload.model(),
-            workload.recomputes(),
-            workload.residency(),
-            rows.micro_batches,
-        );
+        let moves =
+            Moves::of_step(workload.model(), workload.recomputes(), workload.residency(), rows.micro_batches);
         let links = Links::of_step(workload, &moves, parallel, &cluster, rows)?;
         let time = StepTime::new(workload, &cluster, parallel, rows, &links, &memory, &assumptions);
         let saving = saving(workload, &cluster, &memory, &time, &assumptions);
@@ -218,10 +219,12 @@ impl ClusterPlan {
             return Err(ClusterError::TimeBetweenFailures { found: hours });
         }
         let assumptions = Assumptions::default();
+        // What a save takes after the training has gone on.
+        let beside = (self.saving.save_seconds - self.saving.stall_seconds).max(0.0);
         Ok(Failures {
             mean_seconds: hours * 3600.0 / self.cluster.ranks() as f64,
-            stall_seconds: self.saving.stall_seconds + assumptions.save_slowdown * self.saving.save_seconds,
-            save_seconds: self.saving.save_seconds,
+            stall_seconds: self.saving.stall_seconds + assumptions.save_slowdown * beside,
+            save_seconds: beside,
             restart_seconds: assumptions.restart_seconds + self.saving.load_seconds,
             step_seconds: self.time.step_seconds,
         })
@@ -267,7 +270,7 @@ fn saving(
     let copies = if workload.saves_weights_only() { 1 } else { 1 + workload.moments() as u64 };
     let checkpoint_bytes = parameters * size_of::<f32>() as u64 * copies;
     let export_bytes = parameters * workload.export_bytes_per_parameter();
-    let copying = snapshot as f64 / cluster.gpu.host_bytes_per_second;
+    let copying = snapshot as f64 / (cluster.gpu.host_bytes_per_second * assumptions.link_efficiency);
     let storage = assumptions.storage_bytes_per_second * cluster.nodes as f64;
     let writing = checkpoint_bytes as f64 / storage;
     let computing = time.step_seconds - time.optimizer_seconds;
@@ -279,6 +282,6 @@ fn saving(
         export_bytes,
         stall_seconds,
         save_seconds: copying + writing,
-        load_seconds: checkpoint_bytes as f64 / storage,
+        load_seconds: writing,
     }
 }

@@ -16,7 +16,7 @@ const MIXED: ElementBytes = ElementBytes { gathered: 2, reduced: 4 };
 /// What is taken for granted about machines in general.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Assumptions {
-    /// The share of a link's rate that collectives reach.
+    /// The share of a link's rate that collectives and copies reach.
     pub link_efficiency: f64,
     /// The share of the memory's rate that the optimizer reaches.
     pub memory_efficiency: f64,
@@ -56,7 +56,7 @@ impl Assumptions {
             format!("peak: {:.1} TFLOP/s, dense bf16 ({})", gpu.peak_flops_per_second / 1e12, gpu.source),
             format!("achieved: {:.0} % of it in compute ({})", 100.0 * gpu.achieved, gpu.achieved_source),
             format!(
-                "links, each direction: NVLink {:.0} GB/s, network {:.0} GB/s a GPU, PCIe {:.0} GB/s; collectives reach {:.0} %",
+                "links, each direction: NVLink {:.0} GB/s, network {:.0} GB/s a GPU, PCIe {:.0} GB/s, of which {:.0} % are reached",
                 giga(gpu.nvlink_bytes_per_second),
                 giga(gpu.network_bytes_per_second),
                 giga(gpu.host_bytes_per_second),
@@ -67,7 +67,8 @@ impl Assumptions {
                 "overlap: {:.0} % of the shorter of compute and transfer of weights and gradients is hidden",
                 100.0 * self.overlap
             ),
-            "recompute: every forward of the blocks is done twice, where activation_checkpointing is block".to_owned(),
+            "recompute: every forward of the blocks is done twice, where activation_checkpointing is block"
+                .to_owned(),
             format!(
                 "optimizer: bound by memory, {:.0} % of {:.2} TB/s",
                 100.0 * self.memory_efficiency,
@@ -227,8 +228,8 @@ impl StepTime {
         let transfer_seconds = seconds(links.gathered) + seconds(links.reduced);
         let replication_seconds = seconds(links.replicated);
         let exchange_seconds = seconds(links.exchanged);
-        let optimizer_seconds = optimizer_bytes(memory) as f64
-            / (gpu.memory_bytes_per_second * assumptions.memory_efficiency);
+        let optimizer_seconds =
+            optimizer_bytes(memory) as f64 / (gpu.memory_bytes_per_second * assumptions.memory_efficiency);
         let shorter = compute_seconds.min(transfer_seconds);
         let step_seconds = compute_seconds.max(transfer_seconds)
             + (1.0 - assumptions.overlap) * shorter

@@ -9,7 +9,7 @@ use tessera_model::catalogue;
 use tessera_model::config::{ModelConfig, TrainingWork};
 
 use super::{ClusterError, Layout};
-use crate::engine::{EngineSettings, check_context};
+use crate::engine::EngineSettings;
 use crate::error::TrainError;
 use crate::plan::{OpenedModel, Settings, engine_settings};
 use crate::spec::{HfSavePrecision, MicrobatchSize, RunSpec, SpecError};
@@ -92,9 +92,7 @@ impl Workload {
     /// # Errors
     /// When `parallel` does not divide them, or the model cannot be divided so.
     pub fn degrees(&self, ranks: usize) -> Result<Degrees, TrainError> {
-        let degrees = self.settings.degrees(ranks, self.config())?;
-        check_context(self.config(), self.context_length(), degrees.context)?;
-        Ok(degrees)
+        self.settings.degrees(ranks, self.config())
     }
 
     /// Rows of a step: at least one for each rank that takes rows, where nothing else is asked for.

@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""Real processes under mpirun: that they train as one process does, and what happens when one is killed, stands still, or was
+given something else. `scripts/test-clusters mpi` starts it.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from jobs import Job, kill, mpirun, processes, run_cases, training
+from tiny import BINARY, DEADLINE, Folder, expect
+
+RANKS = 3
+KILLS = 24
+# Several times as many batches as are done before the last kill.
+LONG = ["training_duration=800ba", "save_interval=10ba", "save_num_checkpoints_to_keep=2"]
+SAVED = ["training_duration=12ba", "save_interval=5ba"]
+
+
+def mpi(folder: Folder, ranks: int, name: str, *overrides: str) -> Job:
+    return Job(folder, mpirun(ranks, *training(name, *overrides)))
+
+
+def same_as_threads_and_one_process(folder: Folder) -> None:
+    """1, 2 and 4 processes: the losses of one rank, and the bits of as many threads"""
+    length = "training_duration=40ba"
+    folder.train("one", length)
+    for ranks in (1, 2, 4):
+        with mpi(folder, ranks, f"mpi{ranks}", length) as job:
+            job.succeeds()
+        folder.close_run(f"mpi{ranks}", "one", 1e-5)
+        folder.train(f"threads{ranks}", length, f"devices=cpu:{ranks}")
+        folder.same_run(f"mpi{ranks}", f"threads{ranks}")
+
+
+def hybrid(folder: Folder) -> None:
+    """2 copies over 2 processes each: the bits of as many threads"""
+    layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2"]
+    with mpi(folder, 4, "mpi", *layout) as job:
+        job.succeeds()
+    folder.train("threads", *layout, "devices=cpu:4")
+    folder.same_run("mpi", "threads")
+
+
+def another_number_of_processes(folder: Folder) -> None:
+    """a run goes on with 4, then 2, then 3 processes, then one, and ends with the weights of one rank"""
+    length = ["training_duration=150ba", "save_interval=1dur", "learning_rate=1.0e-3"]
+    folder.train("one", *length)
+    for ranks in (4, 2, 3):
+        with mpi(folder, ranks, "moved", *length) as job:
+            job.trains("moved", 10)
+            # As a scheduler does it at the end of its time: one rank is told.
+            kill(job.rank(ranks - 1), signal.SIGTERM)
+            code = job.wait(20)
+            expect(code == 143, f"stopped, {ranks} processes ended with {code}:\n{job.said()[-2000:]}")
+        (newest,) = {os.readlink(folder.run("moved") / "checkpoints/latest-sharded-rank0")} & set(folder.whole_checkpoints("moved"))
+        shards = len(list((folder.run("moved") / "checkpoints" / newest).glob("*.distcp")))
+        expect(shards == ranks, f"{newest} has {shards} shards")
+    folder.train("moved", *length)
+    folder.close_run("moved", "one", 1e-4)
+
+
+def killed_at_random(folder: Folder) -> None:
+    """a rank killed at random moments, 24 times: the culprit is named, the run ends with the same weights"""
+    with mpi(folder, RANKS, "whole", *LONG) as job:
+        job.succeeds()
+    draw, computing = random.Random(17), 0
+    for number in range(KILLS):
+        victim = draw.randrange(RANKS)
+        with mpi(folder, RANKS, "killed", *LONG) as job:
+            process = job.rank(victim)
+            # Of three kills one comes while the run starts.
+            if number % 3:
+                job.trains("killed")
+            time.sleep(draw.uniform(0, 0.3))
+            computing += state(process) == "R"
+            expect(kill(process, signal.SIGKILL), f"the run was over before kill {number}")
+            job.ends_after_a_fault()
+            job.says(f"process rank {victim} with PID", "signal 9")
+        folder.whole_checkpoints("killed")
+    print(f"     {computing} of {KILLS} while the rank computed, the others while it waited for one or for the disk")
+    expect(0 < computing < KILLS, "the kills did not meet the run in all its parts")
+    with mpi(folder, RANKS, "killed", *LONG) as job:
+        job.succeeds()
+    folder.same_run("killed", "whole")
+
+
+def state(process: int) -> str:
+    """What the thread of a rank is doing: R computes, S and D wait."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+# Where a rank is killed in its first checkpoint: at a system call, before it is made, on a file, and how many checkpoints
+# can be seen then.
+PARTIAL = ".ep0-ba5.partial"
+MOMENTS = [
+    (0, "mkdir", PARTIAL, 0),
+    (0, "openat", f"{PARTIAL}/__0_0.distcp", 0),
+    (1, "openat", f"{PARTIAL}/__1_0.distcp", 0),
+    (1, "write", f"{PARTIAL}/__1_0.distcp", 0),
+    (1, "rename", f"{PARTIAL}/.1.note.partial", 0),
+    (0, "unlink", f"{PARTIAL}/1.note", 0),
+    (0, "openat", f"{PARTIAL}/..metadata.partial", 0),
+    (0, "write", f"{PARTIAL}/..metadata.partial", 0),
+    (0, "rename", f"{PARTIAL}/..metadata.partial", 0),
+    (0, "openat", f"{PARTIAL}/.metadata", 0),
+    (0, "rename", PARTIAL, 0),
+    (0, "rename", ".latest-sharded-rank0.symlink.partial", 1),
+    (0, "rename", ".latest-sharded-rank0.partial", 1),
+]
+
+
+def killed_while_saving(folder: Folder) -> None:
+    """a rank killed at each step of a checkpoint, before, within and after .metadata: none is half visible"""
+    with mpi(folder, RANKS, "whole", *SAVED) as job:
+        job.succeeds()
+    for number, (victim, call, file, visible) in enumerate(MOMENTS):
+        name = f"killed{number}"
+        checkpoints = folder.run(name) / "checkpoints"
+        with Job(folder, struck(folder, victim, call, checkpoints / file, training(name, *SAVED))) as job:
+            job.ends_after_a_fault()
+            job.says(f"process rank {victim} with PID", "signal 9")
+        expect(checkpoints.is_dir(), f"{call} on {file}: the kill came too early")
+        seen = folder.whole_checkpoints(name)
+        expect(len(seen) == visible, f"{call} on {file}: {seen} can be seen")
+        with mpi(folder, RANKS, name, *SAVED) as job:
+            job.succeeds()
+        folder.same_run(name, "whole")
+        hidden = [path.name for path in checkpoints.iterdir() if path.name.startswith(".")]
+        expect(not hidden, f"{call} on {file}: {hidden} stayed")
+
+
+def struck(folder: Folder, victim: int, call: str, file: Path, command: list[str]) -> list[str]:
+    """A command line for ranks of which the victim is killed when it comes to a system call on a file."""
+    # The tracer compares paths as they are written; those of open files are whole.
+    paths = ["-P", os.path.relpath(file, folder.path), "-P", str(file)]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL"]
+    parts = [(victim, command), (1, strace + command), (RANKS - victim - 1, command)]
+    groups = [["-n", str(count), *part] for count, part in parts if count]
+    line = mpirun(0)[:-2] + groups[0]
+    for group in groups[1:]:
+        line += [":", *group]
+    return line
+
+
+def stands_still(folder: Folder) -> None:
+    """a rank that stands still longer than the deadline: all others end with 4 and name it; `runs why` explains"""
+    for victim in (1, 0):
+        name = f"stopped{victim}"
+        # Each rank's own exit code: mpirun would end the others with the first.
+        shell = ["sh", "-c", '"$0" "$@"; echo $? > code-$OMPI_COMM_WORLD_RANK', *training(name, *LONG)]
+        line = mpirun(RANKS, *shell)
+        line[1:1] = ["--mca", "orte_abort_on_non_zero_status", "0"]
+        with Job(folder, line) as job:
+            process = job.rank(victim)
+            job.trains(name)
+            kill(process, signal.SIGSTOP)
+            began = time.monotonic()
+            others = [folder.path / f"code-{rank}" for rank in range(RANKS) if rank != victim]
+            while not all(path.exists() and path.read_text() for path in others):
+                waited = time.monotonic() - began
+                expect(waited < DEADLINE + 5, f"the others wait for rank {victim}:\n{job.said()[-3000:]}")
+                time.sleep(0.05)
+            codes = [path.read_text().strip() for path in others]
+            expect(codes == ["4"] * len(others), f"the others ended with {codes}:\n{job.said()[-3000:]}")
+            job.says(f"has not ended for {DEADLINE} s; rank {victim} did not come to it")
+            kill(process, signal.SIGKILL)
+            job.wait(10)
+        for path in others:
+            ring = folder.run(name) / f"flight/rank-{path.name.removeprefix('code-')}.jsonl"
+            expect(ring.is_file(), f"{ring} is not there")
+            path.unlink()
+        why = folder.tessera("runs", "why", folder.run(name))
+        # mpirun may wake it before it ends it, and then it leaves its ring too.
+        silent = f"Rank {victim} left no record of its collectives: it was killed or stood still"
+        expect(silent in why or f"Rank {victim} stood still for" in why, why)
+        folder.whole_checkpoints(name)
+
+
+def stands_still_and_mpirun_ends_it(folder: Folder) -> None:
+    """a rank that stands still: the whole job ends with 4 within the deadline + 5 s, and goes on as if nothing had been"""
+    with mpi(folder, RANKS, "whole", *LONG) as job:
+        job.succeeds()
+    with mpi(folder, RANKS, "stopped", *LONG) as job:
+        job.trains("stopped", 30)
+        kill(job.rank(1), signal.SIGSTOP)
+        code = job.ends_after_a_fault()
+        expect(code == 4, f"the job ended with {code}")
+        job.says(f"has not ended for {DEADLINE} s; rank 1 did not come to it")
+    with mpi(folder, RANKS, "stopped", *LONG) as job:
+        job.succeeds()
+    folder.same_run("stopped", "whole")
+
+
+def stands_still_before_it_trains(folder: Folder) -> None:
+    """rank 0 stands still while it prepares: the others end with 4 at the deadline of the start and name it"""
+    starting = ["dist_startup_timeout=2", *LONG]
+    with mpi(folder, RANKS, "stopped", *starting) as job:
+        kill(job.rank(0), signal.SIGSTOP)
+        expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
+        expect(not folder.numbers("stopped"), "it trained before it was stopped")
+
+
+def refuses_differences(folder: Folder) -> None:
+    """processes with another run file, data, model or settings: refused with 2, by name"""
+    plain = [BINARY, "train", "run.yaml", f"save_folder={folder.path}/runs", "training_duration=4ba"]
+    others = {name: folder.path / name for name in ("data", "model")}
+    for place in others.values():
+        folder.write_inputs(place, {"rms_norm_eps": 1e-6} if place.name == "model" else {})
+    with (others["data"] / "train.jsonl").open("a") as file:
+        file.write(file.name and (folder.path / "train.jsonl").read_text().splitlines()[0] + "\n")
+    cases = [
+        ("seed", folder.path, ["seed=18"]),
+        ("learning_rate", folder.path, ["learning_rate=1.0e-3"]),
+        ("training data", others["data"], []),
+        ("model's files", others["model"], []),
+    ]
+    for number, (key, place, overrides) in enumerate(cases):
+        name = [f"run_name=differs{number}"]
+        line = mpirun(1, *plain, *name) + [":", "-n", "1", "-wdir", str(place), *plain, *name, *overrides]
+        with Job(folder, line) as job:
+            code = job.wait(30)
+            expect(code == 2, f"{key}: ended with {code}:\n{job.said()[-3000:]}")
+            job.says(f"rank 1 sees another {key} than rank 0")
+    # What rank 0 alone finds out is the user's fault on every rank, which no scheduler should try again.
+    with mpi(folder, 2, "missing", "train_data_path=absent.jsonl") as job:
+        code = job.wait(30)
+        expect(code == 2, f"ended with {code}:\n{job.said()[-3000:]}")
+        job.says("absent.jsonl")
+
+
+def main() -> None:
+    for tool in ("mpirun", "strace"):
+        expect(shutil.which(tool) is not None, f"{tool} is not installed")
+    run_cases(
+        same_as_threads_and_one_process,
+        hybrid,
+        another_number_of_processes,
+        refuses_differences,
+        stands_still,
+        stands_still_and_mpirun_ends_it,
+        stands_still_before_it_trains,
+        killed_while_saving,
+        killed_at_random,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""A Slurm cluster of two nodes on this machine, and runs under srun and sbatch: that they train as one process does, end when a
+rank dies or stands still, and go on when they are requeued. `scripts/test-clusters slurm` starts it.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from jobs import Job, kill, processes, run_cases, training, until
+from tiny import BINARY, DEADLINE, ROOT, SLACK, Folder, expect
+
+NODES = ("n1", "n2")
+KILLS = 8
+LONG = ["training_duration=600ba", "save_interval=10ba", "save_num_checkpoints_to_keep=2"]
+
+# Two nodes of one machine differ by their names, ports and folders. Nothing here needs more rights than root has in a
+# container: no control groups, no accounting. A short life of credentials, because a requeued job waits for their end.
+CONFIGURATION = """\
+ClusterName=tessera
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+SlurmctldPort={port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+TmpFS={folder}/tmp.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1
+SlurmdParameters=config_overrides
+MailProg=/bin/true
+MpiDefault=pmix
+KillWait=10
+ReturnToService=2
+{nodes}
+PartitionName=all Nodes={names} Default=YES MaxTime=60 State=UP
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+class Cluster:
+    """munged, slurmctld and two slurmd, in a folder of their own; what Slurm is installed or runs here is left alone."""
+
+    def __init__(self):
+        # Sockets must not have long paths.
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.folder.chmod(0o755)
+        self.daemons: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        for name in ("state", *(f"{kind}.{node}" for kind in ("spool", "tmp") for node in NODES)):
+            (self.folder / name).mkdir()
+        port, *ports = free_ports(1 + len(NODES))
+        nodes = [
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=4" for node, port in zip(NODES, ports)
+        ]
+        configuration = self.folder / "slurm.conf"
+        values = {"host": socket.gethostname().split(".")[0], "folder": self.folder, "port": port}
+        configuration.write_text(CONFIGURATION.format(**values, nodes="\n".join(nodes), names=",".join(NODES)))
+        os.environ["SLURM_CONF"] = str(configuration)
+        munge = [f"--{what}-file={self.folder}/munge.{what}" for what in ("key", "pid", "log", "seed")]
+        self.daemon("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *munge)
+        until("munged's socket", 10, (self.folder / "munge.socket").exists)
+        self.daemon("slurmctld", "-D")
+        for node in NODES:
+            self.daemon("slurmd", "-D", "-N", node)
+        until("two idle nodes", 30, lambda: slurm("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == list(NODES))
+
+    def daemon(self, *command: str) -> None:
+        with (self.folder / f"log.{len(self.daemons)}").open("wb") as log:
+            self.daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder))
+
+    def stop(self) -> None:
+        if len(self.daemons) > 1:
+            slurm("scancel", "--quiet", "--signal=KILL", "--full", "--user=root")
+            slurm("scancel", "--quiet", "--user=root")
+            deadline = time.monotonic() + 20
+            while slurm("squeue", "-h") and time.monotonic() < deadline:
+                time.sleep(0.1)
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def slurm(*command: str) -> str:
+    """What a command of Slurm prints; it may fail where nothing runs yet, or no longer."""
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30, check=False)
+    return ran.stdout.strip()
+
+
+def srun(folder: Folder, ranks: int, name: str, *overrides: str, options: tuple[str, ...] = ()) -> Job:
+    return Job(folder, ["srun", "--nodes=2", f"--ntasks={ranks}", "--mpi=pmix", *options, *training(name, *overrides)])
+
+
+def same_as_threads(folder: Folder) -> None:
+    """srun -N2 with 2 and 3 ranks: the bits of as many threads"""
+    for ranks in (2, 3):
+        with srun(folder, ranks, f"srun{ranks}", "training_duration=24ba") as job:
+            job.succeeds()
+        folder.train(f"threads{ranks}", "training_duration=24ba", f"devices=cpu:{ranks}")
+        folder.same_run(f"srun{ranks}", f"threads{ranks}")
+
+
+def stands_still(folder: Folder) -> None:
+    """a rank that stands still under srun, which ends nobody by itself: each of the others ends with 4 in time"""
+    with srun(folder, 3, "stopped", *LONG, options=("--kill-on-bad-exit=0",)) as job:
+        process = job.rank(1)
+        job.trains("stopped", 10)
+        kill(process, signal.SIGSTOP)
+        until("the end of the others", DEADLINE + SLACK, lambda: list(processes(folder)) == [1])
+        kill(process, signal.SIGKILL)
+        job.wait(20)
+        ended = re.findall(r"tasks? ([\d,-]+): Exited with exit code 4", job.said())
+        numbers = {int(number) for tasks in ended for number in re.split("[,-]", tasks)}
+        expect(numbers == {0, 2}, f"{ended}:\n{job.said()[-3000:]}")
+        job.says(f"has not ended for {DEADLINE} s; rank 1 did not come to it")
+    why = folder.tessera("runs", "why", folder.run("stopped"))
+    expect("Rank 1 left no record of its collectives: it was killed or stood still" in why, why)
+
+
+def dies_before_it_joins(folder: Folder) -> None:
+    """a rank that ends before it has joined, under srun that does not end the others: they end with 4 at the deadline"""
+    script = f'[ "$SLURM_PROCID" = 1 ] && exit 9; exec "$0" "$@"'
+    shell = ["sh", "-c", script, *training("alone", "dist_startup_timeout=2")]
+    with Job(folder, ["srun", "--nodes=2", "--ntasks=2", "--mpi=pmix", "--kill-on-bad-exit=0", *shell]) as job:
+        job.wait(2 + SLACK + 5)
+        job.says("task 0: Exited with exit code 4", "not all processes of the job have joined within 2 s")
+
+
+def submit(folder: Folder, name: str, *overrides: str) -> str:
+    """Submits the job file that the README shows; returns the job's number."""
+    environment = os.environ | {"TESSERA": BINARY, "RAYON_NUM_THREADS": "1"}
+    script = [str(ROOT / "configs/slurm.sbatch"), "run.yaml", f"run_name={name}", *overrides]
+    line = ["sbatch", "--parsable", f"--output={folder.path}/slurm-{name}.log", *script]
+    ran = subprocess.run(line, cwd=folder.path, env=environment, capture_output=True, text=True, check=False)
+    expect(ran.returncode == 0, f"sbatch: {ran.stderr}")
+    return ran.stdout.strip()
+
+
+def job_state(job: str) -> str:
+    return slurm("squeue", "-h", "-j", job, "-o", "%T")
+
+
+def ends(folder: Folder, job: str, name: str) -> None:
+    """Waits for the end of a job, which must be a good one."""
+    until(f"the end of job {job}", 120, lambda: not job_state(job) or "COMPLE" in job_state(job))
+    said = (folder.path / f"slurm-{name}.log").read_text()
+    expect("Done: 600 batches." in said or "all 600 batches are done" in said, f"job {job}:\n{said[-4000:]}")
+
+
+def requeued(folder: Folder) -> None:
+    """a job requeued, or its ranks killed, 8 times at random moments: it ends with the same weights"""
+    ends(folder, submit(folder, "whole", *LONG), "whole")
+    draw, job = random.Random(17), submit(folder, "killed", *LONG)
+    for number in range(KILLS):
+        until("a batch", 60, lambda before=len(folder.numbers("killed")): len(folder.numbers("killed")) > before + 1)
+        time.sleep(draw.uniform(0, 0.5))
+        expect(job_state(job) == "RUNNING", f"the job was over before kill {number}: {job_state(job)}")
+        if number % 2:
+            # To the ranks of the step, not to the batch script: as if their nodes ran out of memory.
+            slurm("scancel", "--signal=KILL", f"{job}.0")
+        else:
+            slurm("scontrol", "requeue", job)
+        until("the end of the ranks", 20, lambda: not processes(folder))
+        folder.whole_checkpoints("killed")
+    ends(folder, job, "killed")
+    folder.same_run("killed", "whole")
+
+
+def main() -> None:
+    for tool in ("munged", "slurmctld", "slurmd", "srun", "sbatch"):
+        expect(shutil.which(tool) is not None, f"{tool} is not installed")
+    with Cluster():
+        run_cases(same_as_threads, stands_still, dies_before_it_joins, requeued)
+
+
+if __name__ == "__main__":
+    main()
