@@ -18,7 +18,7 @@ use criterion::{
 };
 use serde_json::json;
 use tempfile::TempDir;
-use tessera_checkpoint::dcp::{DcpReader, ElementType, RankWriter, StatePath, write_metadata};
+use tessera_checkpoint::dcp::{DcpReader, ElementType, RankWriter, SaveId, StatePath, write_metadata};
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 
 const TENSORS: usize = 64;
@@ -37,7 +37,7 @@ fn names() -> Vec<String> {
 }
 
 fn save(folder: &Path, names: &[String], values: &[f32]) {
-    let mut writer = RankWriter::create(folder, 0).unwrap();
+    let mut writer = RankWriter::create(folder, 0, SaveId::of("bench")).unwrap();
     for (name, elements) in names.iter().zip(values.chunks(ELEMENTS)) {
         writer.write_elements(&StatePath::weight(name), ElementType::F32, &SHAPE, 0, elements).unwrap();
     }

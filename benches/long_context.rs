@@ -1,7 +1,8 @@
 //! Memory and time of a training step on one row of 2,048 to 32,768 tokens, blocks recomputed: memory must grow linearly with
 //! the row, time by attention's square.
 //!
-//! Each length is a process of its own, since a process's peak memory never falls.
+//! Each length is a process of its own, since a process's peak memory never falls. Beside the time stands the processor time,
+//! which tells more where the machine has other work. Linux only: both come from /proc.
 
 use std::error::Error;
 use std::process::Command;
@@ -32,16 +33,31 @@ fn measure(length: u32) -> Result<Value, Box<dyn Error>> {
     forward_backward(&mut engine, &first)?;
     update(&mut engine)?;
     let batch = row.batch(VOCABULARY);
-    let steps = (0..TOKENS.div_ceil(length)).map(|_| {
-        let start = Instant::now();
+    let (mut seconds, mut processor_seconds) = (Vec::new(), Vec::new());
+    for _ in 0..TOKENS.div_ceil(length) {
+        let (start, before) = (Instant::now(), self::processor_seconds()?);
         forward_backward(&mut engine, &batch)?;
         update(&mut engine)?;
-        Ok(start.elapsed().as_secs_f64())
-    });
-    let seconds = median(steps.collect::<Result<_, Box<dyn Error>>>()?);
+        seconds.push(start.elapsed().as_secs_f64());
+        processor_seconds.push(self::processor_seconds()? - before);
+    }
     Ok(json!({
-        "planned": plan.engine_bytes(), "workspace": plan.workspace_bytes(), "peak": peak_bytes()?, "seconds": seconds,
+        "planned": plan.engine_bytes(),
+        "peak": peak_bytes()?,
+        "seconds": median(seconds),
+        "processor_seconds": median(processor_seconds),
     }))
+}
+
+/// Processor time of all threads so far.
+fn processor_seconds() -> Result<f64, Box<dyn Error>> {
+    /// The kernel counts in hundredths of a second here, on every common platform.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(") ").ok_or("no fields in /proc/self/stat")?;
+    // After the name: 11 fields, then user and system time.
+    let times = fields.split(' ').skip(11).take(2).map(str::parse::<f64>);
+    Ok(times.sum::<Result<f64, _>>()? / TICKS)
 }
 
 /// The largest resident set that this process has had.
@@ -67,23 +83,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", measure(length)?);
         return Ok(());
     }
-    println!(
-        "| tokens | planned MiB | peak MiB | workspace bytes/token | peak bytes/token more | ms/token | s/step |"
-    );
+    println!("| tokens | planned MiB | peak MiB | peak bytes/token more | ms/token | processor ms/token |");
     let mut before: Option<(u32, f64)> = None;
     for length in LENGTHS {
         let found = measured(length)?;
-        let [planned, workspace, peak, seconds] =
-            ["planned", "workspace", "peak", "seconds"].map(|key| found[key].as_f64().unwrap_or(f64::NAN));
+        let [planned, peak, seconds, processor_seconds] = ["planned", "peak", "seconds", "processor_seconds"]
+            .map(|key| found[key].as_f64().unwrap_or(f64::NAN));
         let more = before.map_or("–".to_owned(), |(shorter, less)| {
             format!("{:.0}", (peak - less) / f64::from(length - shorter))
         });
         println!(
-            "| {length:>6} | {:>11.0} | {:>8.0} | {:>21.0} | {more:>21} | {:>8.3} | {seconds:>6.1} |",
+            "| {length:>6} | {:>11.0} | {:>8.0} | {more:>21} | {:>8.3} | {:>18.3} |",
             planned / f64::from(1 << 20),
             peak / f64::from(1 << 20),
-            workspace / f64::from(length),
             seconds * 1e3 / f64::from(length),
+            processor_seconds * 1e3 / f64::from(length),
         );
         before = Some((length, peak));
     }

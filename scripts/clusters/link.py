@@ -8,10 +8,9 @@ import shutil
 import stat
 import subprocess
 import time
-from pathlib import Path
 
-from jobs import Job, processes, run_cases, training
-from tiny import DEADLINE, SLACK, Folder, expect
+from jobs import Job, run_cases, training
+from tiny import DEADLINE, Folder, expect
 
 LONG = ["training_duration=400ba", "save_interval=10ba", "save_num_checkpoints_to_keep=2"]
 # What stands for ssh: the address of a host, then a command line for its shell.

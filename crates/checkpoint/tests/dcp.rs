@@ -13,7 +13,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tessera_checkpoint::dcp::pickle::{self, Protocol, StorageReference, TensorReference, TimeDelta, Value};
 use tessera_checkpoint::dcp::{
     ComposerWeights, DcpError, DcpReader, ElementType, ItemFault, MetadataFault, RankMetadata, RankWriter,
-    StatePath, WriteFault, write_metadata,
+    SaveId, StatePath, WriteFault, write_metadata,
 };
 use tessera_checkpoint::{StoredDType, WeightSource};
 
@@ -177,7 +177,7 @@ fn weights_in_fp64_are_refused_by_name_and_integers_are_left_out() {
     for (dtype, length) in [(ElementType::F64, 8), (ElementType::I64, 8), (ElementType::Bool, 1)] {
         let sharded = root.path().join(format!("{dtype:?}"));
         fs::create_dir(&sharded).unwrap();
-        let mut writer = RankWriter::create(&sharded, 0).unwrap();
+        let mut writer = RankWriter::create(&sharded, 0, save()).unwrap();
         let path = StatePath::weight("model.norm.weight");
         writer.write_bytes(&path, dtype, &[1], 0, &vec![0; length]).unwrap();
         write_metadata(&sharded, vec![writer.finish().unwrap()]).unwrap();
@@ -227,12 +227,16 @@ fn time() -> Value {
     Value::TimeDelta(TimeDelta { days: 0, seconds: 7, microseconds: 250 })
 }
 
+fn save() -> SaveId {
+    SaveId::of("a run at batch 10")
+}
+
 /// Writes `parameters` as `ranks` ranks, each a flat range of every tensor, cut unevenly; a rank may have none.
 fn write(folder: &Path, parameters: &Parameters, ranks: usize) -> Vec<RankMetadata> {
     let head = StatePath::weight("lm_head.weight");
     let mut written = Vec::new();
     for rank in 0..ranks {
-        let mut writer = RankWriter::create(folder, rank).unwrap();
+        let mut writer = RankWriter::create(folder, rank, save()).unwrap();
         if rank == 0 {
             writer
                 .write_object(&StatePath::keys(&["state", "timestamp", "Timestamp", "total_wct"]), &time())
@@ -357,6 +361,31 @@ fn a_folder_for_pytorch() {
 }
 
 #[test]
+fn a_shard_of_another_save_is_named() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let weight = StatePath::weight("w");
+    let write = |folder: &Path, rank: usize, save: &str| {
+        let mut writer = RankWriter::create(folder, rank, SaveId::of(save)).unwrap();
+        writer.write_elements(&weight, ElementType::F32, &[8], rank * 4, &[1.0; 4]).unwrap();
+        writer.finish().unwrap()
+    };
+    let ranks: Vec<_> = (0..2).map(|rank| write(folder.path(), rank, "one")).collect();
+    let stranger = write(other.path(), 1, "another");
+    let mixed = write_metadata(folder.path(), vec![ranks[0].clone(), stranger]).unwrap_err();
+    assert!(matches!(mixed, DcpError::Write { fault: WriteFault::OtherSave, .. }), "{mixed}");
+    write_metadata(folder.path(), ranks).unwrap();
+    DcpReader::open(folder.path()).unwrap().verify().unwrap();
+
+    fs::copy(other.path().join("__1_0.distcp"), folder.path().join("__1_0.distcp")).unwrap();
+    let reader = DcpReader::open(folder.path()).unwrap();
+    let mut values = [0.0; 4];
+    reader.read_elements(&weight.to_string(), 0, &mut values).unwrap();
+    let error = reader.read_elements(&weight.to_string(), 4, &mut values).unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("__1_0.distcp"), "{error}");
+    assert!(matches!(error, DcpError::Item { fault: ItemFault::OtherSave, .. }), "{error}");
+}
+
+#[test]
 fn what_does_not_make_up_a_checkpoint_is_not_committed() {
     let folder = tempfile::tempdir().unwrap();
     let mut ranks = write(folder.path(), &parameters(), 3);
@@ -370,7 +399,7 @@ fn what_does_not_make_up_a_checkpoint_is_not_committed() {
     assert!(overlap.to_string().contains("overlap"), "{overlap}");
     assert!(!folder.path().join(".metadata").exists());
 
-    let mut writer = RankWriter::create(folder.path(), 0).unwrap();
+    let mut writer = RankWriter::create(folder.path(), 0, save()).unwrap();
     let path = StatePath::weight("a");
     let past = writer.write_elements(&path, ElementType::F32, &[2, 2], 3, &[0.0; 2]).unwrap_err();
     assert!(
@@ -392,7 +421,7 @@ fn what_does_not_make_up_a_checkpoint_is_not_committed() {
 fn a_full_disk_is_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/dev/full", folder.path().join("__0_0.distcp")).unwrap();
-    let mut writer = RankWriter::create(folder.path(), 0).unwrap();
+    let mut writer = RankWriter::create(folder.path(), 0, save()).unwrap();
     let values = vec![0.0; 1 << 20];
     let error =
         writer.write_elements(&StatePath::weight("a"), ElementType::F32, &[1 << 20], 0, &values).unwrap_err();

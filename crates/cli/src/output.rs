@@ -3,6 +3,9 @@
 //! Nothing here panics when the reader has gone, as `println!` would.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Effects, Style};
 use serde::Serialize;
@@ -70,4 +73,17 @@ pub fn complain(kind: &str, text: &str) {
     let style = if kind == "error" { BAD } else { CAREFUL };
     let kind = Paint::of_stderr().paint(style, &format!("{kind}:"));
     let _ = writeln!(io::stderr(), "{kind} {text}");
+}
+
+/// Says something on standard error and ends the process, whether or not anybody takes what is said: a terminal may be
+/// stopped, a pipe full, and whoever waits for it would never leave.
+pub fn last_words(text: String, code: u8) -> ! {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let (said, done) = mpsc::channel();
+    thread::spawn(move || {
+        let _ = writeln!(io::stderr(), "{text}");
+        let _ = said.send(());
+    });
+    let _ = done.recv_timeout(PATIENCE);
+    std::process::exit(i32::from(code))
 }

@@ -161,8 +161,9 @@ impl Builder<'_> {
 
     fn row(&self, line: &Line<'_>) -> Result<Tokenized, RowError> {
         let example = Example::parse(line, self.settings.task).map_err(RowError::Refused)?;
-        let tokenized =
-            self.tokenizer.example(&example, self.settings.target_responses).map_err(RowError::Refused)?;
+        let DataSettings { target_responses, context_length, .. } = *self.settings;
+        let tokenized = self.tokenizer.example(&example, target_responses, context_length);
+        let tokenized = tokenized.map_err(RowError::Refused)?;
         self.below_limit(&tokenized.tokens)?;
         Ok(tokenized)
     }

@@ -69,6 +69,15 @@ pub enum DistError {
         /// The deadline.
         seconds: f64,
     },
+    /// The processes of a job did not leave it together.
+    #[error(
+        "the processes of the job have not all left it within {seconds} s: one stands still at the end of the run, or has \
+         ended before"
+    )]
+    Unparted {
+        /// How long this one waited.
+        seconds: f64,
+    },
     /// Ranks make different collectives, which would never end.
     #[error("ranks do not make the same collectives: rank {} makes {}, rank {} {}", one.0, one.1, other.0, other.1)]
     Mismatch {
@@ -159,6 +168,7 @@ impl DistError {
             Self::Lost { .. }
                 | Self::Late { .. }
                 | Self::Unjoined { .. }
+                | Self::Unparted { .. }
                 | Self::Mismatch { .. }
                 | Self::Broken { .. }
                 | Self::Ended { .. }

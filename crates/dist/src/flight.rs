@@ -1,7 +1,7 @@
 //! The files of the flight recorder, in one folder that all ranks see: a ring and a heartbeat for each rank, and the
 //! alarm.
 //!
-//! A ring is written once, when something went wrong. The heartbeat says all the while how far a rank has come, so that
+//! A folder is one attempt's; what an earlier one left is set aside. A ring is written once, when something went wrong. The heartbeat says all the while how far a rank has come, so that
 //! the others can tell who is behind even if that rank can no longer write. The alarm asks all processes for their
 //! rings, also those that wait for nothing.
 
@@ -56,22 +56,23 @@ pub(crate) struct Ring {
 pub(crate) struct Heartbeat {
     #[serde(flatten)]
     pub header: Header,
+    /// How often its process has written it.
+    pub beats: u64,
     /// The last collective that it called.
     pub last: Option<Record>,
 }
 
-impl Heartbeat {
-    pub fn of(recorder: &Recorder) -> Self {
-        Self { header: Header::of(recorder), last: recorder.last() }
-    }
-}
+/// The file that asks for the rings.
+const ALARM: &str = "alarm.json";
+/// How folders of earlier attempts begin.
+const EARLIER: &str = "earlier-";
 
 fn ring_path(folder: &Path, rank: usize) -> PathBuf {
     folder.join(format!("rank-{rank}.jsonl"))
 }
 
-fn alarm_path(folder: &Path) -> PathBuf {
-    folder.join("alarm.json")
+fn rank_of_ring(name: &str) -> Option<usize> {
+    name.strip_prefix("rank-")?.strip_suffix(".jsonl")?.parse().ok()
 }
 
 fn heartbeat_path(folder: &Path, rank: usize) -> PathBuf {
@@ -106,9 +107,10 @@ pub(crate) fn read_ring(folder: &Path, rank: usize) -> Result<Option<Ring>, Dist
 
 /// Writes a rank's heartbeat. It is neither synced nor renamed into place, because it is written all the time and
 /// a reader can do without it.
-pub(crate) fn write_heartbeat(folder: &Path, recorder: &Recorder) -> Result<(), DistError> {
+pub(crate) fn write_heartbeat(folder: &Path, recorder: &Recorder, beats: u64) -> Result<(), DistError> {
     let path = heartbeat_path(folder, recorder.rank());
-    Ok(fs::write(&path, line(&Heartbeat::of(recorder))).context("write", &path)?)
+    let heartbeat = Heartbeat { header: Header::of(recorder), beats, last: recorder.last() };
+    Ok(fs::write(&path, line(&heartbeat)).context("write", &path)?)
 }
 
 /// Reads a rank's heartbeat; `None` if there is none, or only half of one.
@@ -118,27 +120,50 @@ pub(crate) fn read_heartbeat(folder: &Path, rank: usize) -> Option<Heartbeat> {
 
 /// Asks all processes for their rings. Several may do so at once, so it is not renamed into place.
 pub(crate) fn raise_alarm(folder: &Path, recorder: &Recorder) -> Result<(), DistError> {
-    let path = alarm_path(folder);
+    let path = folder.join(ALARM);
     Ok(fs::write(&path, line(&Header::of(recorder))).context("write", &path)?)
 }
 
-/// Whether a process has asked for the rings since this one began.
+/// Whether a process has asked for the rings.
 pub(crate) fn alarm_is_raised(folder: &Path) -> bool {
-    let header =
-        fs::read(alarm_path(folder)).ok().and_then(|text| serde_json::from_slice::<Header>(&text).ok());
-    header.is_some_and(|header| header.written_unix > beginning_unix_seconds())
+    folder.join(ALARM).exists()
+}
+
+/// Makes way for a new attempt: rings that an earlier one left, with what was written beside them, go to a folder
+/// `earlier-<number>` within; heartbeats alone tell nothing and are removed.
+pub(crate) fn set_aside(folder: &Path) -> Result<(), DistError> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let files: Vec<String> = names(folder)?.into_iter().filter(|name| !name.starts_with(EARLIER)).collect();
+    if !files.iter().any(|name| rank_of_ring(name).is_some()) {
+        let paths = files.iter().map(|name| folder.join(name));
+        return Ok(paths.into_iter().try_for_each(|path| fs::remove_file(&path).context("remove", &path))?);
+    }
+    let mut places = (1_u64..).map(|number| folder.join(format!("{EARLIER}{number}")));
+    let Some(place) = places.find(|place| !place.exists()) else { return Ok(()) };
+    fs::create_dir(&place).context("create", &place)?;
+    for name in files {
+        let path = folder.join(&name);
+        fs::rename(&path, place.join(&name)).context("move", &path)?;
+    }
+    Ok(())
 }
 
 /// The ranks that have left a ring.
 pub(crate) fn ranks_with_ring(folder: &Path) -> Result<Vec<usize>, DistError> {
-    let mut ranks = Vec::new();
-    for entry in fs::read_dir(folder).context("list", folder)? {
-        let name = entry.context("list", folder)?.file_name();
-        let rank = name.to_str().and_then(|name| name.strip_prefix("rank-")?.strip_suffix(".jsonl"));
-        ranks.extend(rank.and_then(|rank| rank.parse::<usize>().ok()));
-    }
+    let mut ranks: Vec<usize> = names(folder)?.iter().filter_map(|name| rank_of_ring(name)).collect();
     ranks.sort_unstable();
     Ok(ranks)
+}
+
+/// What is in a folder, as far as its names are text: those of this module are.
+fn names(folder: &Path) -> Result<Vec<String>, DistError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).context("list", folder)? {
+        names.extend(entry.context("list", folder)?.file_name().into_string());
+    }
+    Ok(names)
 }
 
 fn read(path: &Path) -> Result<Option<String>, DistError> {
@@ -154,4 +179,35 @@ fn parse<T: DeserializeOwned>(path: &Path, index: usize, text: &str) -> Result<T
         line: index + 1,
         reason: error.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_attempt_finds_nothing_of_an_earlier_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("flight");
+        set_aside(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        let recorder = Recorder::new(1, 2);
+        for number in 1..=2 {
+            write_heartbeat(&folder, &recorder, 1).unwrap();
+            raise_alarm(&folder, &recorder).unwrap();
+            write_ring(&folder, &recorder).unwrap();
+            assert!(alarm_is_raised(&folder));
+            set_aside(&folder).unwrap();
+            assert!(!alarm_is_raised(&folder));
+            assert!(ranks_with_ring(&folder).unwrap().is_empty());
+            assert!(read_heartbeat(&folder, 1).is_none());
+            let earlier = folder.join(format!("earlier-{number}"));
+            assert_eq!(ranks_with_ring(&earlier).unwrap(), [1]);
+            assert!(read_heartbeat(&earlier, 1).is_some());
+        }
+        write_heartbeat(&folder, &recorder, 1).unwrap();
+        set_aside(&folder).unwrap();
+        assert_eq!(names(&folder).unwrap().len(), 2, "heartbeats are worth no folder");
+    }
 }

@@ -17,12 +17,14 @@ mod host;
 mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod pulse;
 mod recorder;
 mod single;
 mod slots;
 pub mod threads;
 mod unit;
 mod units;
+mod waiting;
 mod watchdog;
 
 pub use error::DistError;
@@ -31,7 +33,7 @@ pub use group::{Exchange, Group, Pending};
 pub use mesh::{Degrees, Mesh};
 pub use recorder::{Call, Label, Operation, Record, Recorder, Totals};
 pub use single::Single;
-pub use slots::{Residency, SlotPlan};
+pub use slots::{PROCESS_SCRATCH_BYTES, Residency, SlotPlan};
 pub use unit::{Unit, UnitSize, UnitState};
 pub use units::{Gradient, Units, Weights};
-pub use watchdog::{Alarm, Deadline, Watchdog};
+pub use watchdog::{Alarm, Deadline, Reason, Watchdog};

@@ -35,7 +35,7 @@ pub(crate) fn beginning_unix_seconds() -> f64 {
 }
 
 /// A kind of collective.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
     /// A unit's weights from the masters of all ranks.
@@ -79,7 +79,7 @@ impl fmt::Display for Operation {
 }
 
 /// What a collective is about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Label {
     /// A sharded unit, by its index in the model.
@@ -89,7 +89,7 @@ pub enum Label {
 }
 
 /// A collective as all its ranks must make it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Call {
     /// The group: `world`, or the name that it got when it was split off.
     pub group: Cow<'static, str>,
@@ -144,7 +144,7 @@ impl fmt::Display for Record {
 pub struct Totals {
     /// How many were completed.
     pub calls: u64,
-    /// Bytes that this rank sent to others.
+    /// Bytes that this rank sent to others: its data, without the headers by which ranks compare what they call.
     pub bytes_sent: u64,
     /// For how long they ran.
     pub ran: Duration,
@@ -177,8 +177,21 @@ struct State {
     progress: f64,
     /// Who knows which ranks the collective under way still lacks.
     peers: Option<Arc<dyn Peers>>,
+    /// The oldest collective that is not complete, by its number and since when it could have been running, and how
+    /// long it has been watched since.
+    watched: Option<(u64, f64, Duration)>,
     /// For how many seconds the process last stood still, and until when.
     stood_still: Option<(f64, f64)>,
+}
+
+/// A collective that is not complete.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wait {
+    pub record: Record,
+    /// For how long it has been watched, as the watcher counts.
+    pub watched: Duration,
+    /// Ranks of the world that are known not to have come to it.
+    pub absent: Vec<usize>,
 }
 
 impl State {
@@ -193,7 +206,7 @@ impl Recorder {
         let ring = VecDeque::with_capacity(CAPACITY);
         let progress = seconds();
         let totals = [Totals::default(); Operation::COUNT];
-        let state = State { next: 0, ring, totals, progress, peers: None, stood_still: None };
+        let state = State { next: 0, ring, totals, progress, peers: None, watched: None, stood_still: None };
         Self { rank, world_size, state: Mutex::new(state) }
     }
 
@@ -217,9 +230,8 @@ impl Recorder {
         self.state().ring.iter().cloned().collect()
     }
 
-    /// For how many seconds this rank's process has just stood still: it was stopped, or its machine stalled. That is told
-    /// for twice as long as it lasted. What it does to the run shows within a deadline, and half of one is the least
-    /// that is noted.
+    /// For how many seconds this rank's process has just stood still: it was stopped, or its machine stalled. That is
+    /// told for twice as long as it lasted: the others run into their deadlines meanwhile.
     pub(crate) fn stood_still(&self) -> Option<f64> {
         let (lasted, until) = self.state().stood_still?;
         (seconds() - until < 2.0 * lasted).then_some(lasted)
@@ -239,21 +251,28 @@ impl Recorder {
         self.state().ring.back().cloned()
     }
 
-    /// The oldest collective that is not complete, if it could have been running for longer than `deadline`, with the
-    /// ranks of the world that are known not to have come to it.
-    pub(crate) fn overdue(&self, deadline: Duration) -> Option<(Record, Vec<usize>)> {
-        let state = self.state();
-        let record = state.ring.iter().find(|record| record.finished.is_none())?;
+    /// The oldest collective that is not complete, watched for `counted` longer than at the last look, as far as it
+    /// could have been running then.
+    pub(crate) fn watch(&self, counted: Duration) -> Option<Wait> {
+        let mut state = self.state();
+        let Some(record) = state.ring.iter().find(|record| record.finished.is_none()).cloned() else {
+            state.watched = None;
+            return None;
+        };
         // Behind others in the queue, a collective is not late as long as they go on.
         let since = record.started.unwrap_or(record.queued.max(state.progress));
-        if seconds() - since < deadline.as_secs_f64() {
-            return None;
-        }
+        let watched = match state.watched {
+            Some((sequence, began, watched)) if (sequence, began) == (record.sequence, since) => {
+                watched + counted
+            }
+            _ => counted.min(Duration::from_secs_f64((seconds() - since).max(0.0))),
+        };
+        state.watched = Some((record.sequence, since, watched));
         let absent = match (record.started, &state.peers) {
             (Some(_), Some(peers)) => peers.absent(),
             _ => Vec::new(),
         };
-        Some((record.clone(), absent))
+        Some(Wait { record, watched, absent })
     }
 
     pub(crate) fn queue(&self, call: Call, bytes: usize) -> u64 {
@@ -340,17 +359,35 @@ mod tests {
     }
 
     #[test]
-    fn a_collective_is_overdue_by_its_own_time_not_by_that_of_the_queue() {
+    fn a_collective_is_watched_by_its_own_time_not_by_that_of_the_queue() {
         let recorder = Recorder::new(0, 1);
+        let look = |counted| {
+            let wait = recorder.watch(Duration::from_millis(counted))?;
+            Some((wait.record.sequence, wait.watched.as_millis()))
+        };
+        assert_eq!(look(0), None);
         let (first, second) = (recorder.queue(call(0), 0), recorder.queue(call(1), 0));
         recorder.start(first, None);
-        std::thread::sleep(Duration::from_millis(350));
-        let overdue = recorder.overdue(Duration::from_millis(300)).map(|(record, _)| record.sequence);
-        assert_eq!(overdue, Some(first));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!([look(10), look(300)], [Some((first, 10)), Some((first, 310))]);
+        std::thread::sleep(Duration::from_millis(20));
         recorder.finish(first, 0);
-        assert_eq!(recorder.overdue(Duration::from_millis(300)), None);
-        std::thread::sleep(Duration::from_millis(350));
-        let overdue = recorder.overdue(Duration::from_millis(300)).map(|(record, _)| record.sequence);
-        assert_eq!(overdue, Some(second), "nobody has begun with it");
+        let (sequence, watched) = look(10_000).unwrap();
+        assert_eq!(sequence, second, "nobody has begun with it");
+        assert!(watched < 10_000, "it has not been watched for long: {watched}");
+        std::thread::sleep(Duration::from_millis(20));
+        recorder.start(second, None);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(look(10), Some((second, 10)), "it has begun only now");
+    }
+
+    #[test]
+    fn the_clock_of_a_process_that_stood_still_is_no_reason_to_be_late() {
+        let recorder = Recorder::new(0, 1);
+        recorder.start(recorder.queue(call(0), 0), None);
+        std::thread::sleep(Duration::from_millis(100));
+        // The watcher counts what it was awake for.
+        let wait = recorder.watch(Duration::from_millis(30)).unwrap();
+        assert_eq!(wait.watched, Duration::from_millis(30));
     }
 }

@@ -11,6 +11,14 @@ use crate::unit::UnitSize;
 /// How many units can be under way, to or from this rank, at a time.
 const SLOTS: usize = 2;
 
+/// Elements that a process gives to others at a time, over all ranks: few enough for the 32-bit counts of MPI, enough to
+/// fill a link.
+pub(crate) const PIECE: usize = 1 << 20;
+
+/// Bytes that a rank which is a process of its own packs what it gives and gets into, whatever its groups and units
+/// are. Ranks that are threads work in place.
+pub const PROCESS_SCRATCH_BYTES: usize = 2 * PIECE * size_of::<f32>();
+
 /// How long gathered weights stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Residency {

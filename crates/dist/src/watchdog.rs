@@ -1,8 +1,9 @@
 //! The watch over a process's collectives: one that does not end is named, and the run ends with it.
 //!
 //! A hang has no error of its own: some rank waits for another for ever. The watchdog is a thread that does nothing
-//! but look at the clock. When a collective is past its deadline it writes the rings of its ranks, says who is missing
-//! as far as that can be known, and calls a handler that ends the process, whatever the other threads stand in.
+//! but look at the clock. When a collective is past its deadline, or waits while the process of a rank is gone, it writes
+//! the rings of its ranks, says who is missing as far as that can be known, and calls a handler that ends the process,
+//! whatever the other threads stand in. What its own process stood still for is nobody's delay and does not count.
 
 use std::fmt;
 use std::fs;
@@ -10,17 +11,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tessera_files::IoContext;
 
 use crate::error::{DistError, name_ranks};
-use crate::flight::{self, Heartbeat};
-use crate::recorder::{Record, Recorder, unix_seconds};
+use crate::flight;
+use crate::pulse::{Neighbour, Pulses, SILENCE};
+use crate::recorder::{Record, Recorder, Wait};
+use crate::waiting::Waiting;
 
 /// How often the clock is looked at in the time of a deadline, and how long at most between.
 const LOOKS: u32 = 8;
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses in which every heart that beats is heard.
+const BEATS: u32 = 3;
 
 /// How long a rank may be waited for. It is shared by all who wait, and can be changed while they do: a start takes
 /// longer than a step.
@@ -44,17 +49,23 @@ impl Deadline {
     pub fn get(&self) -> Duration {
         Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
+
+    /// How long the clock may be left alone meanwhile: a change of the deadline is seen soon, and a standstill of the
+    /// process costs little of it.
+    pub(crate) fn pause(&self) -> Duration {
+        (self.get() / LOOKS).min(LONGEST_PAUSE)
+    }
 }
 
-/// A collective that did not end in time.
+/// A collective that did not end in time, or cannot end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alarm {
     /// The rank that noticed, in the world.
     pub rank: usize,
     /// The collective.
     pub record: Record,
-    /// How long it had.
-    pub deadline: Duration,
+    /// Why no more is waited.
+    pub reason: Reason,
     /// For how many seconds the process that noticed had stood still itself.
     pub stood_still: Option<f64>,
     /// Ranks that are known not to have come to it, each with the last collective that it is known to have called.
@@ -63,18 +74,36 @@ pub struct Alarm {
     pub rings: Result<PathBuf, String>,
 }
 
+/// Why a collective is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It had this long.
+    Late(Duration),
+    /// The process of the absent rank has shown no sign of life for this long.
+    Silent(Duration),
+}
+
 impl fmt::Display for Alarm {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rank, record, .. } = self;
-        write!(formatter, "rank {rank}: {record}, has not ended for {} s; ", self.deadline.as_secs_f64())?;
-        if let Some(seconds) = self.stood_still {
-            let why = "its process was stopped or its machine stalled";
-            write!(formatter, "rank {rank} itself stood still for {seconds:.1} s: {why}")?;
-        } else if self.absent.is_empty() {
-            formatter.write_str("which rank is missing is not known")?;
-        } else {
-            let ranks: Vec<usize> = self.absent.iter().map(|&(rank, _)| rank).collect();
-            write!(formatter, "{} did not come to it", name_ranks(&ranks))?;
+        let absent: Vec<usize> = self.absent.iter().map(|&(rank, _)| rank).collect();
+        write!(formatter, "rank {rank}: {record}, ")?;
+        match self.reason {
+            Reason::Late(deadline) => write!(formatter, "has not ended for {} s; ", deadline.as_secs_f64())?,
+            Reason::Silent(_) => formatter.write_str("cannot end; ")?,
+        }
+        match (self.reason, self.stood_still) {
+            (Reason::Silent(silence), _) => {
+                let (ranks, seconds) = (name_ranks(&absent), silence.as_secs_f64());
+                let why = "its process was killed or stopped, or its machine is gone";
+                write!(formatter, "{ranks} has shown no sign of life for {seconds} s: {why}")?;
+            }
+            (_, Some(seconds)) => {
+                let why = "its process was stopped or its machine stalled";
+                write!(formatter, "rank {rank} itself stood still for {seconds:.1} s: {why}")?;
+            }
+            _ if absent.is_empty() => formatter.write_str("which rank is missing is not known")?,
+            _ => write!(formatter, "{} did not come to it", name_ranks(&absent))?,
         }
         for (rank, last) in &self.absent {
             if let Some(last) = last {
@@ -93,6 +122,8 @@ impl fmt::Display for Alarm {
 struct Shared {
     folder: PathBuf,
     deadline: Deadline,
+    /// See [`SILENCE`].
+    silence: Duration,
     state: Mutex<State>,
     stop: Condvar,
 }
@@ -100,6 +131,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     recorders: Vec<Arc<Recorder>>,
+    /// Whether the folder is this attempt's.
+    begun: bool,
     stopped: bool,
 }
 
@@ -107,6 +140,11 @@ impl Shared {
     /// Every update leaves the state whole.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_rings(&self, recorders: &[Arc<Recorder>]) -> Result<(), DistError> {
+        fs::create_dir_all(&self.folder).context("create", &self.folder)?;
+        recorders.iter().try_for_each(|recorder| flight::write_ring(&self.folder, recorder))
     }
 }
 
@@ -117,23 +155,54 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts to watch. The rings are to be written to `folder`, which all ranks of the run see. `handler` is called
-    /// once, when a collective is past the deadline; it should end the process.
+    /// Starts to watch. `handler` is called once, when a collective is given up; it should end the process. Before that,
+    /// nothing is written to `folder`, which all ranks of the run see, until [`Watchdog::begin`].
+    ///
+    /// # Errors
+    /// When the system starts no more threads.
     pub fn start(
         folder: &Path,
         deadline: &Deadline,
         handler: impl FnOnce(&Alarm) + Send + 'static,
     ) -> Result<Self, DistError> {
+        Self::with_silence(folder, deadline, SILENCE, handler)
+    }
+
+    fn with_silence(
+        folder: &Path,
+        deadline: &Deadline,
+        silence: Duration,
+        handler: impl FnOnce(&Alarm) + Send + 'static,
+    ) -> Result<Self, DistError> {
         const PURPOSE: &str = "watchdog";
-        fs::create_dir_all(folder).context("create", folder)?;
         let (folder, deadline) = (folder.to_owned(), deadline.clone());
-        let shared = Arc::new(Shared { folder, deadline, state: Mutex::default(), stop: Condvar::new() });
+        let (state, stop) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { folder, deadline, silence, state, stop });
         let watched = shared.clone();
         let thread = thread::Builder::new()
             .name(PURPOSE.to_owned())
             .spawn(move || watch(&watched, handler))
             .map_err(|source| DistError::Thread { purpose: PURPOSE, source })?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Sets aside what an earlier attempt of the run left in the folder. One process does so, before any begins, and while it
+    /// has the run to itself.
+    ///
+    /// # Errors
+    /// When the folder cannot be changed.
+    pub fn set_aside(&self) -> Result<(), DistError> {
+        flight::set_aside(&self.shared.folder)
+    }
+
+    /// The folder is this attempt's from now on: the process says there how far its ranks are, and listens to the others.
+    ///
+    /// # Errors
+    /// When the folder cannot be created.
+    pub fn begin(&self) -> Result<(), DistError> {
+        fs::create_dir_all(&self.shared.folder).context("create", &self.shared.folder)?;
+        self.shared.state().begun = true;
+        Ok(())
     }
 
     /// Watches one more rank of this process.
@@ -144,7 +213,7 @@ impl Watchdog {
     /// Writes the rings of this process's ranks now: a collective has failed and the run ends by itself.
     pub fn write_rings(&self) -> Result<(), DistError> {
         let recorders = self.shared.state().recorders.clone();
-        write_rings(&self.shared.folder, &recorders)
+        self.shared.write_rings(&recorders)
     }
 }
 
@@ -160,27 +229,20 @@ impl Drop for Watchdog {
 }
 
 fn watch(shared: &Shared, handler: impl FnOnce(&Alarm)) {
+    let mut watch = Watch { shared, beats: 0, rings_wanted: true, neighbour: None };
+    let mut waiting = Waiting::begin();
     let mut state = shared.state();
-    let mut rings_wanted = true;
-    let mut looked = Instant::now();
     while !state.stopped {
-        let recorders = state.recorders.clone();
+        let (recorders, begun) = (state.recorders.clone(), state.begun);
         drop(state);
-        let pause = (shared.deadline.get() / LOOKS).min(LONGEST_PAUSE);
-        let since = looked.elapsed();
-        looked = Instant::now();
-        if since > pause + shared.deadline.get() / 2 {
-            recorders.iter().for_each(|recorder| recorder.note_standstill(since));
+        let look = waiting.look();
+        if let Some(time) = look.stood_still {
+            recorders.iter().for_each(|recorder| recorder.note_standstill(time));
         }
-        let alone = recorders.iter().all(|recorder| recorder.world_size() == recorders.len());
-        if !alone {
-            beat(&shared.folder, &recorders, &mut rings_wanted);
-        }
-        if let Some(alarm) = look(shared, &recorders) {
-            if !alone {
-                // The other processes look as often, and write their rings before this one's end ends them.
-                thread::sleep(2 * pause);
-            }
+        let pause = waiting.pause(shared.deadline.pause());
+        let local = Local::new(recorders, begun);
+        watch.listen(&local, look.counted);
+        if let Some(alarm) = watch.look(&local, look.counted) {
             handler(&alarm);
             return;
         }
@@ -191,98 +253,190 @@ fn watch(shared: &Shared, handler: impl FnOnce(&Alarm)) {
     }
 }
 
-/// Tells other processes how far the ranks of this one are, and writes their rings if another process wants them.
-/// A failure costs an alarm some of its detail, and is no reason for one.
-fn beat(folder: &Path, recorders: &[Arc<Recorder>], rings_wanted: &mut bool) {
-    for recorder in recorders {
-        let _ = flight::write_heartbeat(folder, recorder);
-    }
-    if *rings_wanted && flight::alarm_is_raised(folder) {
-        *rings_wanted = false;
-        let _ = write_rings(folder, recorders);
+/// The ranks of this process.
+struct Local {
+    recorders: Vec<Arc<Recorder>>,
+    ranks: Vec<usize>,
+    world_size: usize,
+    /// Whether there are other processes that can be heard.
+    heard: bool,
+}
+
+impl Local {
+    fn new(recorders: Vec<Arc<Recorder>>, begun: bool) -> Self {
+        let ranks: Vec<usize> = recorders.iter().map(|recorder| recorder.rank()).collect();
+        let world_size = recorders.iter().map(|recorder| recorder.world_size()).max().unwrap_or(0);
+        let heard = begun && ranks.len() < world_size;
+        Self { recorders, ranks, world_size, heard }
     }
 }
 
-/// Looks at every rank of this process once.
-fn look(shared: &Shared, recorders: &[Arc<Recorder>]) -> Option<Alarm> {
-    let local: Vec<usize> = recorders.iter().map(|recorder| recorder.rank()).collect();
-    let deadline = shared.deadline.get();
-    let overdue = |recorder: &Arc<Recorder>| Some((recorder.clone(), recorder.overdue(deadline)?));
-    let (recorder, (record, absent)) =
-        recorders.iter().filter_map(overdue).min_by_key(|(_, (record, _))| record.sequence)?;
-    let written =
-        flight::raise_alarm(&shared.folder, &recorder).and_then(|()| write_rings(&shared.folder, recorders));
-    let stood_still = recorder.stood_still();
-    let mut absent: Vec<(usize, Option<Record>)> = absent.into_iter().map(|rank| (rank, None)).collect();
-    if absent.is_empty() && stood_still.is_none() {
-        let others = (0..recorder.world_size()).filter(|rank| !local.contains(rank));
-        absent = behind(&shared.folder, others, record.sequence, deadline);
+/// What the watchdog's thread remembers from one look to the next.
+struct Watch<'a> {
+    shared: &'a Shared,
+    /// How often it has said how far the ranks are.
+    beats: u64,
+    rings_wanted: bool,
+    neighbour: Option<Neighbour>,
+}
+
+impl Watch<'_> {
+    /// Tells other processes how far the ranks of this one are, and writes their rings if another process wants them. A
+    /// failure costs an alarm some of its detail, and is no reason for one.
+    fn beat(&mut self, local: &Local) -> Result<(), DistError> {
+        self.beats += 1;
+        let folder = &self.shared.folder;
+        if self.rings_wanted && flight::alarm_is_raised(folder) {
+            self.rings_wanted = false;
+            let _ = self.shared.write_rings(&local.recorders);
+        }
+        let mut recorders = local.recorders.iter();
+        recorders.try_for_each(|recorder| flight::write_heartbeat(folder, recorder, self.beats))
     }
-    for (rank, last) in &mut absent {
-        if let Some(recorder) = recorders.iter().find(|recorder| recorder.rank() == *rank) {
-            *last = recorder.last();
+
+    /// Beats, and hears whether the neighbour does.
+    fn listen(&mut self, local: &Local, counted: Duration) {
+        if !local.heard {
+            return;
+        }
+        // Whoever cannot write there does not know whether the others can.
+        if self.beat(local).is_err() {
+            self.neighbour = None;
+            return;
+        }
+        if self.neighbour.is_none() {
+            self.neighbour = Neighbour::of(&local.ranks, local.world_size);
+        }
+        if let Some(neighbour) = &mut self.neighbour {
+            neighbour.listen(&self.shared.folder, counted);
         }
     }
-    let rings = written.map(|()| shared.folder.clone()).map_err(|error| error.to_string());
-    Some(Alarm { rank: recorder.rank(), record, deadline, stood_still, absent, rings })
-}
 
-fn write_rings(folder: &Path, recorders: &[Arc<Recorder>]) -> Result<(), DistError> {
-    recorders.iter().try_for_each(|recorder| flight::write_ring(folder, recorder))
-}
+    /// Looks at every rank of this process once.
+    fn look(&mut self, local: &Local, counted: Duration) -> Option<Alarm> {
+        let (deadline, silence) = (self.shared.deadline.get(), self.shared.silence);
+        let waits = local.recorders.iter().filter_map(|recorder| Some((recorder, recorder.watch(counted)?)));
+        let waits: Vec<(&Arc<Recorder>, Wait)> = waits.collect();
+        let first = |time: Duration| {
+            let overdue = waits.iter().filter(move |(_, wait)| wait.watched >= time);
+            overdue.min_by_key(|(_, wait)| wait.record.sequence).cloned()
+        };
+        if let Some((recorder, wait)) = first(deadline) {
+            return Some(self.late(local, recorder, wait, deadline));
+        }
+        let silent = self.neighbour.as_ref()?.is_silent_for(silence)?;
+        let (recorder, Wait { record, .. }) = first(silence)?;
+        let rings = self.raise(local, recorder);
+        self.let_others_write(local);
+        let (reason, absent) = (Reason::Silent(silence), vec![silent]);
+        Some(Alarm {
+            rank: recorder.rank(),
+            record,
+            reason,
+            stood_still: recorder.stood_still(),
+            absent,
+            rings,
+        })
+    }
 
-/// Ranks of other processes that are not known to have called collective `sequence`, or whose process has stood still
-/// since, by their heartbeats.
-fn behind(
-    folder: &Path,
-    ranks: impl Iterator<Item = usize>,
-    sequence: u64,
-    deadline: Duration,
-) -> Vec<(usize, Option<Record>)> {
-    let silence = deadline.as_secs_f64() / 2.0;
-    let now = unix_seconds();
-    let stands = |heartbeat: &Heartbeat| {
-        let called = heartbeat.last.as_ref().is_some_and(|last| last.sequence >= sequence);
-        !called || now - heartbeat.header.written_unix > silence
-    };
-    ranks
-        .map(|rank| (rank, flight::read_heartbeat(folder, rank)))
-        .filter(|(_, heartbeat)| heartbeat.as_ref().is_none_or(stands))
-        .map(|(rank, heartbeat)| (rank, heartbeat.and_then(|heartbeat| heartbeat.last)))
-        .collect()
+    /// A collective is past the deadline.
+    fn late(&mut self, local: &Local, recorder: &Recorder, wait: Wait, deadline: Duration) -> Alarm {
+        let Wait { record, absent, .. } = wait;
+        let rings = self.raise(local, recorder);
+        let stood_still = recorder.stood_still();
+        let mut absent: Vec<(usize, Option<Record>)> = absent.into_iter().map(|rank| (rank, None)).collect();
+        if local.heard {
+            let others = (0..local.world_size).filter(|rank| !local.ranks.contains(rank));
+            let before = Pulses::of(&self.shared.folder, others.clone());
+            self.let_others_write(local);
+            if absent.is_empty() && stood_still.is_none() {
+                absent = Pulses::of(&self.shared.folder, others).behind(before, record.sequence);
+            }
+        }
+        for (rank, last) in &mut absent {
+            if let Some(recorder) = local.recorders.iter().find(|recorder| recorder.rank() == *rank) {
+                *last = recorder.last();
+            }
+        }
+        Alarm { rank: recorder.rank(), record, reason: Reason::Late(deadline), stood_still, absent, rings }
+    }
+
+    /// Writes the rings of this process and asks the others for theirs; where they are, or why not.
+    fn raise(&self, local: &Local, recorder: &Recorder) -> Result<PathBuf, String> {
+        let folder = &self.shared.folder;
+        let written = self.shared.write_rings(&local.recorders);
+        let raised = written.and_then(|()| flight::raise_alarm(folder, recorder));
+        raised.map(|()| folder.clone()).map_err(|error| error.to_string())
+    }
+
+    /// The other processes look as often, and write their rings before this one's end ends them.
+    fn let_others_write(&mut self, local: &Local) {
+        for _ in 0..BEATS {
+            thread::sleep(self.shared.deadline.pause());
+            let _ = self.beat(local);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
     use super::*;
     use crate::recorder::{Call, Label, Operation};
 
-    /// Writes the heartbeat of a rank that has called so many collectives.
-    fn heartbeat(folder: &Path, rank: usize, calls: usize) {
-        let recorder = Recorder::new(rank, 5);
-        for unit in 0..calls {
-            let call =
-                Call { group: "world".into(), operation: Operation::AllGather, label: Label::Unit(unit) };
-            recorder.queue(call, 0);
+    /// Rank 0 of two processes waits in a barrier while the heart of rank 1 beats so often, four times a second; what the
+    /// watchdog says until `patience` after that.
+    fn alarm_when_rank_1_beats(times: u64, patience: Duration) -> Result<Alarm, RecvTimeoutError> {
+        let folder = tempfile::tempdir().unwrap();
+        let (tell, told) = channel();
+        let (deadline, silence) = (Deadline::new(Duration::from_secs(60)), Duration::from_secs(2));
+        let watchdog = Watchdog::with_silence(folder.path(), &deadline, silence, move |alarm| {
+            tell.send(alarm.clone()).unwrap();
+        });
+        let watchdog = watchdog.unwrap();
+        let [waits, other] = [0, 1].map(|rank| Arc::new(Recorder::new(rank, 2)));
+        let label = Label::Label("save".into());
+        let call = Call { group: "world".into(), operation: Operation::Barrier, label };
+        waits.start(waits.queue(call, 0), None);
+        watchdog.watch(waits);
+        watchdog.begin().unwrap();
+        for beats in 0..times {
+            flight::write_heartbeat(folder.path(), &other, beats).unwrap();
+            thread::sleep(Duration::from_millis(250));
         }
-        flight::write_heartbeat(folder, &recorder).unwrap();
+        told.recv_timeout(patience)
     }
 
     #[test]
-    fn ranks_of_other_processes_are_behind_by_their_heartbeats() {
+    fn a_rank_whose_heart_does_not_beat_is_not_waited_for() {
+        let alarm = alarm_when_rank_1_beats(1, Duration::from_secs(30)).unwrap();
+        assert_eq!((alarm.rank, alarm.absent.as_slice()), (0, [(1, None)].as_slice()));
+        let text = alarm.to_string();
+        let expected =
+            "rank 0: number 0, barrier 'save', cannot end; rank 1 has shown no sign of life for 2 s";
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_rank_whose_heart_beats_is_waited_for() {
+        let alarm = alarm_when_rank_1_beats(24, Duration::ZERO);
+        assert_eq!(alarm, Err(RecvTimeoutError::Timeout));
+    }
+
+    #[test]
+    fn nothing_is_written_before_the_attempt_begins() {
         let folder = tempfile::tempdir().unwrap();
-        let names = |deadline| {
-            let behind = behind(folder.path(), 1..5, 3, Duration::from_secs_f64(deadline));
-            behind.into_iter().map(|(rank, last)| (rank, last.map(|last| last.sequence))).collect::<Vec<_>>()
-        };
-        heartbeat(folder.path(), 1, 3);
-        heartbeat(folder.path(), 2, 4);
-        heartbeat(folder.path(), 3, 5);
-        assert_eq!(names(60.0), [(1, Some(2)), (4, None)]);
-        // A process whose heart has not beaten for half a deadline stands still, whatever it has called before.
-        thread::sleep(Duration::from_millis(500));
-        heartbeat(folder.path(), 3, 5);
-        assert_eq!(names(0.8), [(1, Some(2)), (2, Some(3)), (4, None)]);
+        let flight = folder.path().join("flight");
+        let deadline = Deadline::new(Duration::from_millis(80));
+        let watchdog = Watchdog::start(&flight, &deadline, |_| {}).unwrap();
+        watchdog.watch(Arc::new(Recorder::new(0, 2)));
+        thread::sleep(Duration::from_millis(200));
+        assert!(!flight.exists());
+        watchdog.begin().unwrap();
+        while !flight.join("heartbeat-0.json").exists() {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -14,6 +14,11 @@ use crate::config::Family;
 /// The name of the output matrix, in every family.
 const OUTPUT: &str = "lm_head.weight";
 
+/// Ends of the names of Mixtral's fused experts.
+const FUSED_EXPERTS: [&str; 2] = [".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"];
+/// What the names of its experts have in them in the original spelling.
+const ORIGINAL_EXPERTS: &str = ".block_sparse_moe.experts.";
+
 /// Which of a family's spellings a checkpoint has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Naming {
@@ -30,16 +35,31 @@ impl Naming {
         family == Family::Mixtral
     }
 
-    /// The spelling of a checkpoint with tensors of these `names`. A checkpoint that mixes both holds tensors too many or
-    /// too few in either, which the comparison of names reports.
+    /// The spelling of a checkpoint with tensors of these `names`. What mixes both spellings, [`mixed`](Self::mixed) tells.
     pub fn of<'a>(family: Family, names: impl IntoIterator<Item = &'a str>) -> Self {
-        let fused = |name: &str| name.ends_with(".mlp.experts.gate_up_proj");
-        if family == Family::Mixtral && names.into_iter().any(fused) {
+        if family == Family::Mixtral && names.into_iter().any(is_fused) {
             Self::FusedExperts
         } else {
             Self::Original
         }
     }
+
+    /// A tensor in the original spelling and one in the other, where a checkpoint with tensors of these `names` has both.
+    pub fn mixed<'a>(
+        family: Family,
+        names: impl IntoIterator<Item = &'a str> + Clone,
+    ) -> Option<(&'a str, &'a str)> {
+        let first = |wanted: fn(&str) -> bool| names.clone().into_iter().find(|name| wanted(name));
+        if family == Family::Mixtral { first(is_original).zip(first(is_fused)) } else { None }
+    }
+}
+
+fn is_fused(name: &str) -> bool {
+    FUSED_EXPERTS.iter().any(|end| name.ends_with(end))
+}
+
+fn is_original(name: &str) -> bool {
+    name.contains(ORIGINAL_EXPERTS)
 }
 
 /// The tensor names of a model.
@@ -50,6 +70,9 @@ pub struct Names {
 }
 
 impl Names {
+    /// Ends of the names of buffers, which old checkpoints hold and which are no parameters.
+    pub const BUFFERS: [&'static str; 1] = ["rotary_emb.inv_freq"];
+
     /// Those of a family in one of its spellings.
     pub fn new(family: Family, naming: Naming) -> Self {
         Self { family, naming }
@@ -295,6 +318,20 @@ mod tests {
         assert_eq!(of(Family::Mixtral, &fused), Naming::FusedExperts);
         assert_eq!(of(Family::Mixtral, &[]), Naming::Original);
         assert_eq!(of(Family::Dbrx, &fused), Naming::Original);
+    }
+
+    #[test]
+    fn a_tensor_of_each_spelling_is_named_where_both_are_there() {
+        let [original, gate_up, down] = [
+            "model.layers.0.block_sparse_moe.experts.0.w1.weight",
+            "model.layers.1.mlp.experts.gate_up_proj",
+            "model.layers.1.mlp.experts.down_proj",
+        ];
+        let mixed = |names: &[&'static str]| Naming::mixed(Family::Mixtral, names.iter().copied());
+        assert_eq!(mixed(&["lm_head.weight", down, original]), Some((original, down)));
+        assert_eq!(mixed(&[gate_up, original]), Some((original, gate_up)));
+        assert_eq!([mixed(&[original]), mixed(&[gate_up, down]), mixed(&[])], [None; 3]);
+        assert_eq!(Naming::mixed(Family::Dbrx, [original, down]), None);
     }
 
     /// All experts of a block take up their tensors, none of which has an element in two of them.

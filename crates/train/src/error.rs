@@ -18,6 +18,7 @@ use tessera_track::TrackError;
 use crate::plan::Difference;
 use crate::schedule::ScheduleError;
 use crate::spec::SpecError;
+use crate::state::Attempt;
 
 /// A run could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +141,7 @@ pub enum TrainError {
     Diverged { rank: usize, other: usize, moment: &'static str, found: String, expected: String },
     /// Another rank could not use a checkpoint that this one could.
     #[error("rank {rank}: {message}")]
-    Elsewhere { rank: usize, message: String, damage: bool, passed_over: bool },
+    Elsewhere { rank: usize, message: String, attempt: Attempt },
     #[error("rank {rank} failed in its thread; its last words are above")]
     Panicked { rank: usize },
     #[error("{folder} is not there for rank {rank}: save_folder must be one folder that all nodes see", folder = folder.display())]
@@ -204,6 +205,7 @@ impl TrainError {
         match self {
             Self::NotStarted { fault, .. } => *fault,
             Self::Engine(error) if error.is_between_ranks() => Fault::Network,
+            Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. }) => Fault::Input,
             Self::Checkpoint(DcpError::File(_))
             | Self::Model(HuggingFaceError::File(_))
             | Self::Engine(_)

@@ -1,7 +1,8 @@
 //! Who started this process, and which of how many it is.
 //!
-//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, PMIx, and `torchrun`, whose names
-//! Kubernetes manifests use too. A run file never says it: the same file runs anywhere.
+//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, MPICH's `mpiexec`, and `torchrun`, whose
+//! names manifests use too. A run file never says it: the same file runs anywhere. What the variables say is held against
+//! what MPI finds, so that processes which do not see one another never train into one folder.
 
 use std::num::NonZeroUsize;
 
@@ -100,7 +101,7 @@ impl Launch {
                 found: group.world_size(),
             });
         }
-        Ok(Ranks { groups: vec![group], session: Some(session) })
+        Ok(Ranks { groups: vec![group], session: Some((session, deadline.clone())) })
     }
 
     #[cfg(not(feature = "mpi"))]
@@ -114,7 +115,7 @@ pub struct Ranks {
     /// Each rank's view of the group of all; it goes to a thread of its own.
     pub groups: Vec<Box<dyn Group>>,
     #[cfg(feature = "mpi")]
-    session: Option<tessera_dist::mpi::Session>,
+    session: Option<(tessera_dist::mpi::Session, Deadline)>,
 }
 
 impl Ranks {
@@ -124,6 +125,23 @@ impl Ranks {
             #[cfg(feature = "mpi")]
             session: None,
         }
+    }
+
+    /// How many processes of the run share this machine: those that name the same boot of a kernel. All processes call it.
+    ///
+    /// # Errors
+    /// When a rank is not there.
+    pub fn processes_here(&self, processes: usize) -> Result<usize, TrainError> {
+        if processes == 1 {
+            return Ok(1);
+        }
+        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let calls = self.groups.iter().map(|group| group.all_gather_bytes("machine", boot.clone()));
+        let mut ranks_here = 0;
+        for call in calls.collect::<Result<Vec<_>, _>>()? {
+            ranks_here = call.wait()?.iter().filter(|other| **other == boot).count();
+        }
+        Ok(ranks_here / self.groups.len().max(1))
     }
 
     /// Sends bytes from rank 0, which alone needs to have them, to all ranks. All processes call it.
@@ -151,8 +169,8 @@ impl Ranks {
     pub fn leave(self) -> Result<(), TrainError> {
         drop(self.groups);
         #[cfg(feature = "mpi")]
-        if let Some(session) = self.session {
-            session.finish()?;
+        if let Some((session, deadline)) = self.session {
+            session.finish(&deadline)?;
         }
         Ok(())
     }

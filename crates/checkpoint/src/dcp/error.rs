@@ -207,6 +207,9 @@ pub enum ItemFault {
         /// What the bytes give.
         found: u32,
     },
+    /// It is whole, but of another save than `.metadata`.
+    #[error("it is of another save than .metadata: the file was put in from another checkpoint")]
+    OtherSave,
     /// Written on a big-endian machine.
     #[error("the byte order is '{0}' instead of 'little'")]
     ByteOrder(String),
@@ -269,6 +272,12 @@ pub enum WriteFault {
         /// Second shape.
         found_shape: Vec<usize>,
     },
+    /// No rank wrote anything.
+    #[error("there is no shard")]
+    NoShard,
+    /// Ranks wrote shards of different saves.
+    #[error("the shards of all ranks are not of the same save")]
+    OtherSave,
     /// An object was written twice.
     #[error("it was written already; objects are written once, by one rank")]
     Twice,

@@ -16,6 +16,7 @@ mod path;
 pub mod pickle;
 mod reader;
 mod rectangle;
+mod save_id;
 mod writer;
 
 pub use composer::ComposerWeights;
@@ -28,4 +29,5 @@ pub use folder::{
 pub use path::{PathElement, StatePath};
 pub use reader::{DcpReader, ShardedTensor};
 pub use rectangle::{CoverFault, Rectangle, rectangles};
-pub use writer::{RankMetadata, RankWriter, write_metadata};
+pub use save_id::SaveId;
+pub use writer::{RankMetadata, RankWriter, shard_file, write_metadata};

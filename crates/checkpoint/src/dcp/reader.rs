@@ -17,11 +17,14 @@ use super::error::{DcpError, ItemFault};
 use super::metadata::{self, Place};
 use super::pickle::Value;
 use super::rectangle::{Rectangle, stretches};
+use super::save_id::SaveId;
 
 /// An open checkpoint folder, written by us, by Composer, or by `torch.distributed.checkpoint`.
 #[derive(Debug)]
 pub struct DcpReader {
     folder: PathBuf,
+    /// `None`: another program wrote it.
+    save: Option<SaveId>,
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, ShardedTensor>,
     objects: BTreeMap<String, Item>,
@@ -94,7 +97,7 @@ impl DcpReader {
             let item = files.item(&name, &place)?;
             objects.insert(name, item);
         }
-        Ok(Self { folder: folder.to_owned(), files: files.opened, tensors, objects })
+        Ok(Self { folder: folder.to_owned(), save: metadata.save, files: files.opened, tensors, objects })
     }
 
     /// The folder.
@@ -124,11 +127,7 @@ impl DcpReader {
     /// When there is none of that name, or its bytes are damaged, or it is of a type that is not accepted.
     pub fn object(&self, name: &str) -> Result<Value, DcpError> {
         let item = self.objects.get(name).ok_or_else(|| self.unknown("object", name))?;
-        let read = || {
-            let archive = Archive::open(self.bytes(item))?;
-            archive.check()?;
-            archive.value()
-        };
+        let read = || checked(self.bytes(item), self.save)?.value();
         read().map_err(|fault| self.damaged(name, item, fault))
     }
 
@@ -185,7 +184,7 @@ impl DcpReader {
         let range = match chunk.elements.get() {
             Some(range) => range,
             None => {
-                let found = locate(self.bytes(&chunk.item), dtype, &chunk.part.sizes)
+                let found = locate(self.bytes(&chunk.item), self.save, dtype, &chunk.part.sizes)
                     .map_err(|fault| self.damaged(name, &chunk.item, fault))?;
                 chunk.elements.get_or_init(|| found)
             }
@@ -207,10 +206,22 @@ impl DcpReader {
     }
 }
 
-/// Checks an item that holds a chunk and finds the bytes of its elements.
-fn locate(bytes: &[u8], dtype: ElementType, shape: &[usize]) -> Result<Range<usize>, ItemFault> {
+/// An item's archive: its checksums, and whether it is of the same save as `.metadata`.
+fn checked(bytes: &[u8], save: Option<SaveId>) -> Result<Archive<'_>, ItemFault> {
     let archive = Archive::open(bytes)?;
     archive.check()?;
+    save.map_or(Ok(()), |save| archive.check_save(save))?;
+    Ok(archive)
+}
+
+/// Checks an item that holds a chunk and finds the bytes of its elements.
+fn locate(
+    bytes: &[u8],
+    save: Option<SaveId>,
+    dtype: ElementType,
+    shape: &[usize],
+) -> Result<Range<usize>, ItemFault> {
+    let archive = checked(bytes, save)?;
     match archive.value()? {
         Value::Tensor(tensor) if tensor.storage.dtype == dtype && tensor.shape == shape => {
             archive.elements(&tensor)

@@ -14,17 +14,23 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use tessera_files::{IoContext, write_atomic};
 
-use super::archive::{write_object, write_tensor};
+use super::archive::{Serial, write_object, write_tensor};
 use super::element::ElementType;
 use super::error::{DcpError, WriteFault};
 use super::metadata::{self, Place, Plan, Tensor};
 use super::path::StatePath;
 use super::pickle::Value;
 use super::rectangle::{Rectangle, check_cover, rectangles};
+use super::save_id::SaveId;
 
 /// Elements converted at a time, and bytes written at a time: large enough for the disk, small enough that the
 /// checksum and the copy meet the same bytes in the cache.
 const PIECE: usize = 1 << 18;
+
+/// The name of a rank's shard.
+pub fn shard_file(rank: usize) -> String {
+    format!("__{rank}_0.distcp")
+}
 
 /// Writes one rank's shard, `__<rank>_0.distcp`.
 #[derive(Debug)]
@@ -37,6 +43,7 @@ pub struct RankWriter {
 /// What a rank has written: what rank 0 needs to write `.metadata`. It can be sent through serde.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RankMetadata {
+    save: SaveId,
     file: String,
     tensors: Vec<(StatePath, WrittenTensor)>,
     objects: Vec<(StatePath, Written)>,
@@ -64,16 +71,20 @@ struct Written {
 }
 
 impl RankWriter {
-    /// Starts the shard of `rank` in a folder that is being filled.
+    /// Starts the shard of `rank`, for one save, in a folder that is being filled.
     ///
     /// # Errors
     /// When the file cannot be created.
-    pub fn create(folder: &Path, rank: usize) -> Result<Self, DcpError> {
-        let file = format!("__{rank}_0.distcp");
+    pub fn create(folder: &Path, rank: usize, save: SaveId) -> Result<Self, DcpError> {
+        let file = shard_file(rank);
         let path = folder.join(&file);
         let out = File::create(&path).context("create", &path)?;
         let out = Counted { out: BufWriter::with_capacity(1 << 20, out), position: 0 };
-        Ok(Self { out, path, metadata: RankMetadata { file, tensors: Vec::new(), objects: Vec::new() } })
+        Ok(Self {
+            out,
+            path,
+            metadata: RankMetadata { save, file, tensors: Vec::new(), objects: Vec::new() },
+        })
     }
 
     /// Writes the elements `start..start + elements.len()` of the tensor at `path`, whose global shape is `shape`,
@@ -132,9 +143,10 @@ impl RankWriter {
     /// # Errors
     /// When this rank wrote it already, or writing fails.
     pub fn write_object(&mut self, path: &StatePath, value: &Value) -> Result<(), DcpError> {
-        let offset = self.out.position;
-        write_object(&mut self.out, offset, value).context("write", &self.path)?;
-        self.metadata.objects.push((path.clone(), Written { offset, length: self.out.position - offset }));
+        let serial = self.serial();
+        write_object(&mut self.out, serial, value).context("write", &self.path)?;
+        let written = Written { offset: serial.offset, length: self.out.position - serial.offset };
+        self.metadata.objects.push((path.clone(), written));
         Ok(())
     }
 
@@ -165,6 +177,11 @@ impl RankWriter {
         Ok(self.metadata)
     }
 
+    /// What the archive that is written next carries.
+    fn serial(&self) -> Serial {
+        Serial { save: self.metadata.save, offset: self.out.position }
+    }
+
     fn chunk(
         &mut self,
         path: &StatePath,
@@ -173,9 +190,10 @@ impl RankWriter {
         part: Rectangle,
         fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), DcpError> {
-        let offset = self.out.position;
-        write_tensor(&mut self.out, offset, dtype, &part.sizes, fill).context("write", &self.path)?;
-        let chunk = (part, Written { offset, length: self.out.position - offset });
+        let serial = self.serial();
+        write_tensor(&mut self.out, serial, dtype, &part.sizes, fill).context("write", &self.path)?;
+        let written = Written { offset: serial.offset, length: self.out.position - serial.offset };
+        let chunk = (part, written);
         match self.metadata.tensor(path) {
             Some(tensor) => {
                 same_tensor(path, (tensor.dtype, &tensor.shape), (dtype, shape))?;
@@ -193,11 +211,17 @@ impl RankWriter {
 /// Joins what all ranks have written and writes `.metadata`, last of all files.
 ///
 /// # Errors
-/// When ranks disagree about a tensor, an object was written twice, the chunks do not make up a tensor, or the
+/// When ranks disagree about a tensor or wrote for different saves, there is no rank, an object was written twice, the chunks do not make up a tensor, or the
 /// file cannot be written.
 pub fn write_metadata(folder: &Path, ranks: Vec<RankMetadata>) -> Result<(), DcpError> {
-    let mut plan = Plan::default();
+    let Some(save) = ranks.first().map(|rank| rank.save) else {
+        return Err(DcpError::Write { name: metadata::FILE_NAME.to_owned(), fault: WriteFault::NoShard });
+    };
+    let mut plan = Plan { save, tensors: BTreeMap::new(), objects: BTreeMap::new() };
     for rank in ranks {
+        if rank.save != save {
+            return Err(DcpError::Write { name: rank.file, fault: WriteFault::OtherSave });
+        }
         let file: Arc<str> = rank.file.into();
         let place =
             |written: Written| Place { file: file.clone(), offset: written.offset, length: written.length };

@@ -94,14 +94,11 @@ pub struct Export {
     dtype: ExportDType,
     shards: Vec<Shard>,
     targets: HashMap<String, Target>,
-    tied_head: bool,
 }
 
-/// The output projection, which is not written where the configuration ties it to the embedding.
-const HEAD: &str = "lm_head.weight";
-
 impl Export {
-    /// Starts an export to `folder` with these tensors: names and shapes, in the order they are to have in the files.
+    /// Starts an export to `folder` with these tensors: names and shapes, in the order they are to have in the files. An output
+    /// projection that is tied to the embedding is not among them.
     ///
     /// # Errors
     /// If a name comes twice, a side file's name is not a plain one, or the folder cannot be written.
@@ -113,21 +110,18 @@ impl Export {
         if let Some(parent) = folder.parent() {
             std::fs::create_dir_all(parent).context("create", parent)?;
         }
-        let tied_head = options.config.get("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(false);
         let mut export = Self {
             folder: AtomicFolder::create(folder)?,
             path: folder.to_owned(),
             dtype: options.dtype,
             shards: Vec::new(),
             targets: HashMap::new(),
-            tied_head,
         };
         let mut names = HashSet::with_capacity(tensors.len());
         if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(name)) {
             return Err(export.problem(format!("tensor {name:?} was given twice")));
         }
-        let stored: Vec<_> = tensors.iter().filter(|(name, _)| !export.is_tied_head(name)).collect();
-        let groups = group(&stored, options).map_err(|problem| export.problem(problem))?;
+        let groups = group(tensors, options).map_err(|problem| export.problem(problem))?;
         let names = shard_names(groups.len());
         for (group, name) in groups.iter().zip(&names) {
             export.add_shard(name, group)?;
@@ -156,14 +150,13 @@ impl Export {
         self.write_range(name, 0, values)
     }
 
-    /// Writes the elements `start..start + values.len()` of a tensor, counted in row-major order. A tied head is
-    /// passed over: it is the embedding.
+    /// Writes the elements `start..start + values.len()` of a tensor, counted in row-major order.
     ///
     /// # Errors
     /// If the tensor is unknown, the range passes its end or was written before, a value is not finite in the
     /// export's element type, or the disk is full.
     pub fn write_range(&mut self, name: &str, start: usize, values: &[f32]) -> Result<(), HuggingFaceError> {
-        if self.is_tied_head(name) || values.is_empty() {
+        if values.is_empty() {
             return Ok(());
         }
         let end = start.saturating_add(values.len());
@@ -213,10 +206,6 @@ impl Export {
 
     fn problem(&self, problem: String) -> HuggingFaceError {
         HuggingFaceError::Export { folder: self.path.clone(), problem }
-    }
-
-    fn is_tied_head(&self, name: &str) -> bool {
-        self.tied_head && name == HEAD
     }
 
     /// Creates a file at its final length, with its header.
@@ -338,7 +327,7 @@ fn convert(dtype: ExportDType, values: &[f32], bytes: &mut [u8]) -> bool {
 
 /// Cuts the tensors into files, in their order.
 fn group(
-    tensors: &[&(String, Vec<usize>)],
+    tensors: &[(String, Vec<usize>)],
     options: &ExportOptions,
 ) -> Result<Vec<Vec<(String, Header)>>, String> {
     let mut groups: Vec<Vec<(String, Header)>> = vec![Vec::new()];

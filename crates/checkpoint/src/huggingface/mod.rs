@@ -13,7 +13,7 @@ mod hub;
 mod model;
 mod safetensors;
 
-pub use check::{TensorDifferences, TensorMismatch, check_tensors};
+pub use check::{Extras, TensorDifferences, TensorMismatch, TiedHead, check_tensors};
 pub use error::HuggingFaceError;
 pub use export::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 pub use gguf::{GgufFile, GgufTokenizer, GgufWeights};

@@ -9,13 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tessera_data::Summary;
-use tessera_dist::Alarm;
 use tessera_train::observe::{Answer, EvaluationReport, Observer, Split, StepReport, Update};
 use tessera_train::plan::RunPlan;
 use tessera_train::speed::expected_flops_per_second;
 
 use crate::failure::NETWORK;
-use crate::output::{DIM, HEADING, Paint, complain};
+use crate::output::{DIM, HEADING, Paint, complain, last_words};
 use crate::summary::run_summary;
 use crate::text::{count, counted, duration, percent, rate, shortened, value};
 use crate::train::signals;
@@ -90,12 +89,6 @@ impl Reporter {
         self.bar.clear();
     }
 
-    /// Ends the process: the ranks that wait cannot.
-    fn stalled(&self, alarm: &Alarm) {
-        self.bar.aside(|| complain("error", &alarm.to_string()));
-        std::process::exit(i32::from(NETWORK));
-    }
-
     /// The run's task, once it is known.
     pub fn task(&self) -> Option<String> {
         self.state().task.clone()
@@ -113,12 +106,12 @@ impl Reporter {
     }
 
     /// Says why the process ends now.
-    pub fn leaving(&self, signal: i32, again: bool) {
+    pub fn leaving(&self, signal: i32, again: bool) -> ! {
         let name = signals::name(signal);
         let why = if again { "again: leaving at once" } else { "before the first batch: nothing to save" };
-        self.aside(&format!(
-            "{name} {why}; the same command goes on from the newest checkpoint, if there is one"
-        ));
+        let text =
+            format!("{name} {why}; the same command goes on from the newest checkpoint, if there is one");
+        last_words(text, signals::exit_code(signal))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -235,7 +228,8 @@ impl Observer for Reporter {
                 self.back_to_batches();
             }
             Update::Warning(warning) => self.bar.aside(|| complain("warning", warning)),
-            Update::Stalled(alarm) => self.stalled(alarm),
+            // The ranks that wait cannot end the process.
+            Update::Stalled(alarm) => last_words(format!("error: {alarm}"), NETWORK),
             Update::Downloading(_)
             | Update::Preparing(..)
             | Update::CheckingWeights { .. }

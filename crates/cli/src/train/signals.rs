@@ -33,7 +33,6 @@ pub fn watch(stop: StopSignal, reporter: Arc<Reporter>) -> io::Result<()> {
             // Before the first batch there is nothing to save.
             if again || !stop.is_heard() {
                 reporter.leaving(signal, again);
-                signal_hook::low_level::exit(i32::from(exit_code(signal)));
             }
             stop.request(signal);
             reporter.stopping(signal);

@@ -45,13 +45,13 @@ impl Background {
     }
 
     /// Sends signals, one right after the other.
-    fn send(&self, signals: &[&str]) {
+    pub fn send(&self, signals: &[&str]) {
         let id = self.0.id();
         let kills: Vec<_> = signals.iter().map(|signal| format!("kill -{signal} {id}")).collect();
         assert!(Command::new("sh").args(["-c", &kills.join(" && ")]).status().unwrap().success());
     }
 
-    fn end(mut self) -> Ended {
+    pub fn end(mut self) -> Ended {
         let read = |pipe: Option<&mut dyn std::io::Read>| {
             let mut text = String::new();
             pipe.unwrap().read_to_string(&mut text).unwrap();
@@ -70,7 +70,7 @@ impl Drop for Background {
     }
 }
 
-fn numbers(bench: &Bench) -> Vec<Value> {
+pub fn numbers(bench: &Bench) -> Vec<Value> {
     bench.json_lines("runs/tiny/metrics.jsonl").into_iter().map(timeless).collect()
 }
 

@@ -173,6 +173,7 @@ pub fn config(vocabulary: usize) -> Value {
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
         "rms_norm_eps": 1e-5,
+        "eos_token_id": null,
         "tie_word_embeddings": true,
         "torch_dtype": "float32",
         "vocab_size": vocabulary,

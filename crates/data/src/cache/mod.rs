@@ -25,7 +25,7 @@ use crate::source::hex;
 use crate::summary::Summary;
 
 /// Changes whenever the meaning of a column does, or the tokens that the same files give.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Characters of a digest in hexadecimal.
 const KEY_LENGTH: usize = 64;

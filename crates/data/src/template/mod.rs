@@ -3,6 +3,11 @@
 //!
 //! A template may print the day. The day is therefore fixed when the template is made, so that one data set
 //! is rendered with one day, and it is part of the template's identity exactly if the template asks for it.
+//!
+//! A template is the model's code. It cannot reach anything outside, and mistakes in it end in errors: loops without end
+//! by [`STEPS`], nesting without end by [`STACK`], and filters and methods that blow a text up by [`python`]. What an
+//! operator makes cannot be measured beforehand: a template that doubles a text with `~` or `+` over and over takes
+//! all memory. So a template is trusted as far as that.
 
 mod generation;
 mod python;
@@ -15,6 +20,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::error::DataError;
+use python::bounded::{Buffer, too_long};
 
 /// The format of a tokenizer that has no template of its own.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
@@ -24,9 +30,20 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 /// The only name in the environment.
 const NAME: &str = "chat_template";
 
-/// How many of the engine's instructions one rendering may take: enough for some hundred thousand messages, and over
-/// in a second or two where a loop was to go on for ever.
-const STEPS: u64 = 10_000_000;
+/// How many of the engine's instructions one rendering may take: enough for thousands of messages, and over at once
+/// where a loop was to go on for ever.
+const STEPS: u64 = 500_000;
+
+/// The stack that templates are rendered on, of which only what is used takes memory. A step nests a value one level deeper
+/// at most; to print, compare or drop it takes less than a kilobyte a level.
+const STACK: usize = STEPS as usize * 1024;
+
+/// A rendered text.
+struct Rendered {
+    text: String,
+    /// The engine's instructions that it took.
+    steps: u64,
+}
 
 /// A parsed chat template.
 pub struct ChatTemplate {
@@ -75,8 +92,8 @@ impl ChatTemplate {
     }
 
     /// The text of `messages`, as transformers' `apply_chat_template(tokenize=False)` gives it. `Err` is what
-    /// the template, or the engine, said against them.
-    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, String> {
+    /// the template, or the engine, said against them. To be called on a deep stack.
+    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<Rendered, String> {
         let context = minijinja::context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
@@ -84,12 +101,28 @@ impl ChatTemplate {
             documents => (),
             ..Value::from(&self.special_tokens)
         };
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
-        rendered.map_err(|error| {
+        let rendered = || {
+            let mut text = Buffer::default();
+            let captured = self.environment.get_template(NAME)?.render_captured_to(context, &mut text)?;
+            let steps = captured.state().fuel_levels().map_or(STEPS, |(consumed, _)| consumed);
+            Ok(Rendered { text: text.into_text()?, steps })
+        };
+        rendered().map_err(|error: Error| {
             let verdict = if is_raised(&error) { "refuses" } else { "fails on" };
             format!("the chat template {verdict} this conversation: {}", reason(&error))
         })
     }
+}
+
+/// Does `work` on a thread that has a stack of [`STACK`] bytes.
+fn on_deep_stack<Output: Send>(work: impl FnOnce() -> Output + Send) -> Result<Output, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| {
+            format!("no thread with a stack of {} MiB for the chat template: {error}", STACK >> 20)
+        })?;
+        thread.join().or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Whether a template raised the error itself. Errors within its macros are sources of errors.
@@ -110,6 +143,7 @@ fn reason(error: &Error) -> String {
         ErrorKind::OutOfFuel => {
             format!("rendering it takes more than {STEPS} steps; look for a loop without end")
         }
+        ErrorKind::WriteFailure => too_long().detail().unwrap_or_default().to_owned(),
         kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
     };
     match error.line() {
@@ -126,7 +160,7 @@ mod tests {
     fn render(source: &str) -> Result<String, String> {
         let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
         let template = ChatTemplate::new(Some(source), special, jiff::civil::date(2024, 7, 26)).unwrap();
-        template.render(&[], true)
+        on_deep_stack(|| template.render(&[], true).map(|rendered| rendered.text))?
     }
 
     #[test]
@@ -216,8 +250,96 @@ mod tests {
     fn work_without_end_is_stopped() {
         let source = "\n{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
         let error = render(source).unwrap_err();
-        assert!(error.contains("takes more than 10000000 steps"), "{error}");
+        assert!(error.contains("takes more than 500000 steps"), "{error}");
         assert!(error.ends_with("(line 2 of the template)"), "{error}");
+    }
+
+    #[test]
+    fn texts_and_lists_that_grow_too_far_are_refused() {
+        for source in [
+            "{{ 'a\nb' | indent(9999999999) }}",
+            "{{ 'a\nb' | indent(width=9999999999) }}",
+            "{{ '%99999999999d' | format(1) }}",
+            "{{ '%(a)99999999d' | format(a=1) }}",
+            "{{ '%99999999999999999999999d' | format(1) }}",
+            "{{ ('%s' * 9000) | format('a' * 9000) }}",
+            "{{ '{:>99999999}'.format(1) }}",
+            "{{ ('{a}' * 9000).format(a='a' * 9000) }}",
+            "{{ ('a' * 9000).replace('a', 'a' * 9000) }}",
+            "{{ ('a' * 9000) | replace('a', 'a' * 9000) }}",
+            "{{ ('a' * 9000).join(range(9000)) }}",
+            "{{ range(9000) | join('a' * 9000) }}",
+            "{{ ['a' * 9000] * 9000 }}",
+            "{% for a in range(9000) %}{{ 'a' * 9000 }}{% endfor %}",
+            "{{ (['a' * 9000] * 9000) | tojson }}",
+        ] {
+            let error = render(source).unwrap_err();
+            assert!(
+                error.contains("of more than 64 MiB, the most that a template may make"),
+                "{source}: {error}"
+            );
+        }
+        for source in
+            ["{{ ([1] * 9000000) | list }}", "{{ [1] | slice(9000000) }}", "{{ [1] | batch(9000000, 0) }}"]
+        {
+            let error = render(source).unwrap_err();
+            assert!(error.contains("a list of 9000000 items; a template may make"), "{source}: {error}");
+        }
+    }
+
+    #[test]
+    fn bounded_filters_are_the_engines_otherwise() {
+        for (source, expected) in [
+            ("{{ 'a\nb' | indent }}|{{ 'a\nb' | indent(width=1, first=true) }}", "a\n    b| a\n b"),
+            ("{{ '%03d %(a)s' | format(7) }}", ""),
+            ("{{ '%(a)s-%(b)5.1f' | format(a='x', b=1.25) }}", "x-  1.2"),
+            ("{{ '{:>4}|{a}'.format(1, a='2026 100%') }}", "   1|2026 100%"),
+            ("{{ 'aa'.replace('a', 'b', 1) }}{{ 'aa' | replace('a', 'b') }}", "babb"),
+            ("{{ '-'.join(['a', 1]) }}|{{ [{'n': 1}, {'n': 2}] | join('-', attribute='n') }}", "a-1|1-2"),
+            ("{{ 'ab' | list }}{{ nothing | list }}{{ nothing | join }}", "['a', 'b'][]"),
+            (
+                "{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}",
+                "[[1, 2], [3, 0]][[1, 2], [3]]",
+            ),
+        ] {
+            match expected {
+                "" => assert!(render(source).is_err(), "{source}"),
+                _ => assert_eq!(render(source).unwrap(), expected, "{source}"),
+            }
+        }
+    }
+
+    #[test]
+    fn values_nested_without_end_are_printed_or_refused() {
+        let nested =
+            "{% set ns = namespace(x=[]) %}{% for i in range(60000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        assert_eq!(render(nested).unwrap(), "");
+        assert_eq!(render(&format!("{nested}{{{{ ns.x }}}}")).unwrap().len(), 120_002);
+        assert_eq!(render(&format!("{nested}{{{{ ns.x == [ns.x] }}}}")).unwrap(), "False");
+        let error = render(&format!("{nested}{{{{ ns.x | tojson }}}}")).unwrap_err();
+        assert!(error.contains("tojson: the value is nested more than 500 levels deep"), "{error}");
+        // A template can nest by a level a step.
+        let (open, close) = ("[".repeat(20), "]".repeat(20));
+        let deepest = format!(
+            "{{% set ns = namespace(x={{}}) %}}{{% for i in range(18000) %}}{{% set ns.x = {open}ns.x{close} %}}{{% endfor %}}"
+        );
+        assert_eq!(render(&format!("{deepest}{{{{ ns.x }}}}")).unwrap().len(), 720_002);
+    }
+
+    #[test]
+    fn an_indent_without_sense_is_refused() {
+        for indent in [101, 70_000, i64::MAX] {
+            let error = render(&format!("{{{{ [1, [2]] | tojson(indent={indent}) }}}}")).unwrap_err();
+            assert!(error.contains(&format!("tojson: indent is {indent}; it may be 100 at most")), "{error}");
+        }
+        assert!(render("{{ [1] | tojson(indent=-1) }}").is_err());
+        // Levels times indent beyond what the formatting machinery takes.
+        let (open, close) = ("[".repeat(20), "]".repeat(20));
+        let deep = format!(
+            "{{% set x = {open}1{close} %}}{}{{{{ x | tojson(indent=100) | length }}}}",
+            "{% set x = [[[[[[[[x]]]]]]]] %}".repeat(59)
+        );
+        assert!(render(&deep).unwrap().parse::<usize>().unwrap() > 20_000_000);
     }
 
     #[test]

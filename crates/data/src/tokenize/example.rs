@@ -1,5 +1,7 @@
 //! One example as tokens, with the mask that says which of them are to be learnt.
 
+use std::ops::ControlFlow;
+
 use super::TextTokenizer;
 use crate::settings::TargetResponses;
 use crate::validate::Example;
@@ -39,18 +41,28 @@ impl Tokenized {
 }
 
 impl TextTokenizer {
-    /// Tokenises an example. Prompts and responses are encoded one by one, so that no token spans the border of
-    /// the mask. `Err` says what the template or the tokenizer has against it.
-    pub(crate) fn example(&self, example: &Example, target: TargetResponses) -> Result<Tokenized, String> {
+    /// Tokenises an example of which `context_length` tokens will be used. Prompts and responses are encoded one by one,
+    /// so that no token spans the border of the mask. `Err` says what the template or the tokenizer has against it.
+    pub(crate) fn example(
+        &self,
+        example: &Example,
+        target: TargetResponses,
+        context_length: usize,
+    ) -> Result<Tokenized, String> {
         let mut tokenized = Tokenized::default();
         match example {
             Example::Chat(messages) => {
-                let conversation = self.template.conversation(messages)?;
-                let turns = conversation.turns();
-                for (index, turn) in turns.iter().enumerate() {
-                    let learnt = target == TargetResponses::All || index + 1 == turns.len();
+                let rest = self.template.conversation(messages, &mut |turn| {
                     tokenized.push(self, turn.prompt, false)?;
-                    tokenized.push(self, turn.response, learnt)?;
+                    tokenized.push(self, turn.response, target == TargetResponses::All || turn.last)?;
+                    Ok(match tokenized.tokens.len() > context_length {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
+                    })
+                })?;
+                // It is cut off, and counted.
+                if !rest.is_empty() {
+                    tokenized.push(self, &rest, false)?;
                 }
             }
             Example::Instruction { prompt, response } => {

@@ -4,6 +4,7 @@
 //! example or document, unless it is there already.
 
 mod example;
+mod inside;
 mod special;
 mod split;
 
@@ -11,6 +12,7 @@ use serde_json::Value;
 use tokenizers::{Encoding, Tokenizer};
 
 pub(crate) use example::Tokenized;
+use inside::{Context, Inside};
 pub(crate) use split::Splitter;
 
 use crate::error::DataError;
@@ -25,8 +27,7 @@ pub struct TextTokenizer {
     splitter: Splitter,
     /// What the post-processor puts before a text: BOS, or nothing.
     prefix: Vec<u32>,
-    /// The tokens of a line end as a text, if SentencePiece puts a blank before a text.
-    line_end: Vec<u32>,
+    inside: Inside,
     bos: Option<u32>,
     eos: Option<u32>,
     files_digest: String,
@@ -53,8 +54,12 @@ impl TextTokenizer {
     ) -> Result<Self, DataError> {
         let unusable =
             |error: &dyn std::fmt::Display| DataError::Tokenizer(format!("tokenizer.json: {error}"));
-        let json: Value = serde_json::from_slice(tokenizer_json).map_err(|error| unusable(&error))?;
-        let mut inner = Tokenizer::from_bytes(tokenizer_json).map_err(|error| unusable(&error))?;
+        let mut json: Value = serde_json::from_slice(tokenizer_json).map_err(|error| unusable(&error))?;
+        let mut inner = match special::without_dropout(&mut json) {
+            true => Tokenizer::from_bytes(json.to_string()),
+            false => Tokenizer::from_bytes(tokenizer_json),
+        }
+        .map_err(|error| unusable(&error))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| unusable(&error))?;
 
@@ -66,10 +71,9 @@ impl TextTokenizer {
             names.entry("bos_token".to_owned()).or_insert(token);
         }
         let source = chat_template.or_else(|| special::template(tokenizer_config));
-        let splitter = Splitter::new(&json);
         Ok(Self {
-            line_end: special::line_end(&inner, splitter)?,
-            splitter,
+            inside: Inside::new(&inner, &json)?,
+            splitter: Splitter::new(&json),
             template: ChatTemplate::new(source, names, date)?,
             files_digest: hex(tokenizer_json),
             inner,
@@ -165,36 +169,42 @@ impl TextTokenizer {
     /// and some also after a special token, which does not belong between a prompt and its response.
     pub(crate) fn encode_on(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
         let Some(&last) = tokens.last() else { return self.encode_into(text, tokens) };
-        match self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&last) {
-            Some(special) => self.encode_after(&special.content, &[last], text, tokens),
+        let Some(special) = self.added_token(last) else { return self.encode_inside(text, tokens) };
+        match self.encode_after(special, &[last], text)? {
+            Some(own) => Ok(append(tokens, &own)),
             None => self.encode_inside(text, tokens),
         }
     }
 
     /// Appends the tokens of a text that does not begin a text nor follow a special token.
     fn encode_inside(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
-        if self.line_end.is_empty() {
-            return self.encode_into(text, tokens);
+        let contexts = self.inside.contexts()?;
+        for Context { text: context, tokens: before } in contexts {
+            if let Some(own) = self.encode_after(context, before, text)? {
+                return Ok(append(tokens, &own));
+            }
         }
-        self.encode_after("\n", &self.line_end, text, tokens)
+        let own = self.encode(text)?;
+        // No blank is put before an added token.
+        let begins_with_added = own.get_ids().first().is_some_and(|&id| self.added_token(id).is_some());
+        if contexts.is_empty() || begins_with_added {
+            return Ok(append(tokens, own.get_ids()));
+        }
+        Err("the added tokens of tokenizer.json leave open which tokens this text has after the one before it, without \
+             the blank that is put before every text; take out added tokens that hold control characters"
+            .to_owned())
     }
 
-    /// Appends the tokens that `text` has after `context`, whose own tokens are `before` and join none of the text's.
-    fn encode_after(
-        &self,
-        context: &str,
-        before: &[u32],
-        text: &str,
-        tokens: &mut Vec<u32>,
-    ) -> Result<usize, String> {
+    /// The tokens that `text` has after `context`, whose own tokens are `before`; none if those join the text's.
+    fn encode_after(&self, context: &str, before: &[u32], text: &str) -> Result<Option<Vec<u32>>, String> {
         let encoding = self.encode(&format!("{context}{text}"))?;
-        match encoding.get_ids().strip_prefix(before) {
-            Some(own) => {
-                tokens.extend_from_slice(own);
-                Ok(own.len())
-            }
-            None => self.encode_into(text, tokens),
-        }
+        Ok(encoding.get_ids().strip_prefix(before).map(<[u32]>::to_vec))
+    }
+
+    /// The text of an added token.
+    fn added_token(&self, id: u32) -> Option<&str> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id)?;
+        Some(&added.content)
     }
 
     /// Appends the tokens of a text that begins an example, document or prompt, after what the post-processor puts
@@ -211,13 +221,17 @@ impl TextTokenizer {
 
     /// Appends the tokens of `text`, without special tokens around it, and returns how many they are.
     pub(crate) fn encode_into(&self, text: &str, tokens: &mut Vec<u32>) -> Result<usize, String> {
-        let encoding = self.encode(text)?;
-        tokens.extend_from_slice(encoding.get_ids());
-        Ok(encoding.len())
+        Ok(append(tokens, self.encode(text)?.get_ids()))
     }
 
     fn encode(&self, text: &str) -> Result<Encoding, String> {
         let encoding = self.inner.encode_fast(text, false);
         encoding.map_err(|error| format!("the tokenizer fails on this text: {error}"))
     }
+}
+
+/// Appends `own` and returns how many they are.
+fn append(tokens: &mut Vec<u32>, own: &[u32]) -> usize {
+    tokens.extend_from_slice(own);
+    own.len()
 }

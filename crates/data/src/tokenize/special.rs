@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::Splitter;
 use crate::error::DataError;
 
 /// The names under which transformers shows special tokens to templates.
@@ -45,6 +44,13 @@ pub(super) fn template(config: Option<&Value>) -> Option<&str> {
     value.as_str().or_else(|| named()?.get("template")?.as_str())
 }
 
+/// Switches off that a BPE model skips merges at random, as files made for other training may ask for, and says whether it
+/// was on.
+pub(super) fn without_dropout(json: &mut Value) -> bool {
+    let dropout = json.pointer_mut("/model/dropout").map(Value::take);
+    dropout.is_some_and(|dropout| !dropout.is_null())
+}
+
 /// What the post-processor puts before a text, seen on a text of one letter.
 pub(super) fn prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>, DataError> {
     let (plain, framed) = (encode(tokenizer, "a", false)?, encode(tokenizer, "a", true)?);
@@ -52,16 +58,8 @@ pub(super) fn prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>, DataError> {
     Ok(framed.get(..start).unwrap_or_default().to_vec())
 }
 
-/// The tokens of a line end as a text, where the tokenizer puts a blank before every text and joins nothing to a line
-/// end: with it in front, a text has the tokens that it has inside another. Else none.
-pub(super) fn line_end(tokenizer: &Tokenizer, splitter: Splitter) -> Result<Vec<u32>, DataError> {
-    match splitter {
-        Splitter::BeforeLineEnd => encode(tokenizer, "\n", false),
-        Splitter::Whole | Splitter::AfterLineEnd => Ok(Vec::new()),
-    }
-}
-
-fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, DataError> {
+/// The ids of a text's tokens.
+pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, DataError> {
     let encoding = tokenizer.encode_fast(text, special);
     encoding
         .map(|encoding| encoding.get_ids().to_vec())

@@ -13,9 +13,6 @@ const TIKTOKEN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\
 /// SentencePiece's mark of a blank.
 const BLANK: &str = "▁";
 
-/// The token of a line end where that is no character of the vocabulary.
-const LINE_END_BYTE: &str = "<0x0A>";
-
 /// The least length of a part, in bytes.
 const PART: usize = 1 << 16;
 
@@ -45,10 +42,7 @@ impl Splitter {
         let words_end = normalizer.iter().all(|step| is_type(step, "NFC"))
             && pre_tokenizer.iter().all(|step| keeps_cuts(step))
             && pre_tokenizer.iter().any(|step| makes_cuts(step));
-        let marks_blanks = normalizer.iter().all(|step| marks_blanks(step))
-            && pre_tokenizer.iter().all(|step| is_type(step, "Metaspace"))
-            && tokenizer.get("model").is_some_and(isolates_line_ends);
-        match (words_end, marks_blanks) {
+        match (words_end, stands_alone(tokenizer, "\n")) {
             (true, _) => Self::AfterLineEnd,
             (_, true) => Self::BeforeLineEnd,
             _ => Self::Whole,
@@ -134,17 +128,41 @@ fn marks_blanks(step: &Value) -> bool {
         || is_type(step, "Replace") && replaces
 }
 
-/// Whether a line end is a token by itself and no merge joins it to another: then the merges on one side of it
-/// cannot depend on the other side.
-fn isolates_line_ends(model: &Value) -> bool {
+/// Whether the normaliser or the pre-tokenizer puts a blank before a text that begins with none.
+pub(super) fn puts_blanks(tokenizer: &Value) -> bool {
+    let pre_tokenizer = steps(tokenizer.get("pre_tokenizer"), "pretokenizers");
+    let prefixes = |step: &Value| {
+        is_type(step, "ByteLevel") && flag(step, "add_prefix_space", true)
+            || is_type(step, "Metaspace")
+                // Older files have a flag in place of the scheme.
+                && flag(step, "add_prefix_space", true)
+                && step.get("prepend_scheme").is_none_or(|scheme| scheme != "never")
+    };
+    steps(tokenizer.get("normalizer"), "normalizers").iter().any(|step| is_type(step, "Prepend"))
+        || pre_tokenizer.iter().any(|step| prefixes(step))
+}
+
+/// Whether, added tokens apart, the tokens on either side of `character`, one of ASCII, cannot depend on the other side,
+/// with a tokenizer of SentencePiece's kind.
+pub(super) fn stands_alone(tokenizer: &Value, character: &str) -> bool {
+    steps(tokenizer.get("normalizer"), "normalizers").iter().all(|step| marks_blanks(step))
+        && steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+            .iter()
+            .all(|step| is_type(step, "Metaspace"))
+        && tokenizer.get("model").is_some_and(|model| isolates(model, character))
+}
+
+/// Whether a character is a token by itself, a byte's, and no merge joins it to another.
+fn isolates(model: &Value, character: &str) -> bool {
+    let byte: String = character.bytes().map(|byte| format!("<0x{byte:02X}>")).collect();
     let vocabulary = model.get("vocab").and_then(Value::as_object);
     let as_byte = vocabulary.is_some_and(|vocabulary| {
-        vocabulary.contains_key(LINE_END_BYTE) && !vocabulary.keys().any(|token| token.contains('\n'))
+        vocabulary.contains_key(&byte) && !vocabulary.keys().any(|token| token.contains(character))
     });
     // A merge is a pair of tokens, in older files the two in one string.
     let joins = |merge: &Value| match merge {
-        Value::String(pair) => pair.contains(LINE_END_BYTE),
-        pair => pair.as_array().is_none_or(|pair| pair.iter().any(|token| token == LINE_END_BYTE)),
+        Value::String(pair) => pair.contains(&byte),
+        pair => pair.as_array().is_none_or(|pair| pair.iter().any(|token| *token == byte)),
     };
     let merges = model.get("merges").and_then(Value::as_array);
     is_type(model, "BPE")

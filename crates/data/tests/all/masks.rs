@@ -163,3 +163,39 @@ fn a_template_in_the_configuration_is_used() {
         assert_eq!(bench.marked(), ["hello\n[[hello you<|end|>]]"]);
     }
 }
+
+/// A conversation of so many exchanges.
+fn long(exchanges: usize) -> String {
+    let turns: Vec<_> = (0..exchanges).flat_map(|_| [("user", "abc"), ("assistant", "defg")]).collect();
+    chat(&turns)
+}
+
+#[test]
+fn a_conversation_far_beyond_the_context_is_cut_without_rendering_every_turn() {
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", long(5000));
+    let (_, summary) = bench.prepare().unwrap();
+    assert_eq!((summary.examples, summary.truncated, summary.tokens), (1, 1, 256));
+    let shorter = Bench::new(Task::ChatCompletion, "a.jsonl", long(50));
+    let (dataset, account) = shorter.prepare().unwrap();
+    assert_eq!(account.truncated, 1);
+    // All but the one EOS a hundred times.
+    assert_eq!(summary.lengths.longest - 1, 100 * (account.lengths.longest - 1));
+    assert_eq!(
+        bench.prepare().unwrap().0.micro_batch(&[Some(0)]).labels,
+        dataset.micro_batch(&[Some(0)]).labels
+    );
+
+    bench.settings.target_responses = TargetResponses::Last;
+    assert!(bench.error().contains("1 have no loss token within the first 256 tokens"), "{}", bench.error());
+}
+
+#[test]
+fn a_conversation_of_endless_work_is_refused() {
+    let mut bench = Bench::new(Task::ChatCompletion, "a.jsonl", long(500));
+    bench.settings.context_length = 1 << 20;
+    let slow = format!("{{% for i in range(60000) %}}{{% endfor %}}{ROLES}");
+    bench.tokenizer = tokenizer(TOKENIZER, "<|end|>", Some(&slow));
+    let error = bench.error();
+    assert!(error.contains("line 1: the conversation is too long: rendering its first "), "{error}");
+    assert!(error.ends_with("takes more than 50000000 steps; split it into several rows"), "{error}");
+}

@@ -116,3 +116,78 @@ fn a_response_inside_a_word_stays_there() {
         assert_eq!(bench.marked(), [" hel[[lo<|end|>]]"]);
     }
 }
+
+/// The tokenizer with one more added token, of no use to the texts here.
+fn with_added(blanks: Blanks, content: &str, flags: Value) -> String {
+    let mut json: Value = serde_json::from_str(&sentencepiece(blanks)).unwrap();
+    let mut token = json["added_tokens"][0].clone();
+    token["id"] = json!(903);
+    token["content"] = json!(content);
+    token.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+    json["added_tokens"].as_array_mut().unwrap().push(token);
+    json.to_string()
+}
+
+#[test]
+fn an_added_token_changes_nothing_where_it_does_not_stand() {
+    let added =
+        [("<pad>", json!({"lstrip": true})), ("USER", json!({})), ("<w>", json!({"single_word": true}))];
+    let added = added.into_iter().chain([("\n", json!({})), ("\n\n", json!({})), ("\u{1}", json!({}))]);
+    for (content, flags) in added {
+        for blanks in [Blanks::BeforeEveryText, Blanks::BeforeTheFirst] {
+            for (prompt, response) in [("the ", "hello"), ("hel", "lo"), ("the ", " end")] {
+                let mut bench = bench(Task::InstructionFinetune, pair(prompt, response), blanks, LLAMA);
+                let without = tokens(&bench);
+                bench.tokenizer =
+                    tokenizer(&with_added(blanks, content, flags.clone()), "<|end|>", Some(LLAMA));
+                assert_eq!(tokens(&bench), without, "{content:?} {blanks:?}: {:?}", bench.marked());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_added_token_at_the_border_is_found() {
+    let stripping = with_added(Blanks::BeforeEveryText, "<pad>", json!({"lstrip": true}));
+    let breaks = with_added(Blanks::BeforeEveryText, "\n\n", json!({}));
+    for (json, response, expected) in [
+        (&stripping, " <pad>end", " the[[<pad> end<|end|>]]"),
+        (&breaks, "\n\nend", " the[[\n\n end<|end|>]]"),
+        (&breaks, "\nend", " the[[\nend<|end|>]]"),
+    ] {
+        let mut bench =
+            bench(Task::InstructionFinetune, pair("the", response), Blanks::BeforeEveryText, LLAMA);
+        bench.tokenizer = tokenizer(json, "<|end|>", Some(LLAMA));
+        assert_eq!(bench.marked(), [expected]);
+    }
+}
+
+#[test]
+fn where_no_character_stands_alone_pairs_are_refused_and_documents_are_not() {
+    let mut json: Value = serde_json::from_str(&sentencepiece(Blanks::BeforeEveryText)).unwrap();
+    json["normalizer"]["normalizers"].as_array_mut().unwrap().push(json!({"type": "NFKC"}));
+    let json = json.to_string();
+    let mut pairs = bench(Task::InstructionFinetune, pair("the ", "end"), Blanks::BeforeEveryText, LLAMA);
+    pairs.tokenizer = tokenizer(&json, "<|end|>", Some(LLAMA));
+    assert!(
+        pairs.error().contains("tokenizer.json puts a blank before every text, and"),
+        "{}",
+        pairs.error()
+    );
+    let mut document = Bench::new(Task::ContinuedPretrain, "a.txt", "the end");
+    document.settings.vocab_size = 1000;
+    document.tokenizer = tokenizer(&json, "<|end|>", None);
+    assert_eq!(document.marked(), [" the[[ end<|end|>]]"]);
+}
+
+#[test]
+fn merges_are_not_dropped_at_random() {
+    let mut json: Value = serde_json::from_str(&sentencepiece(Blanks::BeforeEveryText)).unwrap();
+    let text = pair(&"the and in ".repeat(50), "the end");
+    let mut bench = bench(Task::InstructionFinetune, text, Blanks::BeforeEveryText, LLAMA);
+    bench.settings.context_length = 4096;
+    let without = tokens(&bench);
+    json["model"]["dropout"] = json!(0.5);
+    bench.tokenizer = tokenizer(&json.to_string(), "<|end|>", Some(LLAMA));
+    assert_eq!(tokens(&bench), without);
+}

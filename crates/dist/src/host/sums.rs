@@ -1,6 +1,6 @@
-//! Sums whose order is that of the ranks, so that their bits depend on nothing but the number of ranks.
+//! Sums over ranks, whose order is that of the ranks, so that their bits depend on nothing but the number of ranks.
 
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 
 /// Elements summed at a time: the sums stay in the first-level cache while the ranks' pieces stream through.
 const PIECE: usize = 2048;
@@ -17,6 +17,12 @@ pub(crate) fn add_in_order<T: Copy + Default + AddAssign>(pieces: &[&[T]], into:
         }
         into.iter_mut().zip(&*sums).for_each(|(into, &sum)| *into += sum);
     }
+}
+
+/// The `index`-th of `count` nearly equal shares of some elements: what one rank sums for all.
+pub(crate) fn share(elements: usize, index: usize, count: usize) -> Range<usize> {
+    let length = elements.div_ceil(count);
+    (index * length).min(elements)..((index + 1) * length).min(elements)
 }
 
 #[cfg(test)]

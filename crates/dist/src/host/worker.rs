@@ -5,10 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "mpi")]
+use super::group::WORLD;
 use super::transport::{Failure, Peers, Transport};
 use crate::error::DistError;
 use crate::group::Pending;
 use crate::recorder::{Call, Recorder};
+#[cfg(feature = "mpi")]
+use crate::recorder::{Label, Operation};
 
 /// What the thread is given to do.
 type Job = Box<dyn FnOnce(&mut Table) + Send>;
@@ -129,10 +133,24 @@ impl Worker {
         }))
     }
 
-    /// Tells the thread to end when it has made what is queued.
+    /// Queues a meeting of all ranks after which the thread ends.
     #[cfg(feature = "mpi")]
-    pub fn finish(&self) {
+    pub fn finish(&self) -> Result<Pending<()>, DistError> {
+        let label = Label::Label("end of the run".into());
+        let call = Call { group: WORLD.into(), operation: Operation::Barrier, label };
+        let met = self.submit(0, call, 0, |table, call| table.transports[0].barrier(call));
         *self.jobs.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        met
+    }
+
+    /// Queues something that is no collective.
+    #[cfg(feature = "mpi")]
+    pub fn interject(&self, job: impl FnOnce() + Send + 'static) {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = jobs.as_ref() {
+            // A thread that has ended does nothing any more.
+            let _ = sender.send(Box::new(|_| job()));
+        }
     }
 }
 

@@ -1,40 +1,54 @@
 //! Collectives over one MPI communicator.
 
-use std::ops::AddAssign;
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::{AddAssign, Range};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mpi::Rank;
-use mpi::datatype::Equivalence;
+use mpi::datatype::{Equivalence, Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::request::{Request, Scope, scope};
 use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
+use mpi::{Count, Rank};
 use tessera_ops::{Buffer, DType};
 
+use super::abort_if_wanted;
 use crate::error::DistError;
 use crate::group::Exchange;
-use crate::host::{Peers, Transport, add_in_order, check_extent, lock, read};
+use crate::host::{Peers, Transport, add_in_order, check_extent, lock, read, share};
 use crate::recorder::Call;
+use crate::slots::PIECE;
 use crate::unit::UnitState;
 
-/// Elements that go through MPI at a time, over all ranks: few enough for its 32-bit counts, enough to fill a link.
-const PIECE: usize = 1 << 20;
 /// How long completion is asked for without a pause, and the pause after that. Open MPI's own waiting never pauses
 /// and would take a core from the compute.
 const EAGER: Duration = Duration::from_micros(200);
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// A communicator, with what pieces are packed into.
+/// A communicator.
 pub(super) struct MpiTransport {
     // The communicator goes before the last reference to the universe, which ends MPI.
     communicator: SimpleCommunicator,
-    universe: Rc<Universe>,
+    shared: Rc<Shared>,
+    sent: u64,
+}
+
+/// What the communicators of a process share.
+struct Shared {
+    _universe: Universe,
+    /// They take turns with it.
+    pieces: RefCell<Pieces>,
+}
+
+/// What pieces are packed into.
+#[derive(Default)]
+struct Pieces {
     given: Vec<f32>,
     got: Vec<f32>,
-    sent: u64,
 }
 
 /// Waits for a request, for as long as it takes.
@@ -42,17 +56,61 @@ fn complete<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
     let since = Instant::now();
     while let Err(unfinished) = request.test() {
         request = unfinished;
+        abort_if_wanted();
         if since.elapsed() < EAGER { thread::yield_now() } else { thread::sleep(PAUSE) }
     }
 }
 
 impl MpiTransport {
     pub fn new(universe: Universe) -> Self {
-        Self::over(universe.world(), Rc::new(universe))
+        let communicator = universe.world();
+        Self::over(communicator, Rc::new(Shared { _universe: universe, pieces: RefCell::default() }))
     }
 
-    fn over(communicator: SimpleCommunicator, universe: Rc<Universe>) -> Self {
-        Self { communicator, universe, given: Vec::new(), got: Vec::new(), sent: 0 }
+    fn over(communicator: SimpleCommunicator, shared: Rc<Shared>) -> Self {
+        Self { communicator, shared, sent: 0 }
+    }
+
+    /// The extents that the ranks bring to `call`, if all are in it. MPI itself would join whatever they call.
+    fn meet(&self, call: &Call, extent: usize) -> Result<Vec<usize>, DistError> {
+        let mut hasher = DefaultHasher::new();
+        call.hash(&mut hasher);
+        let header = [hasher.finish(), extent as u64];
+        let mut headers = vec![0_u64; header.len() * self.world_size()];
+        scope(|scope| complete(self.communicator.immediate_all_gather_into(scope, &header, &mut headers)));
+        let headers = || headers.chunks_exact(header.len());
+        if headers().all(|other| other[0] == header[0]) {
+            return Ok(headers().map(|header| header[1] as usize).collect());
+        }
+        Err(self.mismatch(call, &headers().map(|header| header[0]).collect::<Vec<_>>()))
+    }
+
+    /// The same, of ranks that must bring equal extents.
+    fn meet_with(&self, call: &Call, what: &'static str, extent: usize) -> Result<(), DistError> {
+        self.meet(call, extent)?.into_iter().try_for_each(|other| check_extent(call, what, other, extent))
+    }
+
+    /// What the ranks call instead of the same: they tell one another, for all have seen by now that they differ.
+    fn mismatch(&self, call: &Call, hashes: &[u64]) -> DistError {
+        let own = (SimpleCommunicator::world().rank() as usize, call.clone());
+        let Some(differs) = hashes.iter().position(|hash| *hash != hashes[self.rank()]) else {
+            return DistError::Mpi("ranks that make the same collectives were told that they do not");
+        };
+        // Plain numbers and strings have a JSON form.
+        let mut text = serde_json::to_vec(&own).unwrap_or_default();
+        let mut lengths = vec![0_u64; self.world_size()];
+        let length = [text.len() as u64];
+        scope(|scope| complete(self.communicator.immediate_all_gather_into(scope, &length, &mut lengths)));
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        text.resize(longest, b' ');
+        let mut texts = vec![0_u8; longest * self.world_size()];
+        scope(|scope| {
+            complete(self.communicator.immediate_all_gather_into(scope, &text[..], &mut texts[..]))
+        });
+        match serde_json::from_slice(&texts[differs * longest..][..longest]) {
+            Ok(other) => DistError::Mismatch { one: own, other },
+            Err(_) => DistError::Mpi("ranks do not make the same collectives, and one does not say which"),
+        }
     }
 
     /// Elements of a rank's part of a piece.
@@ -72,22 +130,38 @@ impl MpiTransport {
         self.sent += (size_of_val(given) / self.world_size() * (self.world_size() - 1)) as u64;
     }
 
-    /// The buffers for pieces with room for `part` elements of each rank.
-    fn take_pieces(&mut self, part: usize) -> (Vec<f32>, Vec<f32>) {
-        let (mut given, mut got) = (std::mem::take(&mut self.given), std::mem::take(&mut self.got));
-        given.resize(part * self.world_size(), 0.0);
-        got.resize(part * self.world_size(), 0.0);
-        (given, got)
+    /// piece = the sum of `piece` over all ranks. Each rank sums one share, then all take the shares.
+    fn sum(&mut self, piece: &mut [f32], pieces: &mut Pieces) {
+        let (rank, ranks) = (self.rank(), self.world_size());
+        let shares = Parts::new((0..ranks).map(|index| share(piece.len(), index, ranks)));
+        let own = share(piece.len(), rank, ranks).len();
+        let parts = Parts::new((0..ranks).map(|index| index * own..(index + 1) * own));
+        let got = &mut pieces.got[..own * ranks];
+        let given = Partition::new(&*piece, &shares.counts[..], &shares.displacements[..]);
+        let mut all = PartitionMut::new(&mut *got, &parts.counts[..], &parts.displacements[..]);
+        scope(|scope| {
+            complete(self.communicator.immediate_all_to_all_varcount_into(scope, &given, &mut all));
+        });
+        let sums = &mut pieces.given[..own];
+        sums.fill(0.0);
+        add_parts(got, sums);
+        let mut whole = PartitionMut::new(&mut *piece, &shares.counts[..], &shares.displacements[..]);
+        scope(|scope| {
+            complete(self.communicator.immediate_all_gather_varcount_into(scope, &*sums, &mut whole));
+        });
+        self.sent += ((piece.len() - own + own * (ranks - 1)) * DType::F32.size()) as u64;
     }
 
-    fn keep_pieces(&mut self, given: Vec<f32>, got: Vec<f32>) {
-        (self.given, self.got) = (given, got);
+    /// The buffers for pieces. They are put back with [`Self::keep_pieces`].
+    fn take_pieces(&self) -> Pieces {
+        let mut pieces = self.shared.pieces.take();
+        pieces.given.resize(PIECE, 0.0);
+        pieces.got.resize(PIECE, 0.0);
+        pieces
     }
 
-    /// into += the sum of what the ranks give to this one.
-    fn reduce_into(&mut self, given: &[f32], got: &mut [f32], into: &mut [f32]) {
-        self.exchange_into(given, got);
-        add_parts(got, into);
+    fn keep_pieces(&self, pieces: Pieces) {
+        self.shared.pieces.replace(pieces);
     }
 
     fn share(&mut self, root: usize, bytes: &mut [u8]) {
@@ -99,12 +173,20 @@ impl MpiTransport {
             scope(|scope| complete(root.immediate_broadcast_into(scope, piece)));
         }
     }
+}
 
-    /// The lengths of what all ranks have.
-    fn lengths(&mut self, length: usize) -> Vec<usize> {
-        let mut lengths = vec![0_u64; self.world_size()];
-        self.gather_into(&[length as u64], &mut lengths);
-        lengths.into_iter().map(|length| length as usize).collect()
+/// Where the ranks' parts of a buffer lie, as MPI wants it told.
+struct Parts {
+    counts: Vec<Count>,
+    displacements: Vec<Count>,
+}
+
+impl Parts {
+    /// Parts of a piece, which is short enough.
+    fn new(ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        let (counts, displacements) =
+            ranges.map(|range| (range.len() as Count, range.start as Count)).unzip();
+        Self { counts, displacements }
     }
 }
 
@@ -144,20 +226,21 @@ impl Transport for MpiTransport {
         shard: &Arc<RwLock<UnitState>>,
         mut full: Buffer,
     ) -> Result<Buffer, DistError> {
+        self.meet_with(call, "a rank's unit", elements)?;
         let state = read(call, shard)?;
         let master = state.master.view(DType::F32).as_slice::<f32>()?;
         check_extent(call, "the shard", master.len(), elements / self.world_size())?;
         let mut view = full.view_mut(DType::F32).range(0, elements)?;
         let full_slice = view.as_slice_mut::<f32>()?;
-        let (given, mut got) = self.take_pieces(self.part());
+        let mut scratch = self.take_pieces();
         for (start, length) in pieces(master.len(), self.part()) {
-            let got = &mut got[..length * self.world_size()];
+            let got = &mut scratch.got[..length * self.world_size()];
             self.gather_into(&master[start..start + length], got);
             for (slice, part) in full_slice.chunks_exact_mut(master.len()).zip(got.chunks_exact(length)) {
                 slice[start..start + length].copy_from_slice(part);
             }
         }
-        self.keep_pieces(given, got);
+        self.keep_pieces(scratch);
         drop(state);
         Ok(full)
     }
@@ -169,46 +252,41 @@ impl Transport for MpiTransport {
         full: Buffer,
         shard: &Mutex<Buffer>,
     ) -> Result<Buffer, DistError> {
+        self.meet_with(call, "a rank's unit", elements)?;
         let mut shard = lock(call, shard)?;
         let mut shard = shard.view_mut(DType::F32);
         let shard = shard.as_slice_mut::<f32>()?;
         check_extent(call, "the shard", shard.len(), elements / self.world_size())?;
         let slices = full.view(DType::F32).range(0, elements)?.as_slice::<f32>()?;
-        let (mut given, mut got) = self.take_pieces(self.part());
+        let mut scratch = self.take_pieces();
         for (start, length) in pieces(shard.len(), self.part()) {
             let extent = length * self.world_size();
+            let (given, got) = (&mut scratch.given[..extent], &mut scratch.got[..extent]);
             for (part, slice) in given.chunks_exact_mut(length).zip(slices.chunks_exact(shard.len())) {
                 part.copy_from_slice(&slice[start..start + length]);
             }
-            self.reduce_into(&given[..extent], &mut got[..extent], &mut shard[start..start + length]);
+            self.exchange_into(given, got);
+            add_parts(got, &mut shard[start..start + length]);
         }
-        self.keep_pieces(given, got);
+        self.keep_pieces(scratch);
         Ok(full)
     }
 
-    /// Piece by piece: each rank sums a part, then all take the parts. The last piece is filled up with zeros.
     fn all_reduce_gradient(&mut self, call: &Call, gradient: &Arc<Mutex<Buffer>>) -> Result<(), DistError> {
         let mut gradient = lock(call, gradient)?;
         let mut gradient = gradient.view_mut(DType::F32);
         let gradient = gradient.as_slice_mut::<f32>()?;
-        let part = self.part().min(gradient.len().div_ceil(self.world_size())).max(1);
-        let (mut given, mut got) = self.take_pieces(part);
-        for piece in gradient.chunks_mut(part * self.world_size()) {
-            given.fill(0.0);
-            given[..piece.len()].copy_from_slice(piece);
-            let mut sums = vec![0.0; part];
-            self.reduce_into(&given, &mut got, &mut sums);
-            self.gather_into(&sums, &mut got);
-            piece.copy_from_slice(&got[..piece.len()]);
+        self.meet_with(call, "a replica's gradient", gradient.len())?;
+        let mut scratch = self.take_pieces();
+        for piece in gradient.chunks_mut(self.part() * self.world_size()) {
+            self.sum(piece, &mut scratch);
         }
-        self.keep_pieces(given, got);
+        self.keep_pieces(scratch);
         Ok(())
     }
 
     fn all_reduce(&mut self, call: &Call, values: Vec<f64>) -> Result<Vec<f64>, DistError> {
-        for length in self.lengths(values.len()) {
-            check_extent(call, "a rank's values", length, values.len())?;
-        }
+        self.meet_with(call, "a rank's values", values.len())?;
         let mut all = vec![0.0; values.len() * self.world_size()];
         self.gather_into(&values, &mut all);
         let mut sums = vec![0.0; values.len()];
@@ -216,37 +294,39 @@ impl Transport for MpiTransport {
         Ok(sums)
     }
 
-    fn all_to_all(&mut self, _: &Call, block: usize, exchange: Exchange) -> Result<Exchange, DistError> {
+    fn all_to_all(&mut self, call: &Call, block: usize, exchange: Exchange) -> Result<Exchange, DistError> {
+        self.meet_with(call, "a rank's block", block)?;
         let Exchange { given: from, got: mut to } = exchange;
         let elements = block * self.world_size();
         let blocks = from.view(DType::F32).range(0, elements)?.as_slice::<f32>()?;
         let mut into = to.view_mut(DType::F32).range(0, elements)?;
         let into = into.as_slice_mut::<f32>()?;
-        let (mut given, mut got) = self.take_pieces(self.part());
+        let mut scratch = self.take_pieces();
         for (start, length) in pieces(block, self.part()) {
             let extent = length * self.world_size();
+            let (given, got) = (&mut scratch.given[..extent], &mut scratch.got[..extent]);
             for (part, block) in given.chunks_exact_mut(length).zip(blocks.chunks_exact(block)) {
                 part.copy_from_slice(&block[start..start + length]);
             }
-            self.exchange_into(&given[..extent], &mut got[..extent]);
+            self.exchange_into(given, got);
             for (block, part) in into.chunks_exact_mut(block).zip(got.chunks_exact(length)) {
                 block[start..start + length].copy_from_slice(part);
             }
         }
-        self.keep_pieces(given, got);
+        self.keep_pieces(scratch);
         Ok(Exchange { given: from, got: to })
     }
 
-    fn broadcast(&mut self, _: &Call, root: usize, mut bytes: Vec<u8>) -> Result<Vec<u8>, DistError> {
-        let length = self.lengths(bytes.len())[root];
+    fn broadcast(&mut self, call: &Call, root: usize, mut bytes: Vec<u8>) -> Result<Vec<u8>, DistError> {
+        let length = self.meet(call, bytes.len())?[root];
         bytes.resize(length, 0);
         self.share(root, &mut bytes);
         Ok(bytes)
     }
 
-    fn all_gather_bytes(&mut self, _: &Call, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, DistError> {
-        let mut all: Vec<Vec<u8>> =
-            self.lengths(bytes.len()).into_iter().map(|length| vec![0; length]).collect();
+    fn all_gather_bytes(&mut self, call: &Call, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, DistError> {
+        let lengths = self.meet(call, bytes.len())?;
+        let mut all: Vec<Vec<u8>> = lengths.into_iter().map(|length| vec![0; length]).collect();
         all[self.rank()] = bytes;
         for (root, bytes) in all.iter_mut().enumerate() {
             self.share(root, bytes);
@@ -254,15 +334,15 @@ impl Transport for MpiTransport {
         Ok(all)
     }
 
-    fn barrier(&mut self, _: &Call) -> Result<(), DistError> {
-        complete(self.communicator.immediate_barrier());
-        Ok(())
+    fn barrier(&mut self, call: &Call) -> Result<(), DistError> {
+        self.meet(call, 0).map(drop)
     }
 
-    fn split(&mut self, _: &Call, colour: usize) -> Result<Box<dyn Transport>, DistError> {
+    fn split(&mut self, call: &Call, colour: usize) -> Result<Box<dyn Transport>, DistError> {
+        self.meet(call, 0)?;
         let colour = Rank::try_from(colour).map_err(|_| DistError::Mpi("a colour must fit 31 bits"))?;
         let part = self.communicator.split_by_color(Color::with_value(colour));
         let part = part.ok_or(DistError::Mpi("a split gave this rank no group"))?;
-        Ok(Box::new(Self::over(part, self.universe.clone())))
+        Ok(Box::new(Self::over(part, self.shared.clone())))
     }
 }

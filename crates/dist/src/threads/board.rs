@@ -2,15 +2,12 @@
 
 use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::error::DistError;
 use crate::host::Failure;
 use crate::recorder::Call;
+use crate::waiting::Waiting;
 use crate::watchdog::Deadline;
-
-/// How long a deadline that has changed may go unseen.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a rank lays out for the others.
 struct Post {
@@ -113,22 +110,23 @@ impl Board {
             self.changed.notify_all();
             return Ok(());
         }
-        let since = Instant::now();
+        let mut waiting = Waiting::begin();
         // A meeting that was complete stays so, whatever became of a member since.
         while state.meetings == meeting {
             if let Some(failure) = &state.failure {
                 return Err(failure.clone().error(call));
             }
-            let (waited, deadline) = (since.elapsed(), self.deadline.get());
+            waiting.look();
+            let (waited, deadline) = (waiting.waited(), self.deadline.get());
             if waited >= deadline {
                 let failure = Failure::Late { ranks: self.absent(&state), seconds: deadline.as_secs_f64() };
                 state.failure = Some(failure.clone());
                 self.changed.notify_all();
                 return Err(failure.error(call));
             }
-            let pause = (deadline - waited).min(LONGEST_PAUSE);
-            let waiting = self.changed.wait_timeout(state, pause);
-            state = waiting.unwrap_or_else(PoisonError::into_inner).0;
+            let pause = waiting.pause((deadline - waited).min(self.deadline.pause()));
+            let woken = self.changed.wait_timeout(state, pause);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
     }

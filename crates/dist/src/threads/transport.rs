@@ -8,9 +8,12 @@ use tessera_ops::{Buffer, DType, OpError};
 use super::board::Board;
 use crate::error::DistError;
 use crate::group::Exchange;
-use crate::host::{Failure, Peers, Transport, add_in_order, check_extent, lock, read};
+use crate::host::{Failure, Peers, Transport, add_in_order, check_extent, lock, read, share};
 use crate::recorder::Call;
 use crate::unit::UnitState;
+
+/// Elements that are summed while a lock is held: what fits beside other things on a stack and in the first-level cache.
+const PIECE: usize = 4096;
 
 /// One rank's place at a board.
 pub(super) struct ThreadTransport {
@@ -129,34 +132,44 @@ impl Transport for ThreadTransport {
         self.back(call, full)
     }
 
-    /// Each rank sums one piece, then all take the pieces: every element is summed once and read by all.
+    /// Each rank sums one share, in its place, then all take the shares: every element is summed once and read by all.
+    /// Nobody else reads what a rank writes until all are done with it, so that the locks, of which a rank holds one at
+    /// a time, only say so.
     fn all_reduce_gradient(&mut self, call: &Call, gradient: &Arc<Mutex<Buffer>>) -> Result<(), DistError> {
         let (rank, ranks) = (self.rank(), self.world_size());
         let elements = lock(call, gradient)?.len() / DType::F32.size();
-        let piece = piece(elements, rank, ranks);
-        let sums = self.meet(call, gradient, |gradients| {
-            let mut sums = vec![0.0; piece.len()];
-            for gradient in gradients {
-                let gradient = lock(call, gradient)?;
-                check_extent(call, "a replica's gradient", gradient.len() / DType::F32.size(), elements)?;
-                let values = slice(&gradient, piece.clone())?;
-                sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += value);
+        let own = share(elements, rank, ranks);
+        self.meet(call, gradient, |gradients| {
+            for other in gradients {
+                let found = lock(call, other)?.len() / DType::F32.size();
+                check_extent(call, "a replica's gradient", found, elements)?;
             }
-            Ok(sums)
-        })?;
-        self.count_sent(sums.len() * DType::F32.size());
-        let sent = sums.len();
-        self.meet(call, &Arc::new(sums), |pieces| {
-            let mut gradient = lock(call, gradient)?;
-            let mut rest = gradient.view_mut(DType::F32);
-            for piece in pieces {
-                let (mut slice, behind) = rest.split_at(piece.len())?;
-                slice.as_slice_mut::<f32>()?.copy_from_slice(piece);
-                rest = behind;
+            let mut sums = [0.0; PIECE];
+            for range in pieces(own.clone()) {
+                let sums = &mut sums[..range.len()];
+                sums.fill(0.0);
+                for other in gradients {
+                    let other = lock(call, other)?;
+                    let values = slice(&other, range.clone())?;
+                    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += value);
+                }
+                write(call, gradient, range, sums)?;
             }
             Ok(())
         })?;
-        self.count_sent(sent * DType::F32.size());
+        self.meet(call, gradient, |gradients| {
+            let mut sums = [0.0; PIECE];
+            for (other, theirs) in gradients.iter().enumerate().filter(|&(other, _)| other != rank) {
+                for range in pieces(share(elements, other, ranks)) {
+                    let sums = &mut sums[..range.len()];
+                    sums.copy_from_slice(slice(&*lock(call, theirs)?, range.clone())?);
+                    write(call, gradient, range, sums)?;
+                }
+            }
+            Ok(())
+        })?;
+        let sent = (elements - own.len()) + own.len() * (ranks - 1);
+        self.sent += (sent * DType::F32.size()) as u64;
         Ok(())
     }
 
@@ -243,8 +256,16 @@ fn slice(buffer: &Buffer, range: Range<usize>) -> Result<&[f32], OpError> {
     buffer.view(DType::F32).range(range.start, range.len())?.as_slice()
 }
 
-/// The `index`-th of `count` nearly equal pieces.
-fn piece(elements: usize, index: usize, count: usize) -> Range<usize> {
-    let length = elements.div_ceil(count);
-    (index * length).min(elements)..((index + 1) * length).min(elements)
+/// Writes a range of a buffer's elements.
+fn write(call: &Call, buffer: &Mutex<Buffer>, range: Range<usize>, values: &[f32]) -> Result<(), DistError> {
+    let mut buffer = lock(call, buffer)?;
+    let mut view = buffer.view_mut(DType::F32).range(range.start, range.len())?;
+    view.as_slice_mut::<f32>()?.copy_from_slice(values);
+    Ok(())
+}
+
+/// A range, piece by piece.
+fn pieces(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(PIECE).map(move |start| start..(start + PIECE).min(end))
 }

@@ -1,6 +1,9 @@
 //! The watchdog: what hangs is named, and the rings are written.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
+use std::thread::sleep;
 use std::time::Duration;
 
 use tessera_dist::{Deadline, Finding, Label, Operation, Watchdog, explain};
@@ -21,7 +24,7 @@ fn a_hang_raises_the_alarm_and_leaves_the_rings() {
         if group.rank() == 1 {
             // Stands still until the others have noticed.
             while folder.path().join("rank-0.jsonl").metadata().is_err() {
-                std::thread::sleep(Duration::from_millis(10));
+                sleep(Duration::from_millis(10));
             }
             return;
         }
@@ -56,7 +59,7 @@ fn a_run_without_a_hang_is_left_alone() {
         for _ in 0..2 {
             group.barrier("step").unwrap().wait().unwrap();
             // Compute may take longer than the deadline: only collectives are watched.
-            std::thread::sleep(Duration::from_millis(600));
+            sleep(Duration::from_millis(600));
         }
         group.barrier("end").unwrap().wait().unwrap();
     });
@@ -70,4 +73,49 @@ fn a_run_without_a_hang_is_left_alone() {
         lines[1]
             .starts_with(r#"{"sequence":0,"group":"world","operation":"barrier","label":"step","bytes":0,"#)
     );
+}
+
+/// What [`a_process_that_was_stopped_goes_on`] stops.
+#[test]
+#[ignore = "started by another test"]
+fn ranks_that_are_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let deadline = Deadline::new(Duration::from_secs(1));
+    let watchdog = Watchdog::start(folder.path(), &deadline, |alarm| {
+        eprintln!("{alarm}");
+        std::process::exit(4);
+    });
+    let watchdog = watchdog.unwrap();
+    let ranks = each_rank(2, &deadline, |group| {
+        watchdog.watch(group.recorder().unwrap().clone());
+        for step in 0..50 {
+            if group.rank() == 1 {
+                // The other one nearly always waits, and looks at the clock before this one comes.
+                (0..50).for_each(|_| sleep(Duration::from_millis(1)));
+                eprintln!("step {step}");
+            }
+            group.barrier("step").unwrap().wait().unwrap();
+        }
+    });
+    assert_eq!(ranks, [Some(()), Some(())]);
+}
+
+#[test]
+fn a_process_that_was_stopped_goes_on() {
+    let arguments = ["watching::ranks_that_are_stopped", "--exact", "--ignored", "--nocapture"];
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    let mut process = process.args(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "step 10"));
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args([name, process.id().to_string().as_str()]).status();
+        assert!(sent.unwrap().success());
+    };
+    // In the middle of the next step.
+    sleep(Duration::from_millis(25));
+    signal("-STOP");
+    sleep(Duration::from_secs(3));
+    signal("-CONT");
+    let said: Vec<String> = lines.collect();
+    assert!(process.wait().unwrap().success(), "{said:?}");
 }

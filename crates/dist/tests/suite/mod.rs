@@ -35,7 +35,7 @@ fn value(rank: usize, index: usize) -> f32 {
     ((rank * 7919 + index) as f32).sin() * 10_f32.powi(index as i32 % 7)
 }
 
-fn shard(rank: usize, length: usize) -> Arc<RwLock<UnitState>> {
+pub fn shard(rank: usize, length: usize) -> Arc<RwLock<UnitState>> {
     let master: Vec<f32> = (0..length).map(|index| value(rank, index)).collect();
     Arc::new(RwLock::new(UnitState { master: buffer(&master), moments: Vec::new() }))
 }
@@ -129,23 +129,44 @@ fn asynchronous_order(group: &dyn Group) {
     assert!(records.windows(2).all(|pair| pair[0].finished <= pair[1].started && pair[1].started.is_some()));
 }
 
-/// (N − 1)/N of the bytes of every gather and reduction, as the plan says.
+/// (N − 1)/N of the bytes of every gather and reduction, as the plan says, and not one more.
 fn traffic(group: &dyn Group) {
     let Some(recorder) = group.recorder() else { return };
     let (queue, rank, ranks) = (Queue::cpu(), group.rank(), group.world_size());
-    let sent = |operation| recorder.totals(operation).bytes_sent;
-    let before = [Operation::AllGather, Operation::ReduceScatter, Operation::AllReduceGradient].map(sent);
+    let sent = || {
+        let of = |operation| recorder.totals(operation).bytes_sent;
+        [Operation::AllGather, Operation::ReduceScatter, Operation::AllReduce, Operation::AllToAll].map(of)
+    };
+    let before = sent();
     let length = 999;
     let full = Buffer::zeroed(length * ranks * 4).unwrap();
     let full =
         group.all_gather(&queue, 0, length * ranks, &shard(rank, length), full).unwrap().wait().unwrap();
     let gradient = Arc::new(Mutex::new(Buffer::zeroed(length * 4).unwrap()));
-    drop(group.reduce_scatter(&queue, 0, length * ranks, full, &gradient).unwrap().wait().unwrap());
-    let whole = Arc::new(Mutex::new(Buffer::zeroed(length * ranks * 4).unwrap()));
-    group.all_reduce_gradient(0, &whole).unwrap().wait().unwrap();
-    let after = [Operation::AllGather, Operation::ReduceScatter, Operation::AllReduceGradient].map(sent);
-    let share = (ranks - 1) as u64 * length as u64 * 4;
-    assert_eq!(std::array::from_fn(|kind| after[kind] - before[kind]), [share, share, 2 * share]);
+    let full = group.reduce_scatter(&queue, 0, length * ranks, full, &gradient).unwrap().wait().unwrap();
+    let got = Buffer::zeroed(full.len()).unwrap();
+    let exchange = Exchange { given: full, got };
+    drop(group.all_to_all(&queue, "heads", length * ranks, exchange).unwrap().wait().unwrap());
+    group.all_reduce(&queue, ViewMut::of(&mut [0.0_f64; 3])).unwrap().wait().unwrap();
+    let after = sent();
+    let others = (ranks - 1) as u64;
+    let share = others * length as u64 * 4;
+    assert_eq!(std::array::from_fn(|kind| after[kind] - before[kind]), [share, share, others * 24, share]);
+    for length in [0, 1, 3, 1000, 1001, 12_345, (1 << 20) + 1] {
+        assert_eq!(sent_by_all(group, length), 2 * others * length as u64 * 4, "{length} elements");
+    }
+}
+
+/// Bytes that all ranks together send to sum a gradient.
+fn sent_by_all(group: &dyn Group, length: usize) -> u64 {
+    let recorder = group.recorder().unwrap();
+    let sent = || recorder.totals(Operation::AllReduceGradient).bytes_sent;
+    let before = sent();
+    let gradient = Arc::new(Mutex::new(Buffer::zeroed(length * 4).unwrap()));
+    group.all_reduce_gradient(0, &gradient).unwrap().wait().unwrap();
+    let mut all = [(sent() - before) as f64];
+    group.all_reduce(&Queue::cpu(), ViewMut::of(&mut all)).unwrap().wait().unwrap();
+    all[0] as u64
 }
 
 /// What cannot be is refused before a peer waits for it.

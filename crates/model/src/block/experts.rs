@@ -445,7 +445,7 @@ impl Experts {
 }
 
 /// Deals the experts out: as many to a group as lie in a unit no larger than the embedding's, which needs its place in the
-/// gather buffers anyway, and at least one. It depends on the config alone.
+/// gather buffers anyway, or one where that is larger. It depends on the config alone.
 fn groups(config: &ModelConfig, experts: ExpertsConfig) -> Vec<Range<usize>> {
     let expert = 3 * config.hidden_size * config.intermediate_size;
     let fitting = (config.vocab_size * config.hidden_size / expert).clamp(1, experts.count);

@@ -10,7 +10,8 @@ pub fn all() -> &'static [Entry] {
 const LLAMA_3_TOKENIZER: &str = "byte-level BPE: 128,000 tokens and 256 special ones";
 const LLAMA_3_TEMPLATE: &str = "each message behind a header of its role, ended by <|eot_id|>";
 const SENTENCEPIECE: &str = "SentencePiece BPE of 32,000 tokens";
-const MISTRAL_TEMPLATE: &str = "[INST] … [/INST]; it has no place for a system message and refuses one";
+const MISTRAL_TEMPLATE: &str =
+    "[INST] … [/INST]; older templates refuse a system message, newer ones put it before the first question";
 const LLAMA_2_TEMPLATE: &str = "[INST] … [/INST], a system message between <<SYS>> and <</SYS>>";
 
 static LLAMA_3_2: Series = Series {
@@ -109,6 +110,10 @@ static ENTRIES: &[Entry] = &[
     chat("codellama/CodeLlama-34b-Instruct-hf", &CODE_LLAMA, config!("codellama-34b")),
     base("codellama/CodeLlama-34b-Python-hf", &CODE_LLAMA, config!("codellama-34b")),
     base("mistralai/Mistral-7B-v0.1", &MISTRAL, config!("mistral-7b-v0.1")),
+    Entry {
+        service: ServiceStatus::NotListed,
+        ..chat("mistralai/Mistral-7B-Instruct-v0.1", &MISTRAL, config!("mistral-7b-v0.1"))
+    },
     chat("mistralai/Mistral-7B-Instruct-v0.2", &MISTRAL, config!("mistral-7b-v0.2")),
     base("mistralai/Mixtral-8x7B-v0.1", &MIXTRAL, config!("mixtral-8x7b")),
     Entry {

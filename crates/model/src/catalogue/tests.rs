@@ -106,6 +106,15 @@ fn names_are_unique_and_found() {
 }
 
 #[test]
+fn mistrals_first_instruct_model_has_its_own_window_and_base() {
+    let config = |name: &str| find(name).unwrap().config().unwrap();
+    let [first, second] = ["v0.1", "v0.2"].map(|version| format!("mistralai/Mistral-7B-Instruct-{version}"));
+    assert_eq!((config(&first).sliding_window, config(&first).rope.theta), (Some(4096), 1.0e4));
+    assert_eq!((config(&second).sliding_window, config(&second).rope.theta), (None, 1.0e6));
+    assert_eq!(find(&first).unwrap().service, ServiceStatus::NotListed);
+}
+
+#[test]
 fn a_name_that_is_nearly_right_is_offered() {
     let cases = [
         ("meta-llama/Llama-3.2-1B-Instuct", "meta-llama/Llama-3.2-1B-Instruct"),

@@ -86,9 +86,11 @@ impl ModelConfig {
         if self.tie_word_embeddings { 1 } else { 2 }
     }
 
-    /// Operations that forward and backward of `work` need, nothing counted twice and nothing that is not needed: products of
-    /// the blocks for each token, with its active experts only, of the head for each loss token, and causal attention within
-    /// each document.
+    /// Operations that forward and backward of `work` need, nothing counted twice: products of the blocks for each token, with
+    /// its active experts only, of the head for each loss token, and causal attention within each document.
+    ///
+    /// Attention is counted over the whole of each document, as in [`training_flops_per_token`](Self::training_flops_per_token):
+    /// where documents are longer than a sliding window, this is more than is computed, and a utilisation made of it too high.
     pub fn training_flops(&self, work: TrainingWork) -> f64 {
         let head = self.vocab_size as u128 * self.hidden_size as u128;
         let blocks = self.active_parameters() - self.embeddings() * head;

@@ -58,9 +58,12 @@ const DBRX_KEYS: SizeKeys = SizeKeys {
     active_experts: "ffn_config.moe_top_k",
 };
 
+/// A family, its `architectures` entry and its `model_type`.
+type Row = (Family, &'static str, &'static str);
+
 impl Family {
     /// Every family with its `architectures` entry and its `model_type`.
-    const ALL: [(Self, &str, &str); 4] = [
+    const ALL: [Row; 4] = [
         (Self::Llama, "LlamaForCausalLM", "llama"),
         (Self::Mistral, "MistralForCausalLM", "mistral"),
         (Self::Mixtral, "MixtralForCausalLM", "mixtral"),
@@ -69,10 +72,11 @@ impl Family {
 
     /// The family that `architectures` names, or `model_type` where that is absent.
     pub(super) fn read(fields: &Fields<'_>) -> Result<Self, ConfigError> {
-        let model_type = Self::named_by(fields, "model_type", fields.get("model_type"))?;
+        let model_type =
+            Self::named_by(fields, "model_type", fields.get("model_type"), |(.., model_type)| model_type)?;
         let architecture = match fields.get("architectures") {
             Some(Value::Array(names)) if names.len() == 1 => {
-                Self::named_by(fields, "architectures", names.first())?
+                Self::named_by(fields, "architectures", names.first(), |(_, architecture, _)| architecture)?
             }
             None => None,
             Some(other) => return Err(fields.unfit("architectures", other, "a list of one name")),
@@ -91,12 +95,17 @@ impl Family {
         }
     }
 
-    /// The family of an `architectures` entry or `model_type`.
-    fn named_by(fields: &Fields<'_>, key: &str, value: Option<&Value>) -> Result<Option<Self>, ConfigError> {
+    /// The family that `value` names as `name` spells it.
+    fn named_by(
+        fields: &Fields<'_>,
+        key: &str,
+        value: Option<&Value>,
+        name: fn(Row) -> &'static str,
+    ) -> Result<Option<Self>, ConfigError> {
         let Some(value) = value else { return Ok(None) };
         Self::ALL
             .into_iter()
-            .find(|(_, architecture, model_type)| value == architecture || value == model_type)
+            .find(|row| value == name(*row))
             .map(|(family, ..)| Some(family))
             .ok_or_else(|| fields.unsupported(key, value, &Self::supported()))
     }

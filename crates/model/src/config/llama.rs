@@ -1,6 +1,7 @@
 //! The `config.json` of Llama, Mistral and Mixtral: the same keys with other defaults, and experts in Mixtral.
 
 use super::fields::Fields;
+use super::shared::{DefaultTokens, SMALLEST_NUMBER};
 use super::{ConfigError, ExpertsConfig, Family, ModelConfig, NormKind, RopeConfig, shared};
 
 /// What stands for an absent key, as in `LlamaConfig`, `MistralConfig` and `MixtralConfig` of `transformers`.
@@ -11,6 +12,7 @@ struct Defaults {
     rms_norm_eps: f64,
     sliding_window: Option<usize>,
     rope_theta: f64,
+    tokens: DefaultTokens,
 }
 
 impl Defaults {
@@ -20,6 +22,7 @@ impl Defaults {
         rms_norm_eps: 1.0e-6,
         sliding_window: None,
         rope_theta: 10_000.0,
+        tokens: DefaultTokens { bos: Some(1), eos: Some(2) },
     };
     const MISTRAL: Self = Self {
         num_key_value_heads: Some(8),
@@ -58,7 +61,9 @@ pub(super) fn read(family: Family, fields: &Fields<'_>) -> Result<ModelConfig, C
             .unwrap_or(defaults.max_position_embeddings),
         norm: NormKind::RmsNorm,
         norm_epsilon: fields
-            .number("rms_norm_eps", "a number above 0, such as 1e-05", |eps| eps > 0.0)?
+            .number("rms_norm_eps", "a number from 1e-12 to 1, such as 1e-05", |epsilon| {
+                (SMALLEST_NUMBER..=1.0).contains(&epsilon)
+            })?
             .unwrap_or(defaults.rms_norm_eps),
         tie_word_embeddings: fields.flag("tie_word_embeddings")?,
         attention_bias: of_llama("attention_bias")?,
@@ -68,8 +73,8 @@ pub(super) fn read(family: Family, fields: &Fields<'_>) -> Result<ModelConfig, C
         sliding_window: if family == Family::Llama { None } else { defaults.window(fields)? },
         rope: RopeConfig::read(fields, None, defaults.rope_theta)?,
         initializer_range: shared::initializer_range(fields)?,
-        bos_token_id: shared::bos_token_id(fields)?,
-        eos_token_ids: shared::eos_token_ids(fields)?,
+        bos_token_id: shared::bos_token_id(fields, defaults.tokens)?,
+        eos_token_ids: shared::eos_token_ids(fields, defaults.tokens)?,
         stored_dtype: shared::stored_dtype(fields)?,
     })
 }

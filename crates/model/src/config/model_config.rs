@@ -9,6 +9,12 @@ use tessera_ops::attention::Heads;
 use super::fields::{Fields, LARGEST_SIZE};
 use super::{ConfigError, Family, RopeConfig, dbrx, llama, shared};
 
+/// The most blocks and the most experts that are believed, and the most of both together: for each of them a model lists its
+/// tensors, which must not take the memory or the time before the weights are looked at.
+const MOST_LAYERS: u64 = 4096;
+const MOST_EXPERTS: u64 = 4096;
+const MOST_EXPERTS_IN_ALL: usize = 100_000;
+
 /// The element type that `torch_dtype` (or `dtype`) names: what the weights are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TorchDType {
@@ -144,16 +150,16 @@ impl ModelConfig {
     /// messages.
     ///
     /// # Errors
-    /// Where a size is 0 or absurd, the key/value heads do not divide the query heads, a head's width is odd, a token
+    /// Where a size or the number of all experts is 0 or absurd, the key/value heads do not divide the query heads, a head's width is odd, a token
     /// uses more experts than there are, or the model has more parameters than can be counted.
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let keys = self.family.keys();
         let unfit = |key: &str, found: String, expected: String| {
             Err(ConfigError::Unfit { path: path.to_owned(), key: key.to_owned(), found, expected })
         };
-        for (key, size) in self.sizes() {
-            if !(1..=LARGEST_SIZE).contains(&(size as u64)) {
-                return unfit(key, size.to_string(), format!("a whole number from 1 to {LARGEST_SIZE}"));
+        for (key, size, most) in self.sizes() {
+            if !(1..=most).contains(&(size as u64)) {
+                return unfit(key, size.to_string(), format!("a whole number from 1 to {most}"));
             }
         }
         let (heads, key_value_heads) = (self.num_attention_heads, self.num_key_value_heads);
@@ -171,6 +177,16 @@ impl ModelConfig {
             let expected = format!("a whole number up to `{}`, which is {count}", keys.experts);
             return unfit(keys.active_experts, active.to_string(), expected);
         }
+        let layers = self.num_hidden_layers;
+        if let Some(ExpertsConfig { count, .. }) = self.experts
+            && layers * count > MOST_EXPERTS_IN_ALL
+        {
+            let expected = format!(
+                "at most {MOST_EXPERTS_IN_ALL} experts in all blocks, of which `{}` says there are {layers}",
+                keys.num_hidden_layers
+            );
+            return unfit(keys.experts, count.to_string(), expected);
+        }
         if self.parameters_exact() > i64::MAX as u128 {
             let expected = "sizes whose product is below 2^63".to_owned();
             let found = format!("part of {} parameters", self.parameters_exact());
@@ -179,21 +195,24 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// The sizes that make up the parameter count and the context, with their keys.
-    fn sizes(&self) -> Vec<(&'static str, usize)> {
+    /// The sizes that make up the parameter count and the context, with their keys and the most that they may be.
+    fn sizes(&self) -> Vec<(&'static str, usize, u64)> {
         let keys = self.family.keys();
         let mut sizes = vec![
-            (keys.hidden_size, self.hidden_size),
-            (keys.intermediate_size, self.intermediate_size),
-            (keys.num_hidden_layers, self.num_hidden_layers),
-            (keys.num_attention_heads, self.num_attention_heads),
-            (keys.num_key_value_heads, self.num_key_value_heads),
-            (keys.head_dim, self.head_dim),
-            ("vocab_size", self.vocab_size),
-            (keys.max_position_embeddings, self.max_position_embeddings),
+            (keys.hidden_size, self.hidden_size, LARGEST_SIZE),
+            (keys.intermediate_size, self.intermediate_size, LARGEST_SIZE),
+            (keys.num_hidden_layers, self.num_hidden_layers, MOST_LAYERS),
+            (keys.num_attention_heads, self.num_attention_heads, LARGEST_SIZE),
+            (keys.num_key_value_heads, self.num_key_value_heads, LARGEST_SIZE),
+            (keys.head_dim, self.head_dim, LARGEST_SIZE),
+            ("vocab_size", self.vocab_size, LARGEST_SIZE),
+            (keys.max_position_embeddings, self.max_position_embeddings, LARGEST_SIZE),
         ];
         if let Some(experts) = self.experts {
-            sizes.extend([(keys.experts, experts.count), (keys.active_experts, experts.active)]);
+            sizes.extend([
+                (keys.experts, experts.count, MOST_EXPERTS),
+                (keys.active_experts, experts.active, MOST_EXPERTS),
+            ]);
         }
         sizes
     }

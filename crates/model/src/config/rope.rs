@@ -1,7 +1,7 @@
 //! Rotary position embedding: its base, its scaling, and the inverse frequencies that follow.
 //!
-//! Every spelling is read: `rope_theta` beside `rope_scaling`, `rope_parameters`, which holds both, and DBRX's
-//! `attn_config.rope_theta`. The formulas are those of `transformers`, `modeling_rope_utils.py`.
+//! Every spelling is read: `rope_theta` beside `rope_scaling`, which may hold the base too, `rope_parameters`, which holds
+//! both, and DBRX's `attn_config.rope_theta`. The formulas are those of `transformers`, `modeling_rope_utils.py`.
 
 use std::f64::consts::PI;
 
@@ -59,16 +59,14 @@ impl RopeConfig {
         let parameters = fields.object("rope_parameters", "rope_parameters.")?;
         let scaling = fields.object("rope_scaling", "rope_scaling.")?;
         let mut thetas = Vec::new();
-        for fields in [Some(fields), parameters.as_ref(), attention].into_iter().flatten() {
+        for fields in [Some(fields), scaling.as_ref(), parameters.as_ref(), attention].into_iter().flatten() {
+            refuse_partial_rotation(fields)?;
             thetas.extend(theta(fields)?.map(|theta| (fields.name("rope_theta"), theta)));
         }
         let mut scalings = Vec::new();
         for (key, object) in [("rope_scaling", &scaling), ("rope_parameters", &parameters)] {
             let read = object.as_ref().map(RopeScaling::read).transpose()?.flatten();
             scalings.extend(read.map(|scaling| (key.to_owned(), scaling)));
-        }
-        for fields in [Some(fields), parameters.as_ref()].into_iter().flatten() {
-            refuse_partial_rotation(fields)?;
         }
         Ok(Self {
             theta: agreeing(fields, thetas)?.unwrap_or(default_theta),
@@ -167,7 +165,9 @@ impl RopeScaling {
     }
 }
 
+/// A factor with which every frequency stays a finite number of fp32.
 fn required_factor(fields: &Fields<'_>, key: &str) -> Result<f64, ConfigError> {
-    let expected = "a number above 0";
-    fields.number(key, expected, |factor| factor > 0.0)?.ok_or_else(|| fields.missing(key, expected))
+    let expected = "a number from 1e-6 to 1e6";
+    let fits = |factor| (1.0e-6..=1.0e6).contains(&factor);
+    fields.number(key, expected, fits)?.ok_or_else(|| fields.missing(key, expected))
 }

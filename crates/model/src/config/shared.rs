@@ -5,21 +5,37 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::{ConfigError, TorchDType};
 
+/// The bounds of numbers that a forward and a backward compute with: what follows from them, and their third powers, stays
+/// normal in fp32.
+pub(super) const SMALLEST_NUMBER: f64 = 1.0e-12;
+pub(super) const LARGEST_NUMBER: f64 = 1.0e12;
+
+/// The token that begins a text and the one that ends it, where a config has no keys for them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DefaultTokens {
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+}
+
 /// The standard deviation of freshly drawn weights.
 pub(super) fn initializer_range(fields: &Fields<'_>) -> Result<f64, ConfigError> {
     const DEFAULT: f64 = 0.02;
-    let range =
-        fields.number("initializer_range", "a number of at least 0, such as 0.02", |range| range >= 0.0)?;
-    Ok(range.unwrap_or(DEFAULT))
+    Ok(number_or_zero(fields, "initializer_range")?.unwrap_or(DEFAULT))
 }
 
-/// The token that begins a text.
-pub(super) fn bos_token_id(fields: &Fields<'_>) -> Result<Option<u32>, ConfigError> {
+/// The token that begins a text; none where the key is `null`.
+pub(super) fn bos_token_id(fields: &Fields<'_>, default: DefaultTokens) -> Result<Option<u32>, ConfigError> {
+    if !fields.has("bos_token_id") {
+        return Ok(default.bos);
+    }
     fields.read("bos_token_id", "a token id: a whole number of at least 0", token_id)
 }
 
-/// The tokens that end a text.
-pub(super) fn eos_token_ids(fields: &Fields<'_>) -> Result<Vec<u32>, ConfigError> {
+/// The tokens that end a text; none where the key is `null`.
+pub(super) fn eos_token_ids(fields: &Fields<'_>, default: DefaultTokens) -> Result<Vec<u32>, ConfigError> {
+    if !fields.has("eos_token_id") {
+        return Ok(Vec::from_iter(default.eos));
+    }
     let ids = fields.read("eos_token_id", "a token id or a list of them", |value| match value {
         Value::Array(values) => values.iter().map(token_id).collect(),
         single => token_id(single).map(|id| vec![id]),
@@ -66,8 +82,13 @@ pub(super) fn balance_loss_coefficient(
     key: &str,
     default: f64,
 ) -> Result<f64, ConfigError> {
-    let coefficient = fields.number(key, "a number of at least 0, such as 0.02", |value| value >= 0.0)?;
-    Ok(coefficient.unwrap_or(default))
+    Ok(number_or_zero(fields, key)?.unwrap_or(default))
+}
+
+/// 0, or a number that can be computed with.
+fn number_or_zero(fields: &Fields<'_>, key: &str) -> Result<Option<f64>, ConfigError> {
+    let fits = |value| value == 0.0 || (SMALLEST_NUMBER..=LARGEST_NUMBER).contains(&value);
+    fields.number(key, "0, or a number from 1e-12 to 1e12, such as 0.02", fits)
 }
 
 /// Refuses fields that change what a model computes in ways that are not implemented.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 
 mod experts;
+mod frequencies;
 mod mutations;
 
 /// Llama 3.2 1B as the hub has it, keys that do not matter left out.
@@ -138,6 +139,14 @@ fn the_spelling_of_transformers_5_says_the_same() {
     let mixed =
         with(llama_3_2_1b(), json!({"rope_parameters": {"rope_theta": 500000.0}, "rope_theta": "absent"}));
     assert_eq!(parse(&mixed).unwrap(), parse(&llama_3_2_1b()).unwrap());
+    // The base beside the scaling.
+    let mut inner = llama_3_2_1b();
+    inner["rope_scaling"]["rope_theta"] = json!(500_000.0);
+    assert_eq!(parse(&inner).unwrap(), parse(&llama_3_2_1b()).unwrap());
+    assert_eq!(
+        parse(&with(inner, json!({"rope_theta": "absent"}))).unwrap(),
+        parse(&llama_3_2_1b()).unwrap()
+    );
     // Both at once, as an export for either version has them.
     let both = with(config, json!({"rope_theta": 500000, "rope_scaling": llama_3_2_1b()["rope_scaling"]}));
     assert_eq!(parse(&both).unwrap(), parse(&llama_3_2_1b()).unwrap());
@@ -150,12 +159,13 @@ fn absent_keys_take_the_defaults_of_transformers() {
     assert_eq!((llama.norm_epsilon, llama.initializer_range), (1.0e-6, 0.02));
     assert!(!llama.tie_word_embeddings && !llama.attention_bias && !llama.mlp_bias);
     assert_eq!(llama.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None });
-    assert_eq!((llama.bos_token_id, llama.eos_token_ids, llama.stored_dtype), (None, vec![], None));
+    assert_eq!((llama.bos_token_id, llama.eos_token_ids, llama.stored_dtype), (Some(1), vec![2], None));
 
     let mistral = json!({"architectures": ["MistralForCausalLM"], "num_key_value_heads": "absent"});
     let mistral = shaped([64, 128, 2, 16, 16, 100], mistral);
     assert_eq!((mistral.num_key_value_heads, mistral.max_position_embeddings), (8, 131_072));
     assert_eq!(mistral.sliding_window, Some(4096));
+    assert_eq!((mistral.bos_token_id, mistral.eos_token_ids), (Some(1), vec![2]));
 }
 
 #[test]
@@ -167,10 +177,12 @@ fn null_means_absent_but_for_mistrals_window() {
         "head_dim": null,
         "rope_scaling": null,
         "quantization_config": null,
+        "bos_token_id": null,
         "eos_token_id": null
     });
     let mistral = shaped([64, 128, 2, 16, 16, 100], null);
     assert_eq!((mistral.num_key_value_heads, mistral.sliding_window, mistral.head_dim), (16, None, 4));
+    assert_eq!((mistral.bos_token_id, mistral.eos_token_ids), (None, vec![]));
     let windowed = json!({"model_type": "mistral", "architectures": "absent", "sliding_window": 32});
     assert_eq!(shaped([64, 128, 2, 16, 16, 100], windowed).sliding_window, Some(32));
     // transformers ignores both of these.
@@ -219,63 +231,6 @@ fn operations_for_a_token() {
     assert_eq!(tied.training_flops_per_token(8), untied.training_flops_per_token(8));
 }
 
-fn assert_near(actual: &[f64], expected: &[f64]) {
-    assert_eq!(actual.len(), expected.len());
-    for (actual, expected) in actual.iter().zip(expected) {
-        assert!((actual - expected).abs() <= 1.0e-12 * expected.abs(), "{actual} is not {expected}");
-    }
-}
-
-#[test]
-fn unscaled_and_linear_frequencies() {
-    let frequencies = |scaling| RopeConfig { theta: 10_000.0, scaling }.inverse_frequencies(8);
-    assert_near(&frequencies(RopeScaling::None), &[1.0, 0.1, 0.01, 0.001]);
-    assert_near(&frequencies(RopeScaling::Linear { factor: 4.0 }), &[0.25, 0.025, 0.0025, 0.00025]);
-    // Without effect within `max_position_embeddings`.
-    assert_near(&frequencies(RopeScaling::Dynamic { factor: 4.0 }), &[1.0, 0.1, 0.01, 0.001]);
-}
-
-/// By hand for θ = 10⁴, heads of 8, an original context of 2π·100 ≈ 628 and thresholds at 1 and 4 turns: the
-/// four frequencies turn 100·f = 100, 10, 1 and 0.1 times (scaled by 628 / 628.3185).
-#[test]
-fn llama3_frequencies_by_hand() {
-    let scaled = |low_freq_factor, high_freq_factor| {
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings: 628,
-        };
-        RopeConfig { theta: 10_000.0, scaling }.inverse_frequencies(8)
-    };
-    // 0.9995 turns are below 1: divided whole.
-    assert_near(&scaled(1.0, 4.0), &[1.0, 0.1, 0.00125, 0.000125]);
-    // 9.9949 turns between 4 and 16: kept by (turns − 4) / 12, the rest divided by 8.
-    let turns = 628.0 * 0.1 / (2.0 * std::f64::consts::PI);
-    let kept = (turns - 4.0) / 12.0;
-    assert_near(&scaled(4.0, 16.0), &[1.0, kept * 0.1 + (1.0 - kept) * 0.0125, 0.00125, 0.000125]);
-}
-
-/// Llama 3.2 1B: pairs 0, 14, 15, 16, 17, 18 and 31, computed apart with the published formula (wavelengths
-/// 2π·θ^(2i/64) against 8192 / 4 and 8192 / 1).
-#[test]
-fn llama3_frequencies_of_llama_3_2() {
-    let config = parse(&llama_3_2_1b()).unwrap();
-    let frequencies = config.rope.inverse_frequencies(config.head_dim);
-    let picked = [0, 14, 15, 16, 17, 18, 31].map(|pair: usize| frequencies[pair]);
-    assert_near(&picked, &LLAMA_3_2_FREQUENCIES);
-}
-
-const LLAMA_3_2_FREQUENCIES: [f64; 7] = [
-    1.0,
-    0.0032114459947525913,
-    0.001290547928209264,
-    0.00042955679655936815,
-    9.70828780262767e-05,
-    1.9461638184831125e-05,
-    9.418306725434909e-08,
-];
-
 #[test]
 fn what_cannot_be_trained_is_refused_by_name() {
     let cases = [
@@ -283,6 +238,14 @@ fn what_cannot_be_trained_is_refused_by_name() {
             json!({"architectures": ["Qwen2ForCausalLM"]}),
             "`architectures` is \"Qwen2ForCausalLM\", which is not supported: the supported architectures are \
              LlamaForCausalLM (llama), MistralForCausalLM (mistral), MixtralForCausalLM (mixtral), DbrxForCausalLM (dbrx)",
+        ),
+        (
+            json!({"architectures": ["llama"]}),
+            "`architectures` is \"llama\", which is not supported: the supported architectures are",
+        ),
+        (
+            json!({"model_type": "LlamaForCausalLM"}),
+            "`model_type` is \"LlamaForCausalLM\", which is not supported",
         ),
         (
             json!({"architectures": "absent", "model_type": "gpt2"}),
@@ -299,6 +262,14 @@ fn what_cannot_be_trained_is_refused_by_name() {
             "`quantization_config` is {\"bits\":4}, which is not supported",
         ),
         (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5, which is not supported"),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}),
+            "`rope_scaling.partial_rotary_factor` is 0.5, which is not supported",
+        ),
+        (
+            json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
+            "`rope_parameters.partial_rotary_factor` is 0.5, which is not supported",
+        ),
         (
             json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
             "`rope_scaling.rope_type` is \"yarn\", which is not supported: the supported ones are \"default\", \"llama3\"",
@@ -344,7 +315,13 @@ fn wrong_values_name_key_found_and_expected() {
             json!({"head_dim": "absent", "num_attention_heads": 24}),
             "`hidden_size`: 2048 contradicts `num_attention_heads`: 24; the heads must divide",
         ),
-        (json!({"rms_norm_eps": 0}), "`rms_norm_eps` is 0; expected a number above 0"),
+        (json!({"rms_norm_eps": 0}), "`rms_norm_eps` is 0; expected a number from 1e-12 to 1"),
+        (json!({"rms_norm_eps": 1e-46}), "`rms_norm_eps` is 1e-46; expected a number from 1e-12 to 1"),
+        (json!({"rms_norm_eps": 1e30}), "`rms_norm_eps` is 1e+30; expected a number from 1e-12 to 1"),
+        (
+            json!({"initializer_range": 1e300}),
+            "`initializer_range` is 1e+300; expected 0, or a number from 1e-12 to 1e12",
+        ),
         (json!({"tie_word_embeddings": "yes"}), "`tie_word_embeddings` is \"yes\"; expected true or false"),
         (json!({"eos_token_id": [1, -2]}), "`eos_token_id` is [1,-2]; expected a token id or a list of them"),
         (json!({"bos_token_id": "<s>"}), "`bos_token_id` is \"<s>\"; expected a token id"),
@@ -352,11 +329,11 @@ fn wrong_values_name_key_found_and_expected() {
         (json!({"rope_scaling": "llama3"}), "`rope_scaling` is \"llama3\"; expected an object or null"),
         (
             json!({"rope_scaling": {"type": "linear"}}),
-            "`rope_scaling.factor` is missing; expected a number above 0",
+            "`rope_scaling.factor` is missing; expected a number from 1e-6 to 1e6",
         ),
         (
             json!({"rope_scaling": {"type": "linear", "factor": "2"}}),
-            "`rope_scaling.factor` is \"2\"; expected a number above 0",
+            "`rope_scaling.factor` is \"2\"; expected a number from 1e-6 to 1e6",
         ),
         (
             json!({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1, "original_max_position_embeddings": 8192}}),
@@ -366,11 +343,31 @@ fn wrong_values_name_key_found_and_expected() {
             json!({"rope_parameters": {"rope_theta": 10000.0}}),
             "`rope_theta`: 500000.0 contradicts `rope_parameters.rope_theta`: 10000.0; keep the one",
         ),
+        (
+            json!({"rope_scaling": {"rope_type": "default", "rope_theta": 500.0}}),
+            "`rope_theta`: 500000.0 contradicts `rope_scaling.rope_theta`: 500.0; keep the one",
+        ),
+        (
+            json!({
+                "rope_theta": "absent",
+                "rope_scaling": {"rope_theta": 500.0},
+                "rope_parameters": {"rope_theta": 5000.0}
+            }),
+            "`rope_scaling.rope_theta`: 500.0 contradicts `rope_parameters.rope_theta`: 5000.0; keep the one",
+        ),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 1e-300}}),
+            "`rope_scaling.factor` is 1e-300; expected a number from 1e-6 to 1e6",
+        ),
         (json!({"rope_parameters": {"rope_type": "default"}}), "`rope_scaling`: Llama3"),
         (json!({"model_type": "mistral"}), "`architectures`: Llama contradicts `model_type`: Mistral"),
         (json!({"architectures": []}), "`architectures` is []; expected a list of one name"),
         (
-            json!({"hidden_size": 1_u64 << 31, "intermediate_size": 1_u64 << 31, "num_hidden_layers": 1_u64 << 31}),
+            json!({"num_hidden_layers": 1_u64 << 31}),
+            "`num_hidden_layers` is 2147483648; expected a whole number from 1 to 4096",
+        ),
+        (
+            json!({"hidden_size": 1_u64 << 31, "intermediate_size": 1_u64 << 31}),
             "expected sizes whose product is below 2^63",
         ),
     ];

@@ -67,21 +67,20 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn take(
-        &mut self,
-        logits: &[f32],
-        settings: &GenerationSettings,
-        capacity: usize,
-    ) -> Result<(), TrainError> {
+    /// Draws the token that comes next.
+    fn draw(&mut self, logits: &[f32]) -> Result<u32, TrainError> {
         let logits = Tensor::from_slice(logits, logits.len(), &Device::Cpu)?;
-        self.last_token = self.processor.sample(&logits)?;
+        Ok(self.processor.sample(&logits)?)
+    }
+
+    fn take(&mut self, token: u32, settings: &GenerationSettings, capacity: usize) {
+        self.last_token = token;
         if settings.stop_tokens.contains(&self.last_token) {
             self.finished = true;
         } else {
             self.answer.push(self.last_token);
             self.finished = self.answer.len() >= settings.max_new_tokens || self.length >= capacity;
         }
-        Ok(())
     }
 }
 
@@ -131,6 +130,7 @@ impl Engine {
             longest.saturating_add(settings.max_new_tokens).min(self.settings.positions),
         )?;
         let mut sequences = Vec::with_capacity(prompts.len());
+        let mut tokens = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter().enumerate() {
             let logits = self.prefill(prompt, index, prompts.len(), &mut cache)?;
             let mut sequence = Sequence {
@@ -140,20 +140,36 @@ impl Engine {
                 answer: Vec::new(),
                 finished: false,
             };
-            sequence.take(&logits, settings, cache.capacity)?;
+            tokens.push(sequence.draw(&logits)?);
             sequences.push(sequence);
+        }
+        for (sequence, token) in sequences.iter_mut().zip(self.drawn_by_rank_0(&tokens)?) {
+            sequence.take(token, settings, cache.capacity);
         }
         while sequences.iter().any(|sequence| !sequence.finished) {
             let logits = self.decode(&sequences, &mut cache)?;
             let vocabulary = self.model.config().vocab_size;
+            let mut tokens = Vec::with_capacity(sequences.len());
             for (sequence, logits) in sequences.iter_mut().zip(logits.chunks_exact(vocabulary)) {
-                if !sequence.finished {
-                    sequence.length += 1;
-                    sequence.take(logits, settings, cache.capacity)?;
-                }
+                tokens.push(if sequence.finished { sequence.last_token } else { sequence.draw(logits)? });
+            }
+            let tokens = self.drawn_by_rank_0(&tokens)?;
+            for (sequence, token) in
+                sequences.iter_mut().zip(tokens).filter(|(sequence, _)| !sequence.finished)
+            {
+                sequence.length += 1;
+                sequence.take(token, settings, cache.capacity);
             }
         }
         Ok(sequences.into_iter().map(|sequence| sequence.answer).collect())
+    }
+
+    /// The tokens as rank 0 drew them. Ranks on different processors have different bits, could draw different tokens, and
+    /// would then no longer make the same passes.
+    fn drawn_by_rank_0(&self, tokens: &[u32]) -> Result<Vec<u32>, DistError> {
+        let bytes = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let bytes = self.units.mesh().world().broadcast("drawn tokens", 0, bytes)?.wait()?;
+        Ok(bytes.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect())
     }
 
     fn cache(&self, sequences: usize, capacity: usize) -> Result<Cache, DistError> {

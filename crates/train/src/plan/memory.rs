@@ -75,11 +75,12 @@ pub(super) fn decide_microbatch(
     model: &Model,
     answer_bytes: usize,
     ranks: usize,
+    processes_here: usize,
 ) -> Result<MemoryPlan, TrainError> {
     let degrees = planned_degrees(settings, ranks);
     check_context(model.config(), settings.context_length, degrees.context)?;
     let plan = |rows: usize| MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows));
-    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes));
+    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes)) * processes_here;
     let there = total_memory();
     let usable = (there as f64 * USABLE_MEMORY) as usize;
     let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
@@ -100,7 +101,7 @@ pub(super) fn decide_microbatch(
         return Err(TrainError::TooLarge {
             needed: gibibytes(needed(&memory)),
             total: gibibytes(there),
-            states: gibibytes(memory.state_bytes() * settings.local_ranks().get()),
+            states: gibibytes(memory.state_bytes() * settings.local_ranks().get() * processes_here),
             tokens: settings.context_length * rows,
         });
     }

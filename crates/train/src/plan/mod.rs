@@ -130,6 +130,8 @@ impl OpenedModel {
 pub struct Resolved {
     /// The run file with every default filled in.
     pub settings: Settings,
+    /// Processes of the run on this machine, which share its memory; until a launcher has told of more, this one.
+    pub processes_here: usize,
     /// All ranks of the run; until a launcher has told of more, those of this process.
     pub ranks: usize,
     source: ModelSource,
@@ -144,7 +146,7 @@ pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, 
     let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
     let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
     let settings = Settings::resolve(spec, &config, stored)?;
-    Ok(Resolved { ranks: settings.local_ranks().get(), settings, source, config })
+    Ok(Resolved { processes_here: 1, ranks: settings.local_ranks().get(), settings, source, config })
 }
 
 /// Reads the model's files and the data, and plans the run.
@@ -166,7 +168,7 @@ impl Resolved {
     /// # Errors
     /// For everything that can be wrong with the weights, the data, or the size of the machine.
     pub fn prepare(self, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
-        let Self { mut settings, ranks, source, config } = self;
+        let Self { mut settings, processes_here, ranks, source, config } = self;
         let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
@@ -202,7 +204,7 @@ impl Resolved {
         };
         let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
         let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
-        let memory = decide_microbatch(&mut settings, &model, answer_bytes, ranks)?;
+        let memory = decide_microbatch(&mut settings, &model, answer_bytes, ranks, processes_here)?;
         let length = run_length(&settings, &train);
         let plan = RunPlan {
             parameters: model.parameter_count(),

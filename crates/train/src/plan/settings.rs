@@ -76,8 +76,8 @@ pub struct Settings {
     date_is_given: bool,
 }
 
-/// Keys that a resumed run may change: they do not touch the numbers of training.
-const FREE_KEYS: [&str; 19] = [
+/// Keys that a resumed run may change: they do not touch the numbers of training, or only their rounding.
+const FREE_KEYS: [&str; 20] = [
     "eval_data_path",
     "eval_prompts",
     "eval_generation",
@@ -92,6 +92,7 @@ const FREE_KEYS: [&str; 19] = [
     "hf_save_precision",
     "autoresume",
     "activation_checkpointing",
+    "device_train_microbatch_size",
     "devices",
     "parallel",
     "dist_timeout",

@@ -1,6 +1,9 @@
 //! What happens between batches: evaluation, answers, checkpoints, exports.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use tessera_checkpoint::dcp::list_checkpoints;
 use tessera_data::{Dataset, MicroBatch};
@@ -17,7 +20,7 @@ use crate::spec::CheckpointsToKeep;
 use crate::state::Owed;
 use crate::state::Position;
 use crate::state::export;
-use crate::state::{Moment, Saved, Saver, SaverSettings};
+use crate::state::{Moment, Patience, Saved, Saver, SaverSettings, exchange};
 use crate::time::Interval;
 
 /// Everything that a run does besides its batches.
@@ -49,8 +52,7 @@ impl<'a> Between<'a> {
                 CheckpointsToKeep::All => None,
                 CheckpointsToKeep::Newest(count) => Some(count.get()),
             },
-            beside: settings.save_async,
-            patience: settings.timeout(),
+            patience: Patience { patience: settings.timeout(), hurried: Arc::default() },
         });
         Self {
             prepared,
@@ -171,7 +173,7 @@ impl<'a> Between<'a> {
         position: &Position,
         logs: &mut Logs<'_>,
     ) -> Result<PathBuf, TrainError> {
-        self.settle(logs)?;
+        self.settle_together(engine, logs)?;
         self.export(engine, position.batch)?;
         self.last_is(position)
     }
@@ -197,7 +199,7 @@ impl<'a> Between<'a> {
         wait: bool,
         logs: &mut Logs<'_>,
     ) -> Result<(), TrainError> {
-        self.settle(logs)?;
+        self.settle_together(engine, logs)?;
         let moment = Moment {
             plan: &self.prepared.plan,
             position,
@@ -207,8 +209,40 @@ impl<'a> Between<'a> {
         };
         self.save_is_due = false;
         self.last_failure = None;
-        let outcome = self.saver.start(engine, &moment, wait);
-        self.report(outcome, logs)
+        let in_place = wait || !self.prepared.plan.settings.save_async;
+        let started = self.saver.start(engine, &moment, in_place);
+        self.report(started.map(|()| None), logs)?;
+        if in_place {
+            self.settle_together(engine, logs)?;
+        }
+        if wait {
+            self.agree_on_the_last(engine)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no rank is saving, and takes note of how that went. While some write, the others come to collectives, so that
+    /// nobody takes a slow disk for a rank that is missing.
+    fn settle_together(&mut self, engine: &Engine, logs: &mut Logs<'_>) -> Result<(), TrainError> {
+        const PAUSE: Duration = Duration::from_millis(50);
+        let world = engine.units().mesh().world();
+        while world.world_size() > 1
+            && exchange(world, "who is saving", &self.saver.is_busy())?.contains(&true)
+        {
+            thread::sleep(PAUSE);
+        }
+        self.settle(logs)
+    }
+
+    /// Makes a last checkpoint that failed anywhere a failure of all ranks: they end alike.
+    fn agree_on_the_last(&mut self, engine: &Engine) -> Result<(), TrainError> {
+        let failure = self.last_failure.as_ref().map(ToString::to_string);
+        let failures = exchange(engine.units().mesh().world(), "the last checkpoint", &failure)?;
+        let failed = failures.into_iter().enumerate().find_map(|(rank, failure)| Some((rank, failure?)));
+        if let (None, Some((rank, message))) = (&self.last_failure, failed) {
+            self.last_failure = Some(TrainError::ShardFailed { rank, message });
+        }
+        Ok(())
     }
 
     /// Waits for the checkpoint that is being saved, if any.

@@ -119,6 +119,7 @@ pub fn train(
     let ranks = launch.join(local_ranks, &deadline)?;
     // From the first wait for one another on.
     let watchdog = rank::watch(&ranks, &deadline, observer, &RunPaths::new(settings.run_folder()))?;
+    resolved.processes_here = ranks.processes_here(launch.processes)?;
     let run = Run { deadline, observer, stop, watchdog };
     if launch.leads() { run.lead(resolved, ranks) } else { run.follow(resolved, ranks) }
 }
@@ -190,6 +191,10 @@ impl Run<'_> {
     fn start(&self, resolved: Resolved) -> Result<Start, TrainError> {
         let observer = self.observer;
         let folder = RunFolder::open(resolved.settings.run_folder())?;
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.set_aside()?;
+            watchdog.begin()?;
+        }
         // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
@@ -225,6 +230,9 @@ impl Run<'_> {
                 Ok(Outcome::AlreadyCompleted(folder.finished(batch, checkpoint)?))
             }
             Word::Go(settings) => {
+                if let Some(watchdog) = &self.watchdog {
+                    watchdog.begin()?;
+                }
                 resolved.settings.keep_resolved(&settings);
                 let silent: Arc<dyn Observer> = Arc::new(Silent);
                 let prepared = resolved.prepare(&silent)?;

@@ -1,15 +1,17 @@
 //! What every rank of a run does, from the weights to the last checkpoint, and the threads on which it does it.
 
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tessera_checkpoint::huggingface::ModelSource;
-use tessera_dist::{Deadline, DistError, Group, Mesh, Watchdog};
+use tessera_dist::{Alarm, Deadline, DistError, Group, Mesh, Watchdog};
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::Model;
-use tessera_track::{EventLog, EventType};
+use tessera_track::{EventLog, EventType, read_events, write_report};
 
 use super::batches::{self, Parts};
 use super::{Outcome, Run, RunPaths};
@@ -106,11 +108,31 @@ pub(super) fn watch(
     if recorders.is_empty() {
         return Ok(None);
     }
-    let observer = observer.clone();
-    let stalled = move |alarm: &tessera_dist::Alarm| observer.observe(Update::Stalled(alarm));
+    let (observer, path) = (observer.clone(), folder.path().to_owned());
+    let leads = ranks.groups.iter().any(|group| group.rank() == 0);
+    let stalled = move |alarm: &Alarm| {
+        if leads {
+            note_failure(path, alarm.to_string());
+        }
+        observer.observe(Update::Stalled(alarm));
+    };
     let watchdog = Watchdog::start(&folder.flight(), deadline, stalled)?;
     recorders.into_iter().for_each(|recorder| watchdog.watch(recorder));
     Ok(Some(watchdog))
+}
+
+/// Writes down why the run ends, for those who look at its folder later. A disk may be what it ends for, so the end does not
+/// wait for long.
+fn note_failure(folder: PathBuf, message: String) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let (written, done) = mpsc::channel();
+    thread::spawn(move || {
+        // Where nothing can be written there is still what the observer is told.
+        let _ = EventLog::open(&folder).and_then(|mut events| events.record(EventType::Failed, message, &[]));
+        let _ = write_report(&folder);
+        let _ = written.send(());
+    });
+    let _ = done.recv_timeout(PATIENCE);
 }
 
 /// One rank's part.
@@ -156,26 +178,31 @@ impl Part<'_> {
 
 /// Fails unless all ranks see the same run, model and data.
 fn agree(world: &dyn Group, prepared: &Prepared, folder: &RunPaths) -> Result<(), TrainError> {
-    let rank = world.rank();
-    // Rank 0 has written it, to the folder that all must see.
-    if !folder.settings().is_file() {
-        return Err(TrainError::NotShared { folder: folder.path().to_owned(), rank });
-    }
     let mut own = match prepared.plan.settings.to_json()? {
         Value::Object(settings) => settings,
         _ => Map::new(),
     };
     let eval = prepared.eval.as_ref().map(|(data, _)| data.identity());
+    // Rank 0 has just written it: a folder that only looks alike has another.
+    let newest_event = read_events(folder.path())?.last().map(|event| event.time.to_string());
     own.extend([
         ("tessera's version".to_owned(), env!("CARGO_PKG_VERSION").into()),
         ("model's files".to_owned(), model_identity(&prepared.source).into()),
+        ("first weights".to_owned(), first_weights(world, prepared)?.into()),
+        ("run folder".to_owned(), newest_event.into()),
         ("training data".to_owned(), prepared.train.identity().into()),
         ("evaluation data".to_owned(), eval.into()),
     ]);
-    let all = exchange(world, "what all ranks must agree on", &own)?;
-    for (rank, other) in all.iter().enumerate() {
+    // Rank 0 has written it, to the folder that all must see.
+    let sees = folder.settings().is_file();
+    let all = exchange(world, "what all ranks must agree on", &(sees, own))?;
+    if let Some(rank) = all.iter().position(|(sees, _)| !sees) {
+        return Err(TrainError::NotShared { folder: folder.path().to_owned(), rank });
+    }
+    let leading = &all[0].1;
+    for (rank, (_, other)) in all.iter().enumerate() {
         let differs = |(key, value): &(&String, &Value)| other.get(*key) != Some(*value);
-        if let Some((key, expected)) = all[0].iter().find(differs) {
+        if let Some((key, expected)) = leading.iter().find(differs) {
             let found = other.get(key).map_or_else(|| "none".to_owned(), Value::to_string);
             return Err(TrainError::Disagreement {
                 rank,
@@ -188,7 +215,15 @@ fn agree(world: &dyn Group, prepared: &Prepared, folder: &RunPaths) -> Result<()
     Ok(())
 }
 
-/// What is read of a model besides its weights, whose checks name their own faults.
+/// What the weights to start from look like, where there is another rank to compare with.
+fn first_weights(world: &dyn Group, prepared: &Prepared) -> Result<Option<String>, TrainError> {
+    if world.world_size() == 1 || prepared.resumes {
+        return Ok(None);
+    }
+    state::weights_identity(&prepared.plan.settings, &prepared.source)
+}
+
+/// What is read of a model besides its weights.
 fn model_identity(source: &ModelSource) -> String {
     let mut hash = Sha256::new();
     hash.update(source.config.to_string());

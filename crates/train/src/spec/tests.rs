@@ -43,6 +43,8 @@ shuffle: false
 activation_checkpointing: none
 devices: cuda:1,0
 parallel: {shard: 2, replicate: 1, context: 1, reshard_after_forward: false}
+dist_timeout: 60
+dist_startup_timeout: 120
 eval_interval: 30m
 template_date: 2026-08-14
 eval_generation: {do_sample: false, max_new_tokens: 7, temperature: 0.5, top_k: 3, top_p: 0.9}

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tessera_checkpoint::WeightSource;
 use tessera_checkpoint::dcp::ComposerWeights;
-use tessera_checkpoint::huggingface::{ModelSource, check_tensors};
+use tessera_checkpoint::huggingface::{Extras, ModelSource, TensorMismatch, TiedHead, check_tensors};
+use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Names, Naming};
 
@@ -14,9 +15,6 @@ use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::Settings;
 use crate::spec::Init;
-
-/// Names of buffers that old checkpoints carry and that are no parameters.
-const IGNORABLE_TENSORS: [&str; 1] = ["rotary_emb.inv_freq"];
 
 /// Elements that are read at a time where they are only looked at.
 const PIECE: usize = 1 << 22;
@@ -55,6 +53,27 @@ pub(crate) fn check_values(
         }
     }
     Ok(())
+}
+
+/// A digest of the weights' names, shapes, types, and of some elements of each tensor: enough to tell one training of a model
+/// from another without reading all of it. `None`: they come from the seed.
+pub(crate) fn weights_identity(
+    settings: &Settings,
+    source: &ModelSource,
+) -> Result<Option<String>, TrainError> {
+    const SAMPLE: usize = 32;
+    let Some((weights, _)) = open(settings, source)? else { return Ok(None) };
+    let mut hash = Sha256::new();
+    for (name, tensor) in weights.tensors() {
+        hash.update(format!("{name} {:?} {:?}", tensor.shape, tensor.dtype));
+        let (elements, mut sample) = (tensor.elements(), [0.0; SAMPLE]);
+        let sample = &mut sample[..SAMPLE.min(elements)];
+        for start in [0, elements / 2, elements] {
+            weights.read(name, start.min(elements - sample.len()), sample)?;
+            sample.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+    }
+    Ok(Some(sha256_hex(hash)))
 }
 
 /// What the tensors of a run's checkpoints and exports are called: as in the weights that it starts from.
@@ -121,9 +140,17 @@ pub(crate) fn spelled_as(
     weights: &dyn WeightSource,
     place: &str,
 ) -> Result<Model, TrainError> {
+    let mismatched = |mismatch| TrainError::Tensors { place: place.to_owned(), mismatch };
+    let stored = weights.tensors().keys().map(String::as_str);
+    if let Some((original, fused)) = Naming::mixed(config.family, stored) {
+        let (original, fused) = (original.to_owned(), fused.to_owned());
+        return Err(mismatched(TensorMismatch::MixedSpellings { original, fused }));
+    }
     let names = Names::new(config.family, naming(config, weights));
     let model = Model::with_names(config.clone(), names);
-    check_tensors(weights, &model.tensors(), &IGNORABLE_TENSORS)
-        .map_err(|mismatch| TrainError::Tensors { place: place.to_owned(), mismatch })?;
+    let (output, embedding) = (names.output(), names.embedding());
+    let tied = TiedHead { output: &output, embedding: &embedding };
+    let extras = Extras { tied: config.tie_word_embeddings.then_some(tied), buffers: &Names::BUFFERS };
+    check_tensors(weights, &model.tensors(), extras).map_err(mismatched)?;
     Ok(model)
 }

@@ -18,16 +18,19 @@ use tessera_checkpoint::dcp::pickle::Value;
 use tessera_checkpoint::dcp::{DcpError, DcpReader, StatePath};
 
 pub(crate) use exporting::export;
-pub(crate) use first_weights::{check, check_values, load, load_from, names, spelled_as};
+pub(crate) use first_weights::{check, check_values, load, load_from, names, spelled_as, weights_identity};
 pub use position::Position;
+pub use resuming::Attempt;
 pub(crate) use resuming::{Resumed, newest, resume};
 pub(crate) use saving::{Moment, Saved, Saver, SaverSettings};
-pub(crate) use shards::exchange;
+pub(crate) use shards::{Patience, exchange};
 
 /// Keys of our own part of the state: what was due when the run was asked to stop.
 const EVALUATION_OWED: &str = "evaluation_owed";
 const ANSWERS_OWED: &str = "answers_owed";
 const EXPORT_OWED: &str = "export_owed";
+/// The key of the number of ranks that trained so far.
+const RANKS: &str = "ranks";
 
 /// What was due when a run was asked to stop, and is made up for when it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -20,7 +20,7 @@ use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{RunPlan, Settings};
 use crate::state::shards::{exchange, same_state};
-use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, object, own};
+use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, RANKS, object, own};
 
 /// A checkpoint's description of its run.
 pub struct Resumable {
@@ -34,6 +34,8 @@ pub struct Resumable {
     pub settings: serde_json::Value,
     data_identity: String,
     owed: Owed,
+    /// The number of ranks that wrote it, where it says so.
+    ranks: Option<u64>,
     reader: DcpReader,
 }
 
@@ -81,6 +83,7 @@ impl Resumable {
                 answers: owed(ANSWERS_OWED)?,
                 export: owed(EXPORT_OWED)?,
             },
+            ranks: count(own(RANKS)).ok(),
             folder: folder.to_owned(),
             reader,
         })
@@ -184,6 +187,13 @@ pub fn resume(
         let attempt = Resumable::open(&folder).and_then(|found| {
             found.check(&plan.settings, data_identity)?;
             found.restore(engine, found.position.batch >= plan.length.total_batches)?;
+            let here = engine.units().mesh().world().world_size() as u64;
+            if let Some(ranks) = found.ranks.filter(|&ranks| ranks != here) {
+                observer.observe(Update::Warning(&format!(
+                    "{name} was written by a run of {ranks} ranks, this one has {here}: sums are taken in another order, so the \
+                     last bits of the numbers may differ from those of an undisturbed run"
+                )));
+            }
             Ok(Resumed { position: found.position, owed: found.owed })
         });
         match together(engine, attempt)? {
@@ -224,50 +234,52 @@ fn listed_by_rank_0(checkpoints: &Path, engine: &Engine) -> Result<Vec<Checkpoin
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
-/// How an attempt went on a rank.
-#[derive(Serialize, Deserialize)]
-enum Attempt {
+/// How an attempt went on a rank, the worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Attempt {
+    /// The rank has its slices.
     Restored,
-    Damaged(String),
-    PassedOver(String),
-    Failed(String),
+    /// Something is missing that an older checkpoint may have.
+    PassedOver,
+    /// The checkpoint is damaged; an older one may serve.
+    Damaged,
+    /// No checkpoint can serve.
+    Failed,
 }
 
-/// What an attempt came to on all ranks: this rank's own error, or else another's.
+impl Attempt {
+    fn of(result: &Result<Resumed, TrainError>) -> Self {
+        match result {
+            Ok(_) => Self::Restored,
+            Err(error) if is_damage(error) => Self::Damaged,
+            Err(error) if passes_over(error) => Self::PassedOver,
+            Err(_) => Self::Failed,
+        }
+    }
+}
+
+/// What an attempt came to on all ranks: the worst that came to any of them, so that all go on alike.
 fn together(
     engine: &Engine,
     attempt: Result<Resumed, TrainError>,
 ) -> Result<Result<Resumed, TrainError>, TrainError> {
-    let own = match &attempt {
-        Ok(_) => Attempt::Restored,
-        Err(error) if is_damage(error) => Attempt::Damaged(error.to_string()),
-        Err(error) if passes_over(error) => Attempt::PassedOver(error.to_string()),
-        Err(error) => Attempt::Failed(error.to_string()),
-    };
-    let attempts = exchange(engine.units().mesh().world(), "a checkpoint's reading", &own)?;
-    let elsewhere = attempts.into_iter().enumerate().find_map(|(rank, attempt)| match attempt {
-        Attempt::Restored => None,
-        Attempt::Damaged(message) => {
-            Some(TrainError::Elsewhere { rank, message, damage: true, passed_over: true })
-        }
-        Attempt::PassedOver(message) => {
-            Some(TrainError::Elsewhere { rank, message, damage: false, passed_over: true })
-        }
-        Attempt::Failed(message) => {
-            Some(TrainError::Elsewhere { rank, message, damage: false, passed_over: false })
-        }
-    });
-    Ok(match (attempt, elsewhere) {
-        (Ok(_), Some(elsewhere)) => Err(elsewhere),
-        (attempt, _) => attempt,
-    })
+    let own = Attempt::of(&attempt);
+    let message = attempt.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let attempts = exchange(engine.units().mesh().world(), "a checkpoint's reading", &(own, message))?;
+    let worst = attempts.iter().map(|(attempt, _)| *attempt).max().unwrap_or(own);
+    if own == worst {
+        return Ok(attempt);
+    }
+    let elsewhere = attempts.into_iter().enumerate().find(|(_, (attempt, _))| *attempt == worst);
+    let (rank, (attempt, message)) = elsewhere.unwrap_or((0, (own, String::new())));
+    Ok(Err(TrainError::Elsewhere { rank, message, attempt }))
 }
 
 /// Whether a checkpoint itself is at fault.
 fn is_damage(error: &TrainError) -> bool {
     match error {
         TrainError::Checkpoint(error) => error.is_damage(),
-        TrainError::Elsewhere { damage, .. } => *damage,
+        TrainError::Elsewhere { attempt, .. } => *attempt == Attempt::Damaged,
         _ => false,
     }
 }
@@ -276,7 +288,7 @@ fn is_damage(error: &TrainError) -> bool {
 fn passes_over(error: &TrainError) -> bool {
     match error {
         TrainError::NotResumable { .. } => true,
-        TrainError::Elsewhere { passed_over, .. } => *passed_over,
+        TrainError::Elsewhere { attempt, .. } => *attempt < Attempt::Failed,
         error => is_damage(error),
     }
 }

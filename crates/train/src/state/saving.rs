@@ -6,13 +6,13 @@
 //! Without `save_async` each unit is written under its lock and nothing is copied.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tessera_checkpoint::dcp::pickle::Value;
 use tessera_checkpoint::dcp::{
-    CheckpointName, ElementType, RankMetadata, RankWriter, StatePath, point_latest, retain,
+    CheckpointName, ElementType, RankMetadata, RankWriter, SaveId, StatePath, point_latest, retain,
 };
 use tessera_dist::{DistError, UnitState};
 use tessera_files::FileError;
@@ -23,8 +23,8 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::plan::{RunPlan, file_error};
 use crate::spec::OptimizerSpec;
-use crate::state::shards::Assembly;
-use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, own};
+use crate::state::shards::{Assembly, Patience};
+use crate::state::{ANSWERS_OWED, EVALUATION_OWED, EXPORT_OWED, Owed, Position, RANKS, own};
 
 /// How checkpoints of a run are kept.
 #[derive(Debug, Clone)]
@@ -33,10 +33,8 @@ pub struct SaverSettings {
     pub folder: PathBuf,
     /// How many stay; `None`: all.
     pub keep: Option<usize>,
-    /// Whether training goes on meanwhile.
-    pub beside: bool,
     /// How long rank 0 waits for the shards of the others.
-    pub patience: Duration,
+    pub patience: Patience,
 }
 
 /// Saves the checkpoints of one run, one at a time.
@@ -96,30 +94,23 @@ impl Saver {
         Self { settings, running: None }
     }
 
-    /// Saves `moment`, beside the training where the settings say so and `wait` does not; the earlier checkpoint must have been
-    /// finished. `Some`: it is complete.
-    pub fn start(
-        &mut self,
-        engine: &Engine,
-        moment: &Moment<'_>,
-        wait: bool,
-    ) -> Result<Option<Saved>, TrainError> {
+    /// Starts to save `moment`; the earlier checkpoint must have been finished. With `in_place` nothing is copied, and the
+    /// state must not change before [`Saver::finish`].
+    pub fn start(&mut self, engine: &Engine, moment: &Moment<'_>, in_place: bool) -> Result<(), TrainError> {
         let path = self.settings.folder.join(moment.position.checkpoint_name().to_string());
-        let Some(assembly) = Assembly::begin(engine, moment.position, path, self.settings.patience)? else {
-            return Ok(None);
+        let Some(assembly) = Assembly::begin(engine, moment.position, path, self.settings.patience.clone())?
+        else {
+            return Ok(());
         };
         let job = Job::new(engine, moment, self.settings.clone(), assembly)?;
-        if wait || !self.settings.beside {
-            return job.run_in_place().map(Some);
-        }
         let copied = Arc::new(Copied::default());
         let shared = copied.clone();
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(move || job.run_beside(&shared))
+            .spawn(move || if in_place { job.run_in_place() } else { job.run_beside(&shared) })
             .map_err(|source| file_error("start a thread for", &self.settings.folder, source))?;
         self.running = Some(Running { thread, copied });
-        Ok(None)
+        Ok(())
     }
 
     /// Waits until the snapshot under way, if any, has copied `unit`.
@@ -134,6 +125,11 @@ impl Saver {
         self.running.as_ref().is_some_and(|running| running.thread.is_finished())
     }
 
+    /// Whether a checkpoint is being saved.
+    pub fn is_busy(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.thread.is_finished())
+    }
+
     /// Waits for the checkpoint being saved, if any, and returns its folder.
     pub fn finish(&mut self) -> Result<Option<Saved>, TrainError> {
         let Some(running) = self.running.take() else { return Ok(None) };
@@ -142,8 +138,9 @@ impl Saver {
 }
 
 impl Drop for Saver {
-    /// A checkpoint under way is completed, whatever ends the run.
+    /// A checkpoint under way is completed, whatever ends the run, if the other ranks' shards come soon.
     fn drop(&mut self) {
+        self.settings.patience.hurried.store(true, Ordering::Relaxed);
         if let Some(running) = self.running.take() {
             let _ = running.thread.join();
         }
@@ -176,6 +173,7 @@ struct SavedUnit {
 struct Job {
     settings: SaverSettings,
     name: CheckpointName,
+    id: SaveId,
     weights_only: bool,
     assembly: Assembly,
     /// Every tensor's name.
@@ -207,6 +205,7 @@ impl Job {
         let counts = engine.optimizer_counts()?;
         let mut objects = run_objects(moment)?;
         let count = |value: u64| Value::Int(value.into());
+        objects.push((own(RANKS), count(engine.units().mesh().world().world_size() as u64)));
         objects.push((own("skipped"), count(counts.skipped)));
         objects.push((own("skipped_in_a_row"), count(counts.skipped_in_a_row)));
         if !moment.weights_only {
@@ -216,6 +215,7 @@ impl Job {
         Ok(Self {
             settings,
             name: moment.position.checkpoint_name(),
+            id: save_id(moment, assembly.ranks())?,
             weights_only: moment.weights_only,
             assembly,
             tensors: model.tensors().into_iter().map(|(name, _)| name).collect(),
@@ -277,11 +277,12 @@ impl Job {
         with_state: impl FnMut(usize, &mut StateWriter<'_>) -> Result<(), TrainError>,
     ) -> Result<Saved, TrainError> {
         let path = self.assembly.path().to_owned();
-        let metadata = match self.write(with_state) {
-            Ok(metadata) => metadata,
-            Err(error) => return Err(self.assembly.give_up(error)),
-        };
+        let written = self.write(with_state);
         let Self { assembly, settings, name, .. } = self;
+        let metadata = match written {
+            Ok(metadata) => metadata,
+            Err(error) => return assembly.give_up(error).map(|()| Saved { path, trouble: None }),
+        };
         if !assembly.complete(metadata)? {
             return Ok(Saved { path, trouble: None });
         }
@@ -296,7 +297,7 @@ impl Job {
         &self,
         mut with_state: impl FnMut(usize, &mut StateWriter<'_>) -> Result<(), TrainError>,
     ) -> Result<RankMetadata, TrainError> {
-        let mut writer = RankWriter::create(&self.assembly.folder(), self.assembly.rank())?;
+        let mut writer = RankWriter::create(&self.assembly.folder(), self.assembly.rank(), self.id)?;
         if self.assembly.rank() == 0 {
             self.write_common(&mut writer)?;
         }
@@ -361,6 +362,14 @@ impl Job {
 }
 
 type StateWriter<'a> = dyn FnMut(&UnitState) -> Result<(), TrainError> + 'a;
+
+/// What tells a save by so many ranks from all others, of this run and of others. The position holds the time spent training,
+/// on which all ranks agree and which never comes twice.
+fn save_id(moment: &Moment<'_>, ranks: usize) -> Result<SaveId, TrainError> {
+    let Moment { plan, position, data_identity, .. } = moment;
+    let settings = plan.settings.to_json()?;
+    Ok(SaveId::of(&format!("{settings} {data_identity} {position:?} {ranks}")))
+}
 
 /// What a checkpoint says about the run and its position.
 fn run_objects(moment: &Moment<'_>) -> Result<Vec<(StatePath, Value)>, TrainError> {

@@ -3,14 +3,16 @@
 //! They begin together: rank 0 makes the folder, and all make sure that they hold the same state. Then each writes its shard
 //! whenever it comes to it, and beside it a note of what is in it. Rank 0 collects the notes, writes `.metadata` and gives the
 //! folder its name. The notes are files, not collectives: they come beside the training, at a time that differs from rank
-//! to rank.
+//! to rank. They bear the number of the attempt, so that what a rank of an earlier one leaves late is nobody's.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tessera_checkpoint::dcp::{RankMetadata, write_metadata};
+use tessera_checkpoint::dcp::{RankMetadata, shard_file, write_metadata};
 use tessera_dist::{DistError, Group};
 use tessera_files::{AtomicFolder, write_atomic};
 use tessera_ops::DType;
@@ -22,6 +24,8 @@ use crate::state::Position;
 
 /// How long rank 0 sleeps between two looks for a note.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long it still waits for a note when the run has ended meanwhile.
+const HURRIED_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A rank's part in a checkpoint.
 pub(super) struct Assembly {
@@ -31,7 +35,26 @@ pub(super) struct Assembly {
     ranks: usize,
     /// The folder as rank 0 has it.
     whole: Option<AtomicFolder>,
-    patience: Duration,
+    /// The same on all ranks, and in no other attempt.
+    attempt: u64,
+    patience: Patience,
+    /// Whether rank 0 knows what became of this rank's shard.
+    handed_in: bool,
+}
+
+/// How long rank 0 waits for a shard that does not grow.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// While the run goes on.
+    pub patience: Duration,
+    /// Set when it has ended: whoever else is left must not be waited for.
+    pub hurried: Arc<AtomicBool>,
+}
+
+impl Patience {
+    fn get(&self) -> Duration {
+        if self.hurried.load(Ordering::Relaxed) { HURRIED_PATIENCE.min(self.patience) } else { self.patience }
+    }
 }
 
 /// What a rank has to say of its shard.
@@ -51,7 +74,7 @@ impl Assembly {
         engine: &Engine,
         position: &Position,
         path: PathBuf,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<Option<Self>, TrainError> {
         let (world, shard) = (engine.units().mesh().world(), engine.units().group());
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -60,11 +83,11 @@ impl Assembly {
             Ok::<_, TrainError>(AtomicFolder::create(&path)?)
         });
         let made = !matches!(whole, Some(Err(_)));
-        let all_made = same_state(engine, position, "at a checkpoint", made)?;
+        let Agreed { ready: all_made, attempt } = same_state(engine, position, "at a checkpoint", made)?;
         let whole = whole.transpose()?;
         let writes = all_made && engine.units().mesh().replicate().rank() == 0;
         let (rank, ranks) = (shard.rank(), shard.world_size());
-        Ok(writes.then_some(Self { path, rank, ranks, whole, patience }))
+        Ok(writes.then(|| Self { path, rank, ranks, whole, attempt, patience, handed_in: false }))
     }
 
     /// Where the checkpoint will lie.
@@ -82,8 +105,13 @@ impl Assembly {
         self.rank
     }
 
+    /// How many shards there are.
+    pub(super) fn ranks(&self) -> usize {
+        self.ranks
+    }
+
     fn note(&self, rank: usize) -> PathBuf {
-        self.folder().join(format!("{rank}.note"))
+        self.folder().join(format!("{rank}-{:x}.note", self.attempt))
     }
 
     /// Hands in this rank's shard; rank 0 waits for the others' and makes the checkpoint whole. Whether this rank did so.
@@ -93,6 +121,7 @@ impl Assembly {
     pub(super) fn complete(mut self, own: RankMetadata) -> Result<bool, TrainError> {
         let Some(whole) = self.whole.take() else {
             self.hand_in(&Note::Written(own))?;
+            self.handed_in = true;
             return Ok(false);
         };
         let mut shards = vec![own];
@@ -104,13 +133,25 @@ impl Assembly {
         Ok(true)
     }
 
-    /// Tells rank 0 that this rank's shard will not come, and returns why.
-    pub(super) fn give_up(&self, error: TrainError) -> TrainError {
-        if self.whole.is_none() {
-            // Where not even this can be written rank 0 stops waiting when its patience is over.
-            let _ = self.hand_in(&Note::Failed(error.to_string()));
+    /// Tells rank 0 that this rank's shard will not come. What stopped it is no failure where rank 0 has given up before.
+    ///
+    /// # Errors
+    /// Why it will not come.
+    pub(super) fn give_up(mut self, error: TrainError) -> Result<(), TrainError> {
+        if self.whole.is_none() && !self.folder().exists() {
+            self.handed_in = true;
+            return Ok(());
         }
-        error
+        self.leave_failure(error.to_string());
+        Err(error)
+    }
+
+    fn leave_failure(&mut self, message: String) {
+        if self.whole.is_none() && !self.handed_in {
+            // Where not even this can be written rank 0 stops waiting when its patience is over.
+            let _ = self.hand_in(&Note::Failed(message));
+            self.handed_in = true;
+        }
     }
 
     /// Leaves a note for rank 0. If it has given up, the folder is gone, and that is no fault of this rank.
@@ -123,11 +164,18 @@ impl Assembly {
 
     /// The note of another rank, which is then removed.
     fn wait_for(&self, rank: usize) -> Result<RankMetadata, TrainError> {
-        let (path, began) = (self.note(rank), Instant::now());
+        let path = self.note(rank);
+        let shard = self.folder().join(shard_file(rank));
+        let size = || std::fs::metadata(&shard).map_or(0, |metadata| metadata.len());
         let failed = |message: String| TrainError::ShardFailed { rank, message };
+        let (mut grown, mut last) = (Instant::now(), size());
         while !path.exists() {
-            if began.elapsed() > self.patience {
-                return Err(failed(format!("it did not come within {} s", self.patience.as_secs_f64())));
+            let (patience, now) = (self.patience.get(), size());
+            if now != last {
+                (grown, last) = (Instant::now(), now);
+            }
+            if grown.elapsed() > patience {
+                return Err(failed(format!("it has not grown for {} s", patience.as_secs_f64())));
             }
             thread::sleep(PAUSE);
         }
@@ -137,6 +185,13 @@ impl Assembly {
             Note::Written(metadata) => Ok(metadata),
             Note::Failed(message) => Err(failed(message)),
         }
+    }
+}
+
+impl Drop for Assembly {
+    /// However a rank's part ends, rank 0 does not wait for it in vain.
+    fn drop(&mut self) {
+        self.leave_failure("its thread ended".to_owned());
     }
 }
 
@@ -156,9 +211,19 @@ struct Report {
     slice: (usize, u64),
     /// Whether the rank is ready for what comes next.
     ready: bool,
+    /// A number that the rank has not said before.
+    number: u64,
 }
 
-/// Checks that all ranks hold the same state, which is named as of some `moment`. All ranks call it. Returns whether all are
+/// What ranks that hold the same state agree on besides.
+pub(super) struct Agreed {
+    /// Whether all are ready for what comes next.
+    pub ready: bool,
+    /// A number for what comes next.
+    pub attempt: u64,
+}
+
+/// Checks that all ranks hold the same state, which is named as of some `moment`. All ranks call it, and say whether they are
 /// `ready` for what comes next.
 ///
 /// # Errors
@@ -168,7 +233,7 @@ pub(super) fn same_state(
     position: &Position,
     moment: &'static str,
     ready: bool,
-) -> Result<bool, TrainError> {
+) -> Result<Agreed, TrainError> {
     let mesh = engine.units().mesh();
     let own = Report {
         replicated: Replicated {
@@ -177,6 +242,7 @@ pub(super) fn same_state(
         },
         slice: (mesh.shard().rank(), if mesh.replicate().world_size() > 1 { weight_sum(engine)? } else { 0 }),
         ready,
+        number: unused_number(),
     };
     let reports = exchange(mesh.world(), moment, &own)?;
     let differing = |found: String, expected: String, rank: usize, other: usize| {
@@ -193,7 +259,13 @@ pub(super) fn same_state(
             return differing(sum(report.slice), sum(reports[first].slice), rank, first);
         }
     }
-    Ok(reports.iter().all(|report| report.ready))
+    Ok(Agreed { ready: reports.iter().all(|report| report.ready), attempt: reports[0].number })
+}
+
+/// A number that no process says twice: the time and the process.
+fn unused_number() -> u64 {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (time.as_nanos() as u64).rotate_left(16) ^ u64::from(std::process::id())
 }
 
 /// What every rank says, in their order.
@@ -206,14 +278,14 @@ pub(crate) fn exchange<T: Serialize + for<'a> Deserialize<'a>>(
     Ok(all.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?)
 }
 
-/// The bits of all weights of this rank, added up: cheap, and different where a bit is.
+/// The bits of all weights of this rank, each multiplied by its place, added up: cheap, and different where one bit is.
 fn weight_sum(engine: &Engine) -> Result<u64, TrainError> {
     let mut sum = 0_u64;
     for (index, unit) in engine.units().iter().enumerate() {
         let state = unit.state().read().map_err(|_| DistError::Abandoned { unit: index })?;
         let view = state.master.view(DType::F32);
-        for value in view.as_slice::<f32>()? {
-            sum = sum.wrapping_add(u64::from(value.to_bits()));
+        for (place, value) in view.as_slice::<f32>()?.iter().enumerate() {
+            sum = sum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(2 * place as u64 + 1));
         }
     }
     Ok(sum)

@@ -11,7 +11,7 @@ use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Piece};
 use tessera_ops::DType;
 
-use super::{Moment, Owed, Position, Saver, SaverSettings, resume};
+use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, resume};
 use crate::engine::{Engine, MemoryPlan, Sharing};
 use crate::observe::Silent;
 use crate::plan::{RunPlan, Settings, engine_settings};
@@ -94,8 +94,7 @@ fn save(folder: &Path, config: &ModelConfig, degrees: Degrees) {
         let settings = SaverSettings {
             folder: folder.to_owned(),
             keep: None,
-            beside: degrees.shard > 2,
-            patience: Duration::from_secs(60),
+            patience: Patience { patience: Duration::from_secs(60), hurried: Default::default() },
         };
         let mut saver = Saver::new(settings);
         let moment = Moment {
@@ -105,7 +104,7 @@ fn save(folder: &Path, config: &ModelConfig, degrees: Degrees) {
             owed: Owed::default(),
             weights_only: false,
         };
-        saver.start(&engine, &moment, false).unwrap();
+        saver.start(&engine, &moment, degrees.shard <= 2).unwrap();
         saver.finish().unwrap();
     });
 }

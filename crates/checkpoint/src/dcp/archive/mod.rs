@@ -8,7 +8,9 @@ mod read;
 mod write;
 
 pub(crate) use read::{Archive, Record, elements_range};
-pub(crate) use write::{write_object, write_tensor};
+pub(crate) use write::{Serial, write_object, write_tensor};
 
 /// The folder that `torch.save` puts the records of an unnamed archive into.
 const PREFIX: &str = "archive";
+/// The record that tells an archive from others.
+const SERIALIZATION_ID: &str = ".data/serialization_id";

@@ -7,7 +7,9 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::dcp::error::ItemFault;
 use crate::dcp::pickle::{self, TensorReference, Value};
+use crate::dcp::save_id::SaveId;
 
+use super::SERIALIZATION_ID;
 use super::write::contiguous_strides;
 
 /// The records of one archive, by name without the leading folder.
@@ -63,6 +65,12 @@ impl<'a> Archive<'a> {
     /// Checks every record's bytes.
     pub(crate) fn check(&self) -> Result<(), ItemFault> {
         self.records.iter().try_for_each(|record| record.check(self.bytes))
+    }
+
+    /// Checks that it is of the save that its `.metadata` names.
+    pub(crate) fn check_save(&self, save: SaveId) -> Result<(), ItemFault> {
+        let same = self.content(SERIALIZATION_ID).is_ok_and(|id| id.starts_with(save.to_string().as_bytes()));
+        if same { Ok(()) } else { Err(ItemFault::OtherSave) }
     }
 
     /// The content of a record, checked.

@@ -7,13 +7,21 @@ use std::sync::Arc;
 use zip::write::{SimpleFileOptions, StreamWriter, ZipWriter};
 use zip::{CompressionMethod, DateTime};
 
-use super::PREFIX;
+use super::{PREFIX, SERIALIZATION_ID};
 use crate::dcp::element::ElementType;
 use crate::dcp::error::write_error;
 use crate::dcp::pickle::{self, Protocol, StorageReference, TensorReference, Value};
+use crate::dcp::save_id::SaveId;
 
 /// Above this a record needs zip64 sizes.
 const ZIP64_LENGTH: u64 = u32::MAX as u64;
+
+/// What tells an archive from all others: the save, and where in the shard it begins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Serial {
+    pub(crate) save: SaveId,
+    pub(crate) offset: u64,
+}
 
 struct Records<'a, W: Write> {
     zip: ZipWriter<StreamWriter<&'a mut W>>,
@@ -43,23 +51,24 @@ impl<'a, W: Write> Records<'a, W> {
         Ok(records)
     }
 
-    fn end(mut self, serial: u64) -> io::Result<()> {
+    fn end(mut self, serial: Serial) -> io::Result<()> {
+        let Serial { save, offset } = serial;
         self.record("version", b"3\n")?;
-        self.record(".data/serialization_id", format!("{serial:040}").as_bytes())?;
+        self.record(SERIALIZATION_ID, format!("{save}{offset:020}").as_bytes())?;
         self.zip.finish().map_err(write_error)?;
         Ok(())
     }
 }
 
-/// Writes an object that has no tensors in it. `serial` is to tell archives of a shard apart.
-pub(crate) fn write_object<W: Write>(out: &mut W, serial: u64, value: &Value) -> io::Result<()> {
+/// Writes an object that has no tensors in it.
+pub(crate) fn write_object<W: Write>(out: &mut W, serial: Serial, value: &Value) -> io::Result<()> {
     Records::begin(out, value)?.end(serial)
 }
 
 /// Writes a tensor whose elements, little-endian and row-major, `fill` writes.
 pub(crate) fn write_tensor<W: Write>(
     out: &mut W,
-    serial: u64,
+    serial: Serial,
     dtype: ElementType,
     shape: &[usize],
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,

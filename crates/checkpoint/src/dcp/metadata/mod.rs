@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::element::ElementType;
 use super::path::StatePath;
 use super::rectangle::Rectangle;
+use super::save_id::SaveId;
 
 pub(crate) use read::parse;
 pub(crate) use write::serialise;
@@ -37,13 +38,16 @@ pub(crate) struct Tensor {
 /// What a `.metadata` says, as it is read.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata {
+    /// `None`: another program wrote it.
+    pub(crate) save: Option<SaveId>,
     pub(crate) tensors: BTreeMap<String, Tensor>,
     pub(crate) objects: BTreeMap<String, Place>,
 }
 
 /// What a `.metadata` is to say: as it is read, and where in the nested state each entry stands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Plan {
+    pub(crate) save: SaveId,
     pub(crate) tensors: BTreeMap<StatePath, Tensor>,
     pub(crate) objects: BTreeMap<StatePath, Place>,
 }

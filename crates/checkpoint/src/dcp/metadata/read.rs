@@ -9,6 +9,7 @@ use crate::dcp::element::ElementType;
 use crate::dcp::error::MetadataFault;
 use crate::dcp::pickle::{self, Global, Object, Value};
 use crate::dcp::rectangle::{Rectangle, check_cover};
+use crate::dcp::save_id::SaveId;
 
 /// The most dimensions of a tensor, attributes of an instance, and bytes of a name. A pickle may mention one tuple,
 /// dict or text any number of times, so that only small ones may be copied or searched at each mention: with these
@@ -27,7 +28,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Metadata, MetadataFault> {
     let entries =
         |name: &str| attribute(state, name).and_then(Value::as_entries).ok_or_else(|| kind(name, "a dict"));
     let mut places = places(entries("storage_data")?)?;
-    let mut metadata = Metadata::default();
+    let mut metadata = Metadata { save: save_id(state), ..Metadata::default() };
     for (name, entry) in entries("state_dict_metadata")? {
         let name = short_text(name)
             .ok_or_else(|| kind("a key of state_dict_metadata", "a str of at most 4096 bytes"))?;
@@ -43,6 +44,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Metadata, MetadataFault> {
         }
     }
     Ok(metadata)
+}
+
+/// The save that it says it is of, if we wrote it.
+fn save_id(metadata: &Object) -> Option<SaveId> {
+    let identifiers = instance(attribute(metadata, "storage_meta")?, Global::STORAGE_META)?;
+    SaveId::from_metadata(short_text(attribute(identifiers, "save_id")?)?)
 }
 
 fn kind(place: &str, expected: &'static str) -> MetadataFault {
@@ -161,7 +168,7 @@ mod tests {
         let place = Place { file: "__0_0.distcp".into(), offset: 0, length: 1 };
         let tensor = Tensor { dtype: ElementType::F32, shape, chunks: vec![(part, place)] };
         let tensors = BTreeMap::from([(StatePath::keys(&[name]), tensor)]);
-        serialise(&Plan { tensors, objects: BTreeMap::new() })
+        serialise(&Plan { save: SaveId::of("test"), tensors, objects: BTreeMap::new() })
     }
 
     fn refused(pickle: &[u8], place: &str) {

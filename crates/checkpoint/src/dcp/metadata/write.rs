@@ -1,11 +1,11 @@
-//! From tables to the pickle, attribute for attribute as PyTorch writes it. `storage_meta` (identifiers of the
-//! save) is left out: it is optional, and the same state gives the same bytes without it.
+//! From tables to the pickle, attribute for attribute as PyTorch writes it.
 
 use std::sync::Arc;
 
 use super::{Place, Plan, Tensor};
 use crate::dcp::path::{PathElement, StatePath};
 use crate::dcp::pickle::{self, Global, Made, Object, Protocol, Value};
+use crate::dcp::save_id::SaveId;
 
 /// The content of the `.metadata` file that says what `plan` says.
 pub(crate) fn serialise(plan: &Plan) -> Vec<u8> {
@@ -30,6 +30,7 @@ pub(crate) fn serialise(plan: &Plan) -> Vec<u8> {
         ("state_dict_metadata", Value::Dict(described.into())),
         ("planner_data", Value::Dict(paths.into())),
         ("storage_data", Value::Dict(stored.into())),
+        ("storage_meta", storage_meta(plan.save)),
     ];
     pickle::write(&instance(Global::METADATA, Some(Value::dict(attributes))), Protocol::Four)
 }
@@ -58,6 +59,17 @@ fn index(name: &Value, offsets: Option<&[usize]>) -> Value {
     let mut attributes = vec![("fqn", name.clone()), ("index", Value::None)];
     attributes.extend(offsets.map(|offsets| ("offset", size(offsets))));
     instance(Global::METADATA_INDEX, Some(Value::dict(attributes)))
+}
+
+/// The identifiers of a save.
+fn storage_meta(save: SaveId) -> Value {
+    let attributes = [
+        ("checkpoint_id", Value::None),
+        ("save_id", save.in_metadata().as_str().into()),
+        ("load_id", Value::None),
+        ("modules", Value::list([])),
+    ];
+    instance(Global::STORAGE_META, Some(Value::dict(attributes)))
 }
 
 fn storage_info(place: &Place) -> Value {

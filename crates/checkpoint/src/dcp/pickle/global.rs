@@ -21,6 +21,7 @@ impl Global {
     pub(crate) const CHUNK_STORAGE_METADATA: Self = Self::new(METADATA, "ChunkStorageMetadata");
     pub(crate) const METADATA_INDEX: Self = Self::new(METADATA, "MetadataIndex");
     pub(crate) const MEMORY_FORMAT: Self = Self::new(METADATA, "_MEM_FORMAT_ENCODING");
+    pub(crate) const STORAGE_META: Self = Self::new(METADATA, "StorageMeta");
     pub(crate) const STORAGE_INFO: Self =
         Self::new("torch.distributed.checkpoint.filesystem", "_StorageInfo");
     pub(crate) const LAYOUT: Self = Self::new("torch.serialization", "_get_layout");
@@ -33,8 +34,7 @@ impl Global {
     pub(crate) const ENCODE: Self = Self::new("_codecs", "encode");
 
     /// What may occur in a checkpoint but means nothing to us; kept as [`super::Object`].
-    const OTHERS: [Self; 11] = [
-        Self::new(METADATA, "StorageMeta"),
+    const OTHERS: [Self; 10] = [
         Self::new("pathlib", "PosixPath"),
         // Python 3.13 pickles the same class under this module.
         Self::new("pathlib._local", "PosixPath"),
@@ -50,7 +50,7 @@ impl Global {
         Self::new("torch", "device"),
     ];
 
-    const INTERPRETED: [Self; 15] = [
+    const INTERPRETED: [Self; 16] = [
         Self::METADATA,
         Self::TENSOR_STORAGE_METADATA,
         Self::BYTES_STORAGE_METADATA,
@@ -58,6 +58,7 @@ impl Global {
         Self::CHUNK_STORAGE_METADATA,
         Self::METADATA_INDEX,
         Self::MEMORY_FORMAT,
+        Self::STORAGE_META,
         Self::STORAGE_INFO,
         Self::LAYOUT,
         Self::SIZE,

@@ -1,12 +1,20 @@
 //! `tojson` of transformers: `json.dumps(value, ensure_ascii=False, indent=None, separators=None)`. Unlike Jinja's own
 //! it escapes no HTML.
 
-use std::io;
+use std::io::{self, Read as _};
 
 use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
+
+use super::bounded::Buffer;
+
+/// The widest indent; templates take 4 at most.
+const INDENT: usize = 100;
+
+/// The deepest nesting, short of Python's own limit of about a thousand.
+const DEPTH: usize = 500;
 
 /// The filter.
 pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
@@ -14,6 +22,10 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let separators: Option<Vec<String>> = options.get("separators")?;
     options.assert_all_used()?;
+    if let Some(width) = indent.filter(|&width| width > INDENT) {
+        let problem = format!("tojson: indent is {width}; it may be {INDENT} at most");
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
     let (item, key) = match separators.as_deref() {
         // Python leaves the blank out where a line ends after the separator.
         None => (if indent.is_some() { "," } else { ", " }, ": "),
@@ -23,13 +35,11 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
             return Err(Error::new(ErrorKind::InvalidOperation, problem));
         }
     };
-    let mut bytes = Vec::new();
+    let mut text = Buffer::default();
     let layout = Layout { indent, item, key, ascii, depth: 0, empty: true };
-    let written = value.serialize(&mut Serializer::with_formatter(&mut bytes, layout));
-    written
-        .map_err(|error| error.to_string())
-        .and_then(|()| String::from_utf8(bytes).map_err(|error| error.to_string()))
-        .map_err(|error| Error::new(ErrorKind::BadSerialization, error))
+    let written = value.serialize(&mut Serializer::with_formatter(&mut text, layout));
+    written.map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
+    text.into_text()
 }
 
 /// How Python lays JSON out.
@@ -49,6 +59,9 @@ struct Layout<'a> {
 
 impl Layout<'_> {
     fn open<W: ?Sized + io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
+        if self.depth == DEPTH {
+            return Err(io::Error::other(format!("the value is nested more than {DEPTH} levels deep")));
+        }
         self.depth += 1;
         self.empty = true;
         writer.write_all(bracket)
@@ -71,10 +84,9 @@ impl Layout<'_> {
     }
 
     fn new_line<W: ?Sized + io::Write>(&self, writer: &mut W) -> io::Result<()> {
-        match self.indent {
-            Some(width) => write!(writer, "\n{:1$}", "", width * self.depth),
-            None => Ok(()),
-        }
+        let Some(width) = self.indent else { return Ok(()) };
+        writer.write_all(b"\n")?;
+        io::copy(&mut io::repeat(b' ').take((width * self.depth) as u64), writer).map(drop)
     }
 }
 

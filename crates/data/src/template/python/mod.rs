@@ -1,6 +1,7 @@
 //! Where chat templates expect Python: they are written for Jinja2 as transformers sets it up, and the engine differs
 //! from it in what a blank is, in what can be iterated over, in JSON, and in methods of strings.
 
+pub(super) mod bounded;
 mod json;
 mod strings;
 
@@ -11,6 +12,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 /// Makes `environment` behave as transformers' does. `date` is the day that templates print.
 pub(super) fn install(environment: &mut Environment<'static>, date: Date) {
     environment.set_unknown_method_callback(strings::method);
+    bounded::install(environment);
     environment.add_filter("trim", strings::trim);
     environment.add_filter("tojson", json::to_json);
     environment.add_test("iterable", is_iterable);

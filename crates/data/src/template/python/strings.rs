@@ -5,6 +5,8 @@ use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use super::bounded;
+
 /// What the environment calls for a method that a value does not have.
 pub(super) fn method(
     state: &mut State,
@@ -12,6 +14,9 @@ pub(super) fn method(
     name: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        bounded::check_method(text, name, arguments)?;
+    }
     let found = value.as_str().and_then(|text| of_string(text, name, arguments));
     found.unwrap_or_else(|| pycompat::unknown_method_callback(state, value, name, arguments))
 }

@@ -114,6 +114,8 @@ fn absent_keys_of_mixtral_take_the_defaults_of_transformers() {
         "rope_theta",
         "max_position_embeddings",
         "sliding_window",
+        "bos_token_id",
+        "eos_token_id",
     ];
     let changes = absent.into_iter().map(|key| (key.to_owned(), json!("absent"))).collect();
     let config = parse(&with(mixtral(), Value::Object(changes))).unwrap();
@@ -123,6 +125,7 @@ fn absent_keys_of_mixtral_take_the_defaults_of_transformers() {
     assert_eq!((config.num_key_value_heads, config.max_position_embeddings), (8, 131_072));
     assert_eq!((config.norm_epsilon, config.rope.theta), (1.0e-5, 1_000_000.0));
     assert_eq!(config.sliding_window, None);
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2]));
     let windowed = with(mixtral(), json!({"sliding_window": 16, "num_key_value_heads": null}));
     let windowed = parse(&windowed).unwrap();
     assert_eq!((windowed.sliding_window, windowed.num_key_value_heads), (Some(16), 8));
@@ -208,8 +211,19 @@ fn an_exported_dbrx_has_its_rotary_base_in_both_places() {
     let scaled = with(dbrx(), json!({"rope_scaling": scaling}));
     let config = parse(&scaled).unwrap();
     let exported = config.exported(&scaled);
-    assert_eq!(exported["rope_parameters"], with(scaling, json!({"rope_theta": 500000.0})));
+    let whole = with(scaling, json!({"rope_theta": 500000.0}));
+    assert_eq!([&exported["rope_parameters"], &exported["rope_scaling"]], [&whole, &whole]);
     assert_eq!(parse(&exported).unwrap(), config);
+    for nothing in [
+        json!({"rope_parameters": {"rope_theta": null}}),
+        json!({"rope_parameters": null, "rope_scaling": {}}),
+    ] {
+        let source = with(dbrx(), nothing);
+        let exported = parse(&source).unwrap().exported(&source);
+        assert_eq!(exported["rope_parameters"]["rope_theta"], json!(500_000.0));
+        assert_eq!(exported.get("rope_scaling"), source.get("rope_scaling"));
+        assert_eq!(parse(&exported).unwrap(), parse(&dbrx()).unwrap());
+    }
     assert_eq!(parse(&mixtral()).unwrap().exported(&mixtral()), mixtral());
 }
 
@@ -248,8 +262,29 @@ fn what_cannot_be_trained_is_refused_by_name() {
             "`num_local_experts` is 0; expected a whole number",
         ),
         (
+            with(mixtral(), json!({"num_local_experts": 1_u64 << 31})),
+            "`num_local_experts` is 2147483648; expected a whole number from 1 to 4096",
+        ),
+        (
+            with(mixtral(), json!({"num_local_experts": 4096, "num_hidden_layers": 25})),
+            "`num_local_experts` is 4096; expected at most 100000 experts in all blocks, \
+             of which `num_hidden_layers` says there are 25",
+        ),
+        (
+            with(dbrx(), json!({"n_layers": 4097})),
+            "`n_layers` is 4097; expected a whole number from 1 to 4096",
+        ),
+        (
             with(mixtral(), json!({"router_aux_loss_coef": -1})),
-            "`router_aux_loss_coef` is -1; expected a number of at least 0",
+            "`router_aux_loss_coef` is -1; expected 0, or a number from 1e-12 to 1e12",
+        ),
+        (
+            with(mixtral(), json!({"router_aux_loss_coef": 1e39})),
+            "`router_aux_loss_coef` is 1e+39; expected 0, or a number from 1e-12 to 1e12",
+        ),
+        (
+            with(mixtral(), json!({"rms_norm_eps": 1e-46})),
+            "`rms_norm_eps` is 1e-46; expected a number from 1e-12 to 1",
         ),
         (
             with(mixtral(), json!({"model_type": "dbrx"})),
@@ -285,7 +320,27 @@ fn keys_within_objects_are_named_whole() {
         (
             "attn_config",
             json!({"clip_qkv": 0}),
-            "`attn_config.clip_qkv` is 0; expected a number above 0 or null",
+            "`attn_config.clip_qkv` is 0; expected a number from 1e-12 to 1e12, or null",
+        ),
+        (
+            "attn_config",
+            json!({"clip_qkv": 1e39}),
+            "`attn_config.clip_qkv` is 1e+39; expected a number from 1e-12 to 1e12, or null",
+        ),
+        (
+            "ffn_config",
+            json!({"moe_loss_weight": 1e39}),
+            "`ffn_config.moe_loss_weight` is 1e+39; expected 0, or a number from 1e-12 to 1e12",
+        ),
+        (
+            "ffn_config",
+            json!({"moe_num_experts": 4097}),
+            "`ffn_config.moe_num_experts` is 4097; expected a whole number from 1 to 4096",
+        ),
+        (
+            "ffn_config",
+            json!({"ffn_act_fn": {"activation": "silu"}}),
+            "`ffn_config.ffn_act_fn.name` is missing; expected \"silu\"",
         ),
         (
             "attn_config",
@@ -310,7 +365,12 @@ fn keys_within_objects_are_named_whole() {
         (
             "ffn_config",
             json!({"moe_normalize_expert_weights": 0}),
-            "`ffn_config.moe_normalize_expert_weights` is 0; expected the order of a norm",
+            "`ffn_config.moe_normalize_expert_weights` is 0; expected the order of a norm, a number from 1 to 16, or null",
+        ),
+        (
+            "ffn_config",
+            json!({"moe_normalize_expert_weights": 1000}),
+            "`ffn_config.moe_normalize_expert_weights` is 1000; expected the order of a norm",
         ),
         (
             "ffn_config",

@@ -4,6 +4,7 @@ use serde_json::Map;
 
 use super::experts::{dbrx, mixtral};
 use super::*;
+use crate::Model;
 
 const CASES: u64 = 8000;
 
@@ -107,12 +108,13 @@ fn mutate(config: &mut Value, families: &[Value], values: &[Value], random: &mut
 
 /// What must hold for every config that is accepted.
 fn check_accepted(config: &ModelConfig) {
+    assert_eq!(Model::new(config.clone()).parameter_count() as u64, config.parameter_count());
     assert!(config.active_parameter_count() <= config.parameter_count());
     assert!(config.parameter_count() <= i64::MAX as u64);
     assert!(config.training_flops_per_token(config.max_position_embeddings).full.is_finite());
     if config.head_dim <= 1 << 10 {
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
-        assert!(frequencies.iter().all(|frequency| frequency.is_finite()), "{:?}", config.rope);
+        assert!(frequencies.iter().all(|frequency| (*frequency as f32).is_finite()), "{:?}", config.rope);
     }
 }
 
