@@ -40,8 +40,18 @@ impl Failure {
         if self.is_closed_pipe() {
             return ExitCode::SUCCESS;
         }
+        self.say();
+        ExitCode::from(self.exit_code())
+    }
+
+    /// Prints the error.
+    pub fn say(&self) {
         output::complain("error", &self.text());
-        ExitCode::from(match self {
+    }
+
+    /// What the process is to end with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
             Self::Train(error) => match error.fault() {
                 Fault::Input => INPUT,
                 Fault::Machine => MACHINE,
@@ -49,7 +59,7 @@ impl Failure {
             },
             Self::Argument(_) => INPUT,
             Self::Output(_) | Self::Json(_) | Self::Signals(_) => MACHINE,
-        })
+        }
     }
 
     /// Whether the reader of standard output has gone.

@@ -47,7 +47,15 @@ impl TrainArguments {
         let observer: Arc<dyn Observer> = reporter.clone();
         let outcome = run::train(spec, &launch, &observer, &stop);
         reporter.clear();
-        let outcome = outcome?;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let failure = Failure::from(error);
+                failure.say();
+                launch.abort(failure.exit_code());
+                return Ok(ExitCode::from(failure.exit_code()));
+            }
+        };
         let code = match outcome {
             Outcome::Stopped { signal, .. } => ExitCode::from(signals::exit_code(signal)),
             Outcome::Completed(_) | Outcome::AlreadyCompleted(_) => ExitCode::SUCCESS,

@@ -68,6 +68,15 @@ impl Launch {
         Self::read(|name| std::env::var(name).ok())
     }
 
+    /// Ends the other processes of the run too, which would wait for this one; does nothing where there are none.
+    #[cfg_attr(not(feature = "mpi"), allow(unused_variables))]
+    pub fn abort(&self, code: u8) {
+        #[cfg(feature = "mpi")]
+        if self.processes > 1 {
+            tessera_dist::mpi::abort(i32::from(code));
+        }
+    }
+
     /// Whether this process has rank 0, which writes and tells what there is to tell.
     pub fn leads(&self) -> bool {
         self.process == 0

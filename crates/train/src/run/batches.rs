@@ -90,6 +90,8 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
     }
     let fields = [("batch", total.into())];
     between.note(EventType::TrainFinished, "all batches are done".into(), &fields, &mut logs);
+    // The others wait while rank 0 writes the last of it.
+    deadline.set(prepared.plan.settings.startup_timeout());
     let checkpoint = between.finish(&training.engine, &position, &mut logs)?;
     logs.sync()?;
     between.note(EventType::Completed, "everything is saved".into(), &fields, &mut logs);
