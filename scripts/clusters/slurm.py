@@ -173,7 +173,7 @@ def submit(folder: Folder, name: str, *overrides: str) -> str:
     """Submits the job file that the README shows; returns the job's number."""
     environment = os.environ | {"TESSERA": BINARY, "RAYON_NUM_THREADS": "1"}
     script = [str(ROOT / "configs/slurm.sbatch"), "run.yaml", f"run_name={name}", *overrides]
-    line = ["sbatch", "--parsable", f"--output={folder.path}/slurm-{name}.log", *script]
+    line = ["sbatch", "--parsable", "--export=ALL,TESSERA_REQUEUE_AFTER=0", f"--output={folder.path}/slurm-{name}.log", *script]
     ran = subprocess.run(line, cwd=folder.path, env=environment, capture_output=True, text=True, check=False)
     expect(ran.returncode == 0, f"sbatch: {ran.stderr}")
     return ran.stdout.strip()
