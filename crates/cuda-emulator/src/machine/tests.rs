@@ -144,6 +144,8 @@ fn a_barrier_orders_shared_memory_and_a_missing_one_is_a_race() {
         message.contains("kernel test, block (0, 0, 0)") && message.contains("no barrier between them"),
         "{message}"
     );
+    // A barrier orders what came before it, not what comes after.
+    hazard(&format!("bar.sync 0;\n{}", REVERSE.replace("BARRIER", "")), 1, 128, HazardKind::SharedRace);
     // Two of the warps meet without the others: only the pairs 0-3 and 1-2 must.
     let half = REVERSE.replace("BARRIER", "shr.u32 %r5, %t, 6;\nadd.u32 %r5, %r5, 1;\nbarrier.sync %r5, 64;");
     hazard(&half, 1, 128, HazardKind::SharedRace);

@@ -114,7 +114,7 @@ impl Warp {
     /// The accesses that this warp makes now.
     pub fn who(&self, generation: u32, block: u32) -> Who<'_> {
         let warp = self.index as u32;
-        Who { generation, block, warp, epoch: self.clock[self.index] - 1, clock: &self.clock }
+        Who { generation, block, warp, epoch: self.clock[self.index], clock: &self.clock }
     }
 
     /// What comes now is later than what a barrier ordered.
