@@ -69,7 +69,13 @@ fn a_missing_barrier_is_seen() {
     );
     must_fail("bias", "bias.cu", barrier, norms::bias_follows_the_cpu, "race in shared memory");
     let barrier = ("        next += all;\n        __syncthreads();\n", "        next += all;\n");
-    must_fail("experts/sort", "experts/sort.cu", barrier, experts::sorting_is_the_cpus, "race in shared memory");
+    must_fail(
+        "experts/sort",
+        "experts/sort.cu",
+        barrier,
+        experts::sorting_is_the_cpus,
+        "race in shared memory",
+    );
 }
 
 #[test]

@@ -54,6 +54,26 @@ fn any_number_of_ranks_trains_as_one_does() {
     }
 }
 
+/// The load-balancing loss is a row's own, so it does not depend on which rank has the row, or a part of it.
+#[test]
+fn experts_train_on_any_number_of_ranks_as_on_one() {
+    let tiny = Tiny::mixture();
+    tiny.train(&["run_name=one"], None).0.unwrap();
+    let balance = |line: &serde_json::Value| line.get("loss/train/lbl").and_then(serde_json::Value::as_f64);
+    // Coefficient 0.1 times two active experts, were they all used alike.
+    assert!(tiny.metrics("one").iter().filter_map(balance).all(|loss| loss > 0.15 && loss < 0.4));
+    for (run, arguments) in [
+        ("two", vec!["devices=cpu:2"]),
+        ("three", vec!["devices=cpu:3", "parallel.reshard_after_forward=false"]),
+        ("all ways", vec!["devices=cpu:8", "parallel.replicate=2", "parallel.context=2"]),
+    ] {
+        let name = format!("run_name={run}");
+        let arguments: Vec<&str> = arguments.into_iter().chain([name.as_str()]).collect();
+        tiny.train(&arguments, None).0.unwrap();
+        assert_same_run(&tiny, run, "one");
+    }
+}
+
 #[test]
 fn a_stopped_run_of_several_ranks_is_the_same_run_bit_for_bit() {
     let tiny = Tiny::new();

@@ -17,6 +17,16 @@ const CONFIG: &str = r#"{
   "tie_word_embeddings": true, "rope_theta": 10000.0, "torch_dtype": "float32", "initializer_range": 0.05
 }"#;
 
+/// The same size with experts of which the smallest group holds a few: three units of them in each block.
+const MIXTURE: &str = r#"{
+  "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu",
+  "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "vocab_size": 288, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+  "num_local_experts": 5, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.1, "sliding_window": null,
+  "tie_word_embeddings": false, "rope_theta": 10000.0, "torch_dtype": "float32", "initializer_range": 0.05,
+  "eos_token_id": null
+}"#;
+
 /// A temporary folder with a model, data and runs.
 pub struct Tiny {
     pub folder: tempfile::TempDir,
@@ -56,10 +66,19 @@ impl Watcher {
 
 impl Tiny {
     pub fn new() -> Self {
+        Self::with_config(CONFIG)
+    }
+
+    /// A model with experts.
+    pub fn mixture() -> Self {
+        Self::with_config(MIXTURE)
+    }
+
+    fn with_config(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         fs::create_dir(&model).unwrap();
-        fs::write(model.join("config.json"), CONFIG).unwrap();
+        fs::write(model.join("config.json"), config).unwrap();
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/fixtures/tokenizer.json");
         fs::copy(tokenizer, model.join("tokenizer.json")).unwrap();
         fs::write(model.join("tokenizer_config.json"), r#"{"eos_token": "<|im_end|>"}"#).unwrap();
