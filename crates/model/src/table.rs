@@ -87,6 +87,24 @@ impl Segment {
     }
 }
 
+/// The segments of a unit in the making.
+#[derive(Debug, Default)]
+pub(crate) struct Segments(Vec<Segment>);
+
+impl Segments {
+    /// Adds one, and returns its number.
+    pub(crate) fn add(&mut self, segment: Segment) -> usize {
+        self.0.push(segment);
+        self.0.len() - 1
+    }
+}
+
+impl From<Segments> for Vec<Segment> {
+    fn from(segments: Segments) -> Self {
+        segments.0
+    }
+}
+
 /// Where a parameter lies in its unit.
 #[derive(Debug, Clone, Copy)]
 pub struct Placed<'a> {

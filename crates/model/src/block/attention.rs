@@ -13,7 +13,7 @@ use crate::names::{BlockNames, QueryKeyValue};
 use crate::norm::Norm;
 use crate::sequence::SequenceSplit;
 use crate::stage::{Context, DecodeContext};
-use crate::table::{Initial, Segment};
+use crate::table::{Initial, Segment, Segments};
 
 /// The numbers of the segments in the unit.
 #[derive(Debug, Clone, Copy)]
@@ -67,16 +67,13 @@ struct Core {
 
 impl Attention {
     /// Adds its segments to those of a unit.
-    pub(super) fn new(config: &ModelConfig, names: &BlockNames, segments: &mut Vec<Segment>) -> Self {
+    pub(super) fn new(config: &ModelConfig, names: &BlockNames, segments: &mut Segments) -> Self {
         let heads = config.heads();
         let (hidden, query) = (config.hidden_size, heads.output_width());
         let key_value = heads.key_value * heads.size;
         let normal = Initial::Normal(config.initializer_range);
         let zeros = |name: String, rows| Segment::of(name, [rows], Initial::Constant(0.0));
-        let mut add = |segment| {
-            segments.push(segment);
-            segments.len() - 1
-        };
+        let mut add = |segment| segments.add(segment);
         let places = Places {
             qkv: add(qkv(names, [query, key_value, key_value], hidden, normal)),
             output: add(Segment::of(names.output(), [hidden, query], normal)),
@@ -147,17 +144,17 @@ impl Attention {
         split: Option<SequenceSplit<'_>>,
         arena: &mut Arena<'a>,
     ) -> Result<Kept<'a>, OpError> {
-        let layout = self.kept_layout(tokens, self.core(tokens, split)?);
-        let mut take = |index: usize| arena.take(layout[index].0, layout[index].1);
+        let [statistics, input, qkv, inside, attended, log_sum_exp, shared_qkv, shared_attended] =
+            super::take(arena, self.kept_layout(tokens, self.core(tokens, split)?));
         Ok(Kept {
-            statistics: take(0)?,
-            input: take(1)?,
-            qkv: take(2)?,
-            inside: take(3)?,
-            attended: take(4)?,
-            log_sum_exp: take(5)?,
-            shared_qkv: take(6)?,
-            shared_attended: take(7)?,
+            statistics: statistics?,
+            input: input?,
+            qkv: qkv?,
+            inside: inside?,
+            attended: attended?,
+            log_sum_exp: log_sum_exp?,
+            shared_qkv: shared_qkv?,
+            shared_attended: shared_attended?,
         })
     }
 

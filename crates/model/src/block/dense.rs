@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::names::BlockNames;
 use crate::norm::Norm;
 use crate::stage::Context;
-use crate::table::{Initial, Segment};
+use crate::table::{Initial, Segment, Segments};
 
 /// The numbers of the segments in the unit.
 #[derive(Debug, Clone, Copy)]
@@ -48,14 +48,11 @@ struct Kept<'a> {
 
 impl Dense {
     /// Adds its segments to those of a unit.
-    pub(super) fn new(config: &ModelConfig, names: &BlockNames, segments: &mut Vec<Segment>) -> Self {
+    pub(super) fn new(config: &ModelConfig, names: &BlockNames, segments: &mut Segments) -> Self {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let normal = Initial::Normal(config.initializer_range);
         let zeros = |name: String, rows| Segment::of(name, [rows], Initial::Constant(0.0));
-        let mut add = |segment| {
-            segments.push(segment);
-            segments.len() - 1
-        };
+        let mut add = |segment| segments.add(segment);
         let places = Places {
             gate_up: add(Segment::joined(vec![
                 Segment::of(names.gate(), [intermediate, hidden], normal),
@@ -88,9 +85,8 @@ impl Dense {
     }
 
     fn kept<'a>(&self, chunk: usize, arena: &mut Arena<'a>) -> Result<Kept<'a>, OpError> {
-        let layout = self.kept_layout(chunk);
-        let mut take = |index: usize| arena.take(layout[index].0, layout[index].1);
-        Ok(Kept { statistics: take(0)?, input: take(1)?, gate_up: take(2)?, activation: take(3)? })
+        let [statistics, input, gate_up, activation] = super::take(arena, self.kept_layout(chunk));
+        Ok(Kept { statistics: statistics?, input: input?, gate_up: gate_up?, activation: activation? })
     }
 
     /// Bytes of scratch that the backward takes.

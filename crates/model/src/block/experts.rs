@@ -19,7 +19,7 @@ use crate::config::{ExpertsConfig, ModelConfig};
 use crate::names::{BlockNames, ExpertSizes, ExpertTensor};
 use crate::norm::Norm;
 use crate::stage::Context;
-use crate::table::{Initial, Segment, UnitTable};
+use crate::table::{Initial, Segment, Segments, UnitTable};
 
 /// The segments of a group's unit.
 const GATE_UP: usize = 0;
@@ -98,14 +98,11 @@ impl Experts {
         config: &ModelConfig,
         experts: ExpertsConfig,
         names: &BlockNames,
-        segments: &mut Vec<Segment>,
+        segments: &mut Segments,
     ) -> (Self, Vec<UnitTable>) {
         let hidden = config.hidden_size;
         let normal = Initial::Normal(config.initializer_range);
-        let mut add = |segment| {
-            segments.push(segment);
-            segments.len() - 1
-        };
+        let mut add = |segment| segments.add(segment);
         let groups = groups(config, experts);
         let this = Self {
             hidden,
@@ -165,24 +162,23 @@ impl Experts {
         chunks: usize,
         arena: &mut Arena<'a>,
     ) -> Result<Routing<'a>, OpError> {
-        let layout = self.routing_layout(tokens, chunks);
-        let mut take = |index: usize| arena.take(layout[index].0, layout[index].1);
+        let [statistics, normed, probabilities, chosen, weights, slots, places, offsets] =
+            super::take(arena, self.routing_layout(tokens, chunks));
         Ok(Routing {
-            statistics: take(0)?,
-            normed: take(1)?,
-            probabilities: take(2)?,
-            chosen: take(3)?,
-            weights: take(4)?,
-            slots: take(5)?,
-            places: take(6)?,
-            offsets: take(7)?,
+            statistics: statistics?,
+            normed: normed?,
+            probabilities: probabilities?,
+            chosen: chosen?,
+            weights: weights?,
+            slots: slots?,
+            places: places?,
+            offsets: offsets?,
         })
     }
 
     fn rows<'a>(&self, chunk: usize, arena: &mut Arena<'a>) -> Result<Rows<'a>, OpError> {
-        let layout = self.rows_layout(chunk);
-        let mut take = |index: usize| arena.take(layout[index].0, layout[index].1);
-        Ok(Rows { input: take(0)?, gate_up: take(1)?, activation: take(2)?, output: take(3)? })
+        let [input, gate_up, activation, output] = super::take(arena, self.rows_layout(chunk));
+        Ok(Rows { input: input?, gate_up: gate_up?, activation: activation?, output: output? })
     }
 
     /// Bytes of scratch that the gradients between the stages take.

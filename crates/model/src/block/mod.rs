@@ -18,7 +18,7 @@ use crate::config::ModelConfig;
 use crate::names::BlockNames;
 use crate::sequence::SequenceSplit;
 use crate::stage::{Context, DecodeContext, chunks};
-use crate::table::{Segment, UnitTable};
+use crate::table::{Segments, UnitTable};
 use attention::Attention;
 use dense::Dense;
 use experts::Experts;
@@ -52,7 +52,7 @@ pub struct Visit {
 impl Block {
     /// The block of a config, and the tables of its stages' units.
     pub fn new(config: &ModelConfig, names: &BlockNames) -> (Self, Vec<UnitTable>) {
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments = Segments::default();
         let attention = Attention::new(config, names, &mut segments);
         let (feed_forward, groups) = match config.experts {
             None => (FeedForward::Dense(Dense::new(config, names, &mut segments)), Vec::new()),
@@ -61,7 +61,7 @@ impl Block {
                 (FeedForward::Experts(experts), groups)
             }
         };
-        let units = std::iter::once(UnitTable::new(segments)).chain(groups).collect();
+        let units = std::iter::once(UnitTable::new(segments.into())).chain(groups).collect();
         (Self { hidden: config.hidden_size, attention, feed_forward }, units)
     }
 
@@ -273,6 +273,14 @@ impl Block {
         let (_, attention) = self.kept(context.batch.tokens(), context.split, &mut kept)?;
         self.attention.fill_cache(context, &attention, cache)
     }
+}
+
+/// The views of a layout, taken one after the other.
+fn take<'a, const COUNT: usize>(
+    arena: &mut Arena<'a>,
+    layout: [(DType, Shape); COUNT],
+) -> [Result<ViewMut<'a>, OpError>; COUNT] {
+    layout.map(|(dtype, shape)| arena.take(dtype, shape))
 }
 
 /// Bytes of views taken from an arena.
