@@ -1,18 +1,23 @@
 //! Every number of ranks reads what every other wrote, element for element.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use tessera_checkpoint::dcp::{RankMetadata, RankWriter, SaveId};
 use tessera_dist::{Deadline, Degrees, Mesh, threads};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Piece};
 use tessera_ops::DType;
 
+use super::shards::Assembly;
 use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, resume};
 use crate::engine::{Engine, MemoryPlan, Sharing};
+use crate::error::TrainError;
 use crate::observe::Silent;
 use crate::plan::{RunPlan, Settings, engine_settings};
 use crate::schedule::Schedule;
@@ -150,4 +155,101 @@ fn hybrid_layouts_read_and_write_the_same_checkpoints() {
     let folder = tempfile::tempdir().unwrap();
     save(folder.path(), &config, ranks(3));
     assert_read(folder.path(), &config, hybrid);
+}
+
+/// What the first rank, which has the folder, and the second come to when each does its own part of a checkpoint.
+fn assemble(
+    folder: &Path,
+    first: impl Fn(Assembly) -> String + Sync,
+    second: impl Fn(Assembly) -> String + Sync,
+) -> Vec<String> {
+    let said = Mutex::new(vec![String::new(); 2]);
+    on_ranks(&config("tied_gqa"), ranks(2), |engine, _| {
+        let patience = Patience { patience: Duration::from_secs(600), hurried: Arc::default() };
+        let position = Position { batch: 3, ..Position::default() };
+        let assembly =
+            Assembly::begin(&engine, &position, folder.join("ep0-ba3"), patience).unwrap().unwrap();
+        let rank = assembly.rank();
+        let text = if rank == 0 { first(assembly) } else { second(assembly) };
+        said.lock().unwrap()[rank] = text;
+    });
+    said.into_inner().unwrap()
+}
+
+fn shard(assembly: &Assembly) -> RankMetadata {
+    let id = SaveId::of("a test");
+    RankWriter::create(&assembly.folder(), assembly.rank(), id).unwrap().finish().unwrap()
+}
+
+fn complete(assembly: Assembly) -> String {
+    let shard = shard(&assembly);
+    assembly.complete(shard).map_or_else(|error| error.to_string(), |whole| format!("whole: {whole}"))
+}
+
+#[test]
+fn a_rank_that_ends_without_its_shard_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = assemble(folder.path(), complete, |assembly| {
+        drop(assembly);
+        String::new()
+    });
+    assert!(said[0].contains("rank 1") && said[0].contains("its thread ended"), "{said:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is half there");
+}
+
+#[test]
+fn a_rank_that_comes_after_rank_0_gave_up_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let given_up = Barrier::new(2);
+    let said = assemble(
+        folder.path(),
+        |assembly| {
+            drop(assembly);
+            given_up.wait();
+            String::new()
+        },
+        |assembly| {
+            given_up.wait();
+            let failure = RankWriter::create(&assembly.folder(), 1, SaveId::of("a test")).unwrap_err();
+            assembly.give_up(failure.into()).map_or_else(|error| error.to_string(), |()| "goes on".to_owned())
+        },
+    );
+    assert_eq!(said[1], "goes on");
+}
+
+/// A rank of an attempt before this one may be late: what it leaves must not stand for this attempt's shard.
+#[test]
+fn a_note_of_an_earlier_attempt_is_nobodys() {
+    let folder = tempfile::tempdir().unwrap();
+    let earlier = Mutex::new(None);
+    assemble(
+        folder.path(),
+        |assembly| {
+            drop(assembly);
+            String::new()
+        },
+        |assembly| {
+            *earlier.lock().unwrap() = Some(assembly);
+            String::new()
+        },
+    );
+    let late = Mutex::new(earlier.into_inner().unwrap());
+    let handed_in = Barrier::new(2);
+    let said = assemble(
+        folder.path(),
+        |assembly| {
+            let late = late.lock().unwrap().take().unwrap();
+            let shard = shard(&assembly);
+            late.complete(shard).unwrap();
+            handed_in.wait();
+            complete(assembly)
+        },
+        |assembly| {
+            handed_in.wait();
+            thread::sleep(Duration::from_millis(100));
+            assembly.give_up(TrainError::SaverFailed).unwrap_err().to_string()
+        },
+    );
+    assert!(said[0].contains("rank 1") && said[0].contains(&said[1]), "{said:?}");
+    assert!(!folder.path().join("ep0-ba3").exists());
 }
