@@ -30,7 +30,7 @@ const FLAT: usize = 3 << 20;
 
 fn values(count: usize) -> Vec<f32> {
     let mut values = vec![0.0; count];
-    random::normal(&Queue::cpu(), count as u64, 0, 1.0, ViewMut::of(&mut values)).unwrap();
+    random::normal(count as u64, 0, 1.0, ViewMut::of(&mut values)).unwrap();
     values
 }
 
@@ -187,7 +187,7 @@ fn rotation(group: &mut BenchmarkGroup<'_, WallTime>) {
     let frequencies: Vec<f64> =
         (0..HEADS.size / 2).map(|index| 1e4_f64.powf(-2.0 * index as f64 / HEADS.size as f64)).collect();
     let mut table = vec![0.0_f32; DOCUMENT * HEADS.size];
-    rope::fill_table(&Queue::cpu(), &frequencies, view_mut(&mut table, [DOCUMENT, HEADS.size])).unwrap();
+    rope::fill_table(&frequencies, view_mut(&mut table, [DOCUMENT, HEADS.size])).unwrap();
     let (table, positions) = (view(&table, [DOCUMENT, HEADS.size]), ids(TOKENS, DOCUMENT));
     let (turned, positions) = (HEADS.query + HEADS.key_value, View::of(&positions));
     measure(group, "rope/forward and backward", TOKENS * turned * HEADS.size, |queue| {
@@ -411,8 +411,8 @@ fn flat(criterion: &mut Criterion) {
     measure(&mut group, "squared_norm", FLAT, |queue| {
         squared_norm::add(queue, gradient, ViewMut::of(&mut total)).unwrap();
     });
-    measure(&mut group, "random::normal", FLAT, |queue| {
-        random::normal(queue, 17, 0, 0.02, ViewMut::of(&mut p)).unwrap();
+    measure(&mut group, "random::normal", FLAT, |_| {
+        random::normal(17, 0, 0.02, ViewMut::of(&mut p)).unwrap();
     });
 }
 

@@ -75,6 +75,7 @@ pub fn update(
                 });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -25,6 +25,7 @@ pub fn forward(queue: &Queue, bias: View<'_>, mut y: ViewMut<'_>) -> Result<(), 
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -49,5 +50,6 @@ pub fn backward(queue: &Queue, dy: View<'_>, mut dbias: ViewMut<'_>) -> Result<(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }

@@ -1,12 +1,15 @@
-//! Memory: a [`Buffer`] is one aligned allocation on a device, a [`View`] a dtype and shape over part of one.
+//! Memory: a [`Buffer`] is one aligned allocation on the host or a device, a [`View`] a dtype and shape over part of one.
 //!
 //! Views are plain borrows, so the borrow checker sees every overlap: a buffer is cut into disjoint mutable views by
 //! splitting, and an [`Arena`] hands out scratch by splitting from the front.
 
 use std::ops::Range;
 
+use crate::cuda::{DeviceMemory, PinnedMemory};
 use crate::dtype::{DType, Element};
 use crate::error::OpError;
+use crate::memory::{Bytes, BytesMut};
+use crate::queue::{Device, Queue};
 
 /// Every view that an [`Arena`] gives, and every segment of a sharded unit, starts at a multiple of this.
 pub const ALIGNMENT: usize = 64;
@@ -48,27 +51,73 @@ impl std::fmt::Debug for Shape {
     }
 }
 
-/// One aligned, zeroed allocation in host memory.
+/// One aligned, zeroed allocation.
 pub struct Buffer {
-    /// Bytes of no alignment of their own: only such an allocation does the system hand out zeroed without touching it.
-    storage: Vec<u8>,
-    /// Where in `storage` the first aligned byte lies.
-    start: usize,
+    storage: Storage,
     bytes: usize,
 }
 
+enum Storage {
+    Host(HostMemory),
+    /// Host memory that a device copies from and to by itself.
+    Pinned(PinnedMemory),
+    Device(DeviceMemory),
+}
+
+/// An aligned allocation in host memory.
+struct HostMemory {
+    /// Bytes of no alignment of their own: only such an allocation does the system hand out zeroed without touching it.
+    bytes: Vec<u8>,
+    /// Where in `bytes` the first aligned one lies.
+    start: usize,
+}
+
+impl HostMemory {
+    fn zeroed(bytes: usize) -> Result<Self, OpError> {
+        let out_of_memory = || OpError::OutOfMemory { bytes };
+        let room = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| bytes.checked_add(ALIGNMENT));
+        let bytes: Vec<u8> = bytemuck::allocation::try_zeroed_vec(room.ok_or_else(out_of_memory)?)
+            .map_err(|()| out_of_memory())?;
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Ok(Self { bytes, start })
+    }
+}
+
 impl Buffer {
-    /// Allocates `bytes` zero bytes. Pages take no memory before they are first written.
+    /// Allocates `bytes` zero bytes of host memory. Pages take no memory before they are first written.
     ///
     /// # Errors
     /// [`OpError::OutOfMemory`] if the allocator has none.
     pub fn zeroed(bytes: usize) -> Result<Self, OpError> {
-        let out_of_memory = || OpError::OutOfMemory { bytes };
-        let room = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| bytes.checked_add(ALIGNMENT));
-        let storage: Vec<u8> = bytemuck::allocation::try_zeroed_vec(room.ok_or_else(out_of_memory)?)
-            .map_err(|()| out_of_memory())?;
-        let start = storage.as_ptr().align_offset(ALIGNMENT);
-        Ok(Self { storage, start, bytes })
+        Ok(Self { storage: Storage::Host(HostMemory::zeroed(bytes)?), bytes })
+    }
+
+    /// Allocates `bytes` zero bytes where the operators of `queue` work.
+    ///
+    /// # Errors
+    /// When that memory has no room.
+    pub fn on(queue: &Queue, bytes: usize) -> Result<Self, OpError> {
+        match queue.device() {
+            Device::Cpu => Self::zeroed(bytes),
+            Device::Cuda(stream) => {
+                let memory = DeviceMemory::zeroed(stream.gpu(), padded(bytes)?)?;
+                Ok(Self { storage: Storage::Device(memory), bytes })
+            }
+        }
+    }
+
+    /// Allocates `bytes` zero bytes of host memory that `queue` copies from and to without the host's help.
+    ///
+    /// # Errors
+    /// When the host has no room.
+    pub fn staging(queue: &Queue, bytes: usize) -> Result<Self, OpError> {
+        match queue.device() {
+            Device::Cpu => Self::zeroed(bytes),
+            Device::Cuda(stream) => {
+                let memory = PinnedMemory::zeroed(stream.gpu(), padded(bytes)?)?;
+                Ok(Self { storage: Storage::Pinned(memory), bytes })
+            }
+        }
     }
 
     /// The size in bytes.
@@ -81,31 +130,50 @@ impl Buffer {
         self.bytes == 0
     }
 
+    fn memory(&self, bytes: usize) -> Bytes<'_> {
+        match &self.storage {
+            Storage::Host(host) => Bytes::Host(&host.bytes[host.start..][..bytes]),
+            Storage::Pinned(pinned) => Bytes::Host(&pinned.bytes()[..bytes]),
+            Storage::Device(device) => Bytes::Device(device.bytes()).part(0, bytes),
+        }
+    }
+
+    fn memory_mut(&mut self, bytes: usize) -> BytesMut<'_> {
+        match &mut self.storage {
+            Storage::Host(host) => BytesMut::Host(&mut host.bytes[host.start..][..bytes]),
+            Storage::Pinned(pinned) => BytesMut::Host(&mut pinned.bytes_mut()[..bytes]),
+            Storage::Device(device) => BytesMut::Device(device.bytes()).split_at(bytes).0,
+        }
+    }
+
     /// The whole buffer as a vector of `dtype`; bytes that do not make a whole element are left out.
     pub fn view(&self, dtype: DType) -> View<'_> {
         let elements = self.bytes / dtype.size();
-        let bytes = &self.storage[self.start..][..elements * dtype.size()];
-        View { bytes, dtype, shape: [elements].into() }
+        View { bytes: self.memory(elements * dtype.size()), dtype, shape: [elements].into() }
     }
 
     /// The whole buffer as a mutable vector of `dtype`; bytes that do not make a whole element are left out.
     pub fn view_mut(&mut self, dtype: DType) -> ViewMut<'_> {
         let elements = self.bytes / dtype.size();
-        let bytes = &mut self.storage[self.start..][..elements * dtype.size()];
-        ViewMut { bytes, dtype, shape: [elements].into() }
+        ViewMut { bytes: self.memory_mut(elements * dtype.size()), dtype, shape: [elements].into() }
     }
 
     /// Scratch cut from the front of this buffer.
     pub fn arena(&mut self) -> Arena<'_> {
         let capacity = self.bytes.next_multiple_of(ALIGNMENT);
-        Arena { rest: &mut self.storage[self.start..][..capacity], capacity }
+        Arena { rest: self.memory_mut(capacity), capacity }
     }
+}
+
+/// A size that an arena over the memory can use up.
+fn padded(bytes: usize) -> Result<usize, OpError> {
+    bytes.checked_next_multiple_of(ALIGNMENT).ok_or(OpError::OutOfMemory { bytes })
 }
 
 /// A read-only view: dtype, shape, and a borrow of the bytes.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    bytes: &'a [u8],
+    bytes: Bytes<'a>,
     dtype: DType,
     shape: Shape,
 }
@@ -113,7 +181,8 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// A view of host values, as a vector.
     pub fn of<T: Element>(values: &'a [T]) -> Self {
-        Self { bytes: bytemuck::cast_slice(values), dtype: T::DTYPE, shape: [values.len()].into() }
+        let bytes = Bytes::Host(bytemuck::cast_slice(values));
+        Self { bytes, dtype: T::DTYPE, shape: [values.len()].into() }
     }
 
     /// The element type.
@@ -137,7 +206,8 @@ impl<'a> View<'a> {
     pub fn range(self, start: usize, length: usize) -> Result<Self, OpError> {
         check_range(self.shape, start, length)?;
         let size = self.dtype.size();
-        Ok(Self { bytes: &self.bytes[start * size..(start + length) * size], shape: [length].into(), ..self })
+        let bytes = self.bytes.part(start * size, (start + length) * size);
+        Ok(Self { bytes, shape: [length].into(), ..self })
     }
 
     /// Some rows of a matrix.
@@ -151,16 +221,21 @@ impl<'a> View<'a> {
         self.shape.extents().iter().skip(1).product()
     }
 
-    /// The elements, which must be of type `T`.
+    /// The elements, which must be of type `T` and lie on the host.
     pub fn as_slice<T: Element>(&self) -> Result<&'a [T], OpError> {
         check_dtype::<T>(self.dtype)?;
-        Ok(bytemuck::cast_slice(self.bytes))
+        Ok(bytemuck::cast_slice(self.bytes.on_host()?))
+    }
+
+    /// Where the elements lie.
+    pub(crate) fn bytes(&self) -> Bytes<'a> {
+        self.bytes
     }
 }
 
 /// A mutable view: dtype, shape, and an exclusive borrow of the bytes.
 pub struct ViewMut<'a> {
-    bytes: &'a mut [u8],
+    bytes: BytesMut<'a>,
     dtype: DType,
     shape: Shape,
 }
@@ -169,7 +244,7 @@ impl<'a> ViewMut<'a> {
     /// A mutable view of host values, as a vector.
     pub fn of<T: Element>(values: &'a mut [T]) -> Self {
         let shape = [values.len()].into();
-        Self { bytes: bytemuck::cast_slice_mut(values), dtype: T::DTYPE, shape }
+        Self { bytes: BytesMut::Host(bytemuck::cast_slice_mut(values)), dtype: T::DTYPE, shape }
     }
 
     /// The element type.
@@ -182,14 +257,24 @@ impl<'a> ViewMut<'a> {
         self.shape
     }
 
+    /// The size in bytes.
+    pub(crate) fn bytes_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Where the elements lie.
+    pub(crate) fn into_bytes(self) -> BytesMut<'a> {
+        self.bytes
+    }
+
     /// A shorter mutable borrow of the same view.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { bytes: self.bytes, dtype: self.dtype, shape: self.shape }
+        ViewMut { bytes: self.bytes.reborrow(), dtype: self.dtype, shape: self.shape }
     }
 
     /// The same view, read only.
     pub fn as_view(&self) -> View<'_> {
-        View { bytes: self.bytes, dtype: self.dtype, shape: self.shape }
+        View { bytes: self.bytes.as_bytes(), dtype: self.dtype, shape: self.shape }
     }
 
     /// The same elements under another shape of equally many.
@@ -203,7 +288,7 @@ impl<'a> ViewMut<'a> {
     pub fn split_at(self, elements: usize) -> Result<(Self, Self), OpError> {
         check_range(self.shape, 0, elements)?;
         let rest = self.shape.elements() - elements;
-        let (left, right) = self.bytes.split_at_mut(elements * self.dtype.size());
+        let (left, right) = self.bytes.split_at(elements * self.dtype.size());
         Ok((
             Self { bytes: left, dtype: self.dtype, shape: [elements].into() },
             Self { bytes: right, dtype: self.dtype, shape: [rest].into() },
@@ -221,28 +306,27 @@ impl<'a> ViewMut<'a> {
         self.range(rows.start * width, rows.len() * width)?.reshape([rows.len(), width])
     }
 
-    /// The elements, which must be of type `T`.
+    /// The elements, which must be of type `T` and lie on the host.
     pub fn as_slice<T: Element>(&self) -> Result<&[T], OpError> {
         self.as_view().as_slice()
     }
 
-    /// The elements, mutable, which must be of type `T`.
+    /// The elements, mutable, which must be of type `T` and lie on the host.
     pub fn as_slice_mut<T: Element>(&mut self) -> Result<&mut [T], OpError> {
-        check_dtype::<T>(self.dtype)?;
-        Ok(bytemuck::cast_slice_mut(self.bytes))
+        self.reborrow().into_slice_mut()
     }
 
     /// The elements, mutable, for as long as the buffer is borrowed.
     pub fn into_slice_mut<T: Element>(self) -> Result<&'a mut [T], OpError> {
         check_dtype::<T>(self.dtype)?;
-        Ok(bytemuck::cast_slice_mut(self.bytes))
+        Ok(bytemuck::cast_slice_mut(self.bytes.on_host()?))
     }
 }
 
 /// Scratch memory handed out view by view from one borrowed buffer. What a stage takes, it gives back by returning:
 /// the borrow ends, and the next stage starts from the front again.
 pub struct Arena<'a> {
-    rest: &'a mut [u8],
+    rest: BytesMut<'a>,
     capacity: usize,
 }
 
@@ -268,14 +352,14 @@ impl<'a> Arena<'a> {
             self.rest = rest;
             return Err(error);
         }
-        let (taken, rest) = rest.split_at_mut(wanted);
+        let (taken, rest) = rest.split_at(wanted);
         self.rest = rest;
-        Ok(ViewMut { bytes: &mut taken[..length], dtype, shape })
+        Ok(ViewMut { bytes: taken.split_at(length).0, dtype, shape })
     }
 
     /// What has not been taken yet, for a shorter time: when the inner arena is gone, its memory is free again.
     pub fn inner(&mut self) -> Arena<'_> {
-        Arena { capacity: self.capacity, rest: self.rest }
+        Arena { capacity: self.capacity, rest: self.rest.reborrow() }
     }
 }
 

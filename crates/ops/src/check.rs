@@ -1,6 +1,7 @@
 //! Checks that operators make of their arguments, and the choice of arithmetic by dtype.
 
 use crate::buffer::Shape;
+use crate::dtype::DType;
 use crate::error::OpError;
 
 /// Fails unless `found` is `expected`.
@@ -16,6 +17,19 @@ pub(crate) fn shape(
     }
     let found = found.extents().to_vec();
     Err(OpError::Shape { operator, argument, found, expected: format!("{expected:?}") })
+}
+
+/// Fails unless `found` is `expected`.
+pub(crate) fn dtype(
+    operator: &'static str,
+    argument: &'static str,
+    found: DType,
+    expected: DType,
+) -> Result<(), OpError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(OpError::DType { operator, argument, found, expected: expected.name() })
 }
 
 /// The extent of a vector.

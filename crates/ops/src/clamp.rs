@@ -45,6 +45,7 @@ pub fn forward(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -93,5 +94,6 @@ pub fn backward(queue: &Queue, mut dx: ViewMut<'_>, inside: View<'_>) -> Result<
             }));
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }

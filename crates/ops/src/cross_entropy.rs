@@ -66,6 +66,7 @@ fn run(
             }
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -9,6 +9,8 @@ use bytemuck::Pod;
 pub enum DType {
     /// IEEE single precision: master weights, gradients, moments, and all compute on the CPU.
     F32,
+    /// The upper half of a single-precision number: what mixed precision computes with. Sums of it are fp32.
+    BF16,
     /// IEEE double precision: statistics of a step, and operators under finite differences.
     F64,
     /// Token ids, positions, indices.
@@ -21,20 +23,29 @@ impl DType {
     /// The size of one element in bytes.
     pub fn size(self) -> usize {
         match self {
+            DType::BF16 => 2,
             DType::F32 | DType::U32 | DType::I32 => 4,
             DType::F64 => 8,
         }
     }
 }
 
-impl fmt::Display for DType {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl DType {
+    /// The name, as in Rust.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::BF16 => "bf16",
             DType::F32 => "f32",
             DType::F64 => "f64",
             DType::U32 => "u32",
             DType::I32 => "i32",
-        })
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 
@@ -46,6 +57,10 @@ pub trait Element: Pod + Send + Sync + 'static {
 
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
+}
+
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::BF16;
 }
 
 impl Element for f64 {

@@ -29,6 +29,7 @@ pub fn forward(queue: &Queue, tokens: View<'_>, weight: View<'_>, mut x: ViewMut
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -50,6 +51,7 @@ pub fn backward(
             scatter_add(tokens, dx.as_slice::<F>()?, dweight.as_slice_mut::<F>()?, width);
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

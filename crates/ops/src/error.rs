@@ -65,6 +65,55 @@ pub enum OpError {
     /// A step in which other ranks take part failed. The source is the error of whoever moves data between them.
     #[error(transparent)]
     Exchange(Box<dyn std::error::Error + Send + Sync>),
+    /// A value was to be read by the host, or worked on by an operator of the host, that lies on a device.
+    #[error("a view of CUDA device {ordinal}'s memory was used as one of host memory")]
+    NotOnHost {
+        /// The device.
+        ordinal: usize,
+    },
+    /// An operator of a device was given memory that it cannot reach.
+    #[error("{operator}: `{argument}` does not lie in the memory of CUDA device {ordinal}")]
+    NotOnDevice {
+        /// The operator.
+        operator: &'static str,
+        /// The name of the argument.
+        argument: &'static str,
+        /// The device.
+        ordinal: usize,
+    },
+    /// A number is larger than a kernel can take.
+    #[error("{operator}: {value} is more than a kernel can take")]
+    Extent {
+        /// The operator.
+        operator: &'static str,
+        /// The number.
+        value: usize,
+    },
+    /// This build has no CUDA kernels, or the machine has no driver, no library or no device for them.
+    #[error("{0}")]
+    NoCuda(String),
+    /// The driver or a library of CUDA failed. Errors of kernels are told by whatever call comes after them.
+    #[error("CUDA device {ordinal}: {doing} failed: {message}")]
+    Cuda {
+        /// The device.
+        ordinal: usize,
+        /// What was being done.
+        doing: &'static str,
+        /// What CUDA says.
+        message: String,
+    },
+    /// A device has no memory for a buffer.
+    #[error("CUDA device {ordinal} has no room for {bytes} bytes: {free} of its {total} bytes are free")]
+    OutOfDeviceMemory {
+        /// The device.
+        ordinal: usize,
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes of its memory.
+        total: usize,
+    },
     /// An arena was planned too small: the plan and the code disagree.
     #[error("a scratch arena of {capacity} bytes cannot give {wanted} more bytes after {used}")]
     ArenaExhausted {

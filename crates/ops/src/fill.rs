@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
+use crate::cuda::Grid;
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 
@@ -17,10 +18,12 @@ pub fn zero(queue: &Queue, mut x: ViewMut<'_>) -> Result<(), OpError> {
             x.as_slice_mut::<F>()?.par_chunks_mut(PIECE).for_each(|piece| piece.fill(0.0));
             Ok(())
         }),
+        Device::Cuda(stream) => stream.zero("fill::zero", &mut x),
     }
 }
 
-/// to = from; same shape and dtype.
+/// to = from; same shape and dtype. On a GPU either may lie on the host; see [`Buffer::staging`](crate::Buffer::staging):
+/// such memory must be left alone until the queue has come past the copy, other host memory is free again on return.
 pub fn copy(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), OpError> {
     check::shape("fill::copy", "to", to.shape(), from.shape())?;
     match queue.device() {
@@ -31,6 +34,10 @@ pub fn copy(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), Op
                 .for_each(|(to, from)| to.copy_from_slice(from));
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            check::dtype("fill::copy", "to", to.dtype(), from.dtype())?;
+            stream.copy(from, to)
+        }
     }
 }
 
@@ -49,5 +56,16 @@ pub fn add(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), OpE
                 });
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            const OPERATOR: &str = "fill::add";
+            let (dtype, elements) = (from.dtype(), from.shape().elements());
+            let variant = stream.variant(OPERATOR, "from", dtype)?;
+            stream
+                .kernel(OPERATOR, "fill", &format!("fill_add_{variant}"))
+                .input("from", from, dtype)
+                .output("to", &to, dtype)
+                .u64(elements)
+                .launch(Grid::flat(stream, dtype, elements))
+        }
     }
 }

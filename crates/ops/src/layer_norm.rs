@@ -46,6 +46,7 @@ pub fn forward(
             normalise(x, weight, mean, inverse_deviation, y);
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -120,6 +121,7 @@ pub fn backward(
             weight_gradient(dy, normed, dweight);
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

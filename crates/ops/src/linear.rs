@@ -3,9 +3,11 @@
 //! forward:  y = x·Wᵀ, or y += x·Wᵀ (a residual stream)
 //! backward: dx = dy·W, or dx += dy·W;  dW += dyᵀ·x
 //! x `[T, K]`, W `[N, K]`, y `[T, N]`. Kept for the backward: x. Biases are [`crate::bias`].
+//! The two factors of a product have one dtype; what it writes may be wider: logits of bf16, and dW always, are fp32.
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
+use crate::cuda::{Operand, Product};
 use crate::error::OpError;
 use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
 use crate::queue::{Device, Queue};
@@ -44,6 +46,18 @@ fn times_transposed(
             );
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            let product = Product {
+                operator: OPERATOR,
+                rows,
+                columns: outputs,
+                inner: inputs,
+                a: Operand { view: x, transposed: false },
+                b: Operand { view: weight, transposed: true },
+                adds: output == Output::Add,
+            };
+            stream.product(product, &mut y)
+        }
     }
 }
 
@@ -86,6 +100,18 @@ fn times(
             );
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            let product = Product {
+                operator: OPERATOR,
+                rows,
+                columns: inputs,
+                inner: outputs,
+                a: Operand { view: dy, transposed: false },
+                b: Operand { view: weight, transposed: false },
+                adds: output == Output::Add,
+            };
+            stream.product(product, &mut dx)
+        }
     }
 }
 
@@ -113,5 +139,17 @@ pub fn backward_weight(
             );
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            let product = Product {
+                operator: OPERATOR,
+                rows: outputs,
+                columns: inputs,
+                inner: rows,
+                a: Operand { view: dy, transposed: true },
+                b: Operand { view: x, transposed: false },
+                adds: true,
+            };
+            stream.product(product, &mut dweight)
+        }
     }
 }

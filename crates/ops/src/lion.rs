@@ -66,6 +66,7 @@ pub fn update(
                 });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

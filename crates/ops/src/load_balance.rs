@@ -56,6 +56,7 @@ pub fn add(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -96,6 +97,7 @@ pub fn loss(
             }
             Ok(())
         }
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -128,6 +130,7 @@ pub fn backward(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

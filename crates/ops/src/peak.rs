@@ -6,8 +6,6 @@ use std::time::Instant;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::queue::{Device, Queue};
-
 /// Fused multiply-adds that do not wait for one another: more than any processor's latency times its units.
 const CHAINS: usize = 16;
 /// Multiply-adds of each chain in one measurement: some milliseconds.
@@ -17,22 +15,15 @@ const REPETITIONS: usize = 20;
 
 /// Operations in a second, fp32, all threads of the current pool together: the best of a few measurements. A multiply-add
 /// counts as two.
-pub fn flops_per_second(queue: &Queue) -> f64 {
-    match queue.device() {
-        Device::Cpu => {
-            let threads = rayon::current_num_threads();
-            let measure = |_| {
-                let started = Instant::now();
-                let operations: usize = (0..threads)
-                    .into_par_iter()
-                    .with_max_len(1)
-                    .map(|_| pulp::Arch::new().dispatch(Chains))
-                    .sum();
-                operations as f64 / started.elapsed().as_secs_f64()
-            };
-            (0..REPETITIONS).map(measure).fold(0.0, f64::max)
-        }
-    }
+pub fn flops_per_second() -> f64 {
+    let threads = rayon::current_num_threads();
+    let measure = |_| {
+        let started = Instant::now();
+        let operations: usize =
+            (0..threads).into_par_iter().with_max_len(1).map(|_| pulp::Arch::new().dispatch(Chains)).sum();
+        operations as f64 / started.elapsed().as_secs_f64()
+    };
+    (0..REPETITIONS).map(measure).fold(0.0, f64::max)
 }
 
 /// Independent chains of multiply-adds in registers; gives the number of operations.
@@ -61,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_measured() {
-        let rate = flops_per_second(&Queue::cpu());
+        let rate = flops_per_second();
         assert!(rate.is_finite() && rate > 1e6, "{rate:e}");
     }
 }

@@ -1,27 +1,108 @@
 //! Where work is issued.
 
-/// A kind of device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
+use std::sync::Arc;
+
+use crate::cuda::{self, Gpu, Stream};
+use crate::error::OpError;
+
+/// What runs the work of a queue.
+#[derive(Clone, Copy)]
+pub enum Device<'a> {
     /// The host's processors.
     Cpu,
+    /// A stream of a GPU.
+    Cuda(&'a Stream),
 }
 
 /// An ordered queue of work on a device. On the CPU an operator has run when its call returns; its loops are spread
-/// over the current rayon pool.
-#[derive(Debug)]
+/// over the current rayon pool. On a GPU it has been queued on a stream; clones are the same stream.
+#[derive(Clone, Default)]
 pub struct Queue {
-    device: Device,
+    stream: Option<Arc<Stream>>,
 }
 
 impl Queue {
     /// A queue on the host's processors.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu }
+        Self::default()
     }
 
-    /// The device that runs the work.
-    pub fn device(&self) -> Device {
-        self.device
+    /// A new stream of a GPU.
+    ///
+    /// # Errors
+    /// When CUDA fails, or has no memory for the stream's workspace.
+    pub fn cuda(gpu: &Arc<Gpu>) -> Result<Self, OpError> {
+        Ok(Self { stream: Some(Arc::new(Stream::new(gpu)?)) })
+    }
+
+    /// Another queue of the same device, whose work runs beside this one's.
+    ///
+    /// # Errors
+    /// As [`Queue::cuda`].
+    pub fn beside(&self) -> Result<Self, OpError> {
+        match &self.stream {
+            None => Ok(Self::cpu()),
+            Some(stream) => Self::cuda(stream.gpu()),
+        }
+    }
+
+    /// What runs the work.
+    pub fn device(&self) -> Device<'_> {
+        match &self.stream {
+            None => Device::Cpu,
+            Some(stream) => Device::Cuda(stream),
+        }
+    }
+
+    /// The end of what has been issued so far.
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn record(&self) -> Result<Event, OpError> {
+        Ok(Event(self.stream.as_ref().map(|stream| stream.record()).transpose()?))
+    }
+
+    /// What is issued from now on runs after `event`, of whatever queue. The host does not wait.
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn wait(&self, event: &Event) -> Result<(), OpError> {
+        match (&self.stream, &event.0) {
+            (Some(stream), Some(event)) => stream.wait(event),
+            (None, Some(event)) => event.synchronize(),
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// Lets the host wait until all that was issued has run.
+    ///
+    /// # Errors
+    /// When CUDA fails, or something that was issued has failed.
+    pub fn synchronize(&self) -> Result<(), OpError> {
+        match &self.stream {
+            None => Ok(()),
+            Some(stream) => stream.synchronize(),
+        }
+    }
+}
+
+/// A place in the order of a queue.
+pub struct Event(Option<cuda::StreamEvent>);
+
+impl Event {
+    /// Whether the queue has come to it.
+    ///
+    /// # Errors
+    /// When CUDA fails, or something before it has failed.
+    pub fn is_complete(&self) -> Result<bool, OpError> {
+        self.0.as_ref().map_or(Ok(true), cuda::StreamEvent::is_complete)
+    }
+
+    /// Lets the host wait for it.
+    ///
+    /// # Errors
+    /// When CUDA fails, or something before it has failed.
+    pub fn synchronize(&self) -> Result<(), OpError> {
+        self.0.as_ref().map_or(Ok(()), cuda::StreamEvent::synchronize)
     }
 }

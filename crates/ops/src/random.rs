@@ -1,36 +1,27 @@
 //! Random initial weights, keyed on (seed, element): each rank fills its own part of a tensor and all parts together
-//! are the tensor that one rank would have made.
+//! are the tensor that one rank would have made. They are made on the host, whatever device trains.
 
 use rayon::prelude::*;
 
 use crate::buffer::ViewMut;
 use crate::check::for_float;
 use crate::error::OpError;
-use crate::queue::{Device, Queue};
 
 /// Elements filled by one task.
 const PIECE: usize = 1 << 14;
 
 /// Fills `x` with samples of the normal distribution of mean 0 and deviation `deviation`; its element i is element
 /// `first + i` of the stream that `seed` names.
-pub fn normal(
-    queue: &Queue,
-    seed: u64,
-    first: u64,
-    deviation: f64,
-    mut x: ViewMut<'_>,
-) -> Result<(), OpError> {
-    match queue.device() {
-        Device::Cpu => for_float!("random::normal", x, F => {
-            x.as_slice_mut::<F>()?.par_chunks_mut(PIECE).enumerate().for_each(|(piece, x)| {
-                for (index, x) in x.iter_mut().enumerate() {
-                    let index = first.wrapping_add((piece * PIECE + index) as u64);
-                    *x = (sample(seed, index) * deviation) as F;
-                }
-            });
-            Ok(())
-        }),
-    }
+pub fn normal(seed: u64, first: u64, deviation: f64, mut x: ViewMut<'_>) -> Result<(), OpError> {
+    for_float!("random::normal", x, F => {
+        x.as_slice_mut::<F>()?.par_chunks_mut(PIECE).enumerate().for_each(|(piece, x)| {
+            for (index, x) in x.iter_mut().enumerate() {
+                let index = first.wrapping_add((piece * PIECE + index) as u64);
+                *x = (sample(seed, index) * deviation) as F;
+            }
+        });
+        Ok(())
+    })
 }
 
 /// One standard normal sample by the Box–Muller transform of two uniforms.
@@ -56,11 +47,10 @@ mod tests {
 
     #[test]
     fn parts_make_the_whole_and_moments_are_right() {
-        let queue = Queue::cpu();
         let mut whole = vec![0.0_f32; 100_000];
-        normal(&queue, 17, 0, 0.02, ViewMut::of(&mut whole)).unwrap();
+        normal(17, 0, 0.02, ViewMut::of(&mut whole)).unwrap();
         let mut part = vec![0.0_f32; 1000];
-        normal(&queue, 17, 54_321, 0.02, ViewMut::of(&mut part)).unwrap();
+        normal(17, 54_321, 0.02, ViewMut::of(&mut part)).unwrap();
         assert_eq!(whole[54_321..55_321], part);
         let mean = whole.iter().map(|&x| f64::from(x)).sum::<f64>() / 1e5;
         let deviation = (whole.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 1e5).sqrt();

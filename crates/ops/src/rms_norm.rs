@@ -7,7 +7,8 @@
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::{Grid, RowBlocks};
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::{Scattered, for_column_blocks, for_row_blocks, for_row_blocks_of};
 use crate::queue::{Device, Queue};
@@ -43,6 +44,21 @@ pub fn forward(
             );
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let blocks = RowBlocks::new(stream, rows, width, dtype);
+            stream
+                .kernel(OPERATOR, "rms_norm", &format!("rms_norm_forward_{variant}"))
+                .input("x", x, dtype)
+                .input("weight", weight, dtype)
+                .f32(epsilon)
+                .output("y", &y, dtype)
+                .output("inverse_rms", &inverse_rms, DType::F32)
+                .u32(rows)
+                .u32(width)
+                .launch(Grid::blocks(blocks.count).shared(2 * blocks.row_bytes))
+        }
     }
 }
 
@@ -81,6 +97,24 @@ pub fn backward(
             weight_gradient(dy, x, r, dweight);
             Ok(())
         }),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let blocks = RowBlocks::new(stream, rows, width, dtype);
+            let partial = stream.scratch(OPERATOR, blocks.partial_bytes())?;
+            stream
+                .kernel(OPERATOR, "rms_norm", &format!("rms_norm_backward_{variant}"))
+                .input("dy", dy, dtype)
+                .input("x", x, dtype)
+                .input("weight", weight, dtype)
+                .input("inverse_rms", inverse_rms, DType::F32)
+                .output("dx", &dx, dtype)
+                .scratch(partial, 0)
+                .u32(rows)
+                .u32(width)
+                .launch(Grid::blocks(blocks.count).shared(3 * blocks.row_bytes + blocks.sum_bytes))?;
+            blocks.add_partial(stream, OPERATOR, partial, &dweight)
+        }
     }
 }
 

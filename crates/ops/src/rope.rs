@@ -13,25 +13,23 @@ use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
 use crate::simd::vectorised;
 
-/// Fills `table` `[positions, 2·frequencies]` with cosines and sines; angles are computed in fp64.
-pub fn fill_table(queue: &Queue, frequencies: &[f64], mut table: ViewMut<'_>) -> Result<(), OpError> {
+/// Fills `table` `[positions, 2·frequencies]`, on the host, with cosines and sines; angles are computed in fp64.
+pub fn fill_table(frequencies: &[f64], mut table: ViewMut<'_>) -> Result<(), OpError> {
     const OPERATOR: &str = "rope::fill_table";
     let (positions, width) = check::matrix(OPERATOR, "table", table.shape())?;
     check::shape(OPERATOR, "table", table.shape(), [positions, 2 * frequencies.len()])?;
-    match queue.device() {
-        Device::Cpu => for_float!(OPERATOR, table, F => {
-            for_row_blocks_of(table.as_slice_mut::<F>()?, width, |first, rows| {
-                for (row, angles) in rows.chunks_exact_mut(width).enumerate() {
-                    let (cosines, sines) = angles.split_at_mut(frequencies.len());
-                    for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
-                        let angle = (first + row) as f64 * frequency;
-                        (*cosine, *sine) = (F::from_f64(angle.cos()), F::from_f64(angle.sin()));
-                    }
+    for_float!(OPERATOR, table, F => {
+        for_row_blocks_of(table.as_slice_mut::<F>()?, width, |first, rows| {
+            for (row, angles) in rows.chunks_exact_mut(width).enumerate() {
+                let (cosines, sines) = angles.split_at_mut(frequencies.len());
+                for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+                    let angle = (first + row) as f64 * frequency;
+                    (*cosine, *sine) = (F::from_f64(angle.cos()), F::from_f64(angle.sin()));
                 }
-            });
-            Ok(())
-        }),
-    }
+            }
+        });
+        Ok(())
+    })
 }
 
 /// Turns the first `heads` heads of each row of x to its position.
@@ -93,6 +91,7 @@ fn rotate(
             }));
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -27,6 +27,7 @@ pub fn gather(queue: &Queue, x: View<'_>, index: View<'_>, mut y: ViewMut<'_>) -
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -46,5 +47,6 @@ pub fn scatter(queue: &Queue, y: View<'_>, index: View<'_>, mut x: ViewMut<'_>) 
             }
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }

@@ -38,5 +38,6 @@ pub fn add(queue: &Queue, x: View<'_>, mut total: ViewMut<'_>) -> Result<(), OpE
             total[0] += pieces.iter().sum::<f64>();
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }

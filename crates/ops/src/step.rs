@@ -72,6 +72,7 @@ pub fn decide(
             }
             Ok(())
         }
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -32,6 +32,7 @@ pub fn forward(queue: &Queue, gate_up: View<'_>, mut activation: ViewMut<'_>) ->
             }));
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -53,6 +54,7 @@ pub fn backward(queue: &Queue, dactivation: View<'_>, mut gate_up: ViewMut<'_>) 
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use tessera_ops::{Queue, peak};
+use tessera_ops::peak;
 
 /// The share of the peak that a training step reaches on a CPU, for estimates: what steps of several models were seen to.
 const STEP_EFFICIENCY: f64 = 0.75;
@@ -11,7 +11,7 @@ const STEP_EFFICIENCY: f64 = 0.75;
 /// process.
 pub fn peak_flops_per_second() -> f64 {
     static MEASURED: OnceLock<f64> = OnceLock::new();
-    *MEASURED.get_or_init(|| peak::flops_per_second(&Queue::cpu()))
+    *MEASURED.get_or_init(peak::flops_per_second)
 }
 
 /// Floating-point operations that a run may be expected to do in a second.

@@ -69,6 +69,7 @@ pub fn backward(
             sum_groups(heads, rows, dk, dv, dqkv);
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -46,6 +46,7 @@ pub fn decode(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -81,6 +82,7 @@ pub fn fill_cache(
             }
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

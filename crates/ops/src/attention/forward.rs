@@ -49,6 +49,7 @@ pub fn forward(
             );
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -149,6 +149,7 @@ pub fn pack(queue: &Queue, columns: Columns, x: View<'_>, mut blocks: ViewMut<'_
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -181,5 +182,6 @@ pub fn unpack(queue: &Queue, columns: Columns, blocks: View<'_>, mut y: ViewMut<
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }

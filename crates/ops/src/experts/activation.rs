@@ -50,6 +50,7 @@ pub fn forward(
             }));
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -87,6 +88,7 @@ pub fn backward(
             }
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

@@ -66,6 +66,7 @@ pub fn forward(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -92,6 +93,7 @@ pub fn backward_input(
             });
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 
@@ -120,6 +122,7 @@ pub fn backward_weight(
             }
             Ok(())
         }),
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

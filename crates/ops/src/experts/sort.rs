@@ -31,6 +31,7 @@ pub fn sort(
             place(chosen, slots, places, offsets.as_slice_mut::<u32>()?);
             Ok(())
         }
+        Device::Cuda(_) => Err(crate::cuda::lacking()),
     }
 }
 

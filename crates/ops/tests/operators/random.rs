@@ -1,12 +1,12 @@
 //! Initial weights.
 
-use tessera_ops::{Queue, random};
+use tessera_ops::random;
 
 use crate::support::view_mut;
 
 fn normal(seed: u64, first: u64, count: usize) -> Vec<f64> {
     let mut x = vec![f64::NAN; count];
-    random::normal(&Queue::cpu(), seed, first, 1.0, view_mut(&mut x, [count])).unwrap();
+    random::normal(seed, first, 1.0, view_mut(&mut x, [count])).unwrap();
     x
 }
 

@@ -25,7 +25,7 @@ impl Layout {
             (0..self.size / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / self.size as f64)).collect();
         let mut table = unwritten(self.known_positions * self.size);
         let table_view = view_mut(&mut table, [self.known_positions, self.size]);
-        rope::fill_table(&Queue::cpu(), &frequencies, table_view).unwrap();
+        rope::fill_table(&frequencies, table_view).unwrap();
         table
     }
 

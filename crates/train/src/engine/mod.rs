@@ -123,7 +123,7 @@ impl Engine {
         let mut rope_table = Buffer::zeroed(plan.rope_table_bytes)?;
         let frequencies = model.config().rope.inverse_frequencies(model.config().head_dim);
         let table = rope_table.view_mut(DType::F32).reshape([settings.positions, 2 * frequencies.len()])?;
-        rope::fill_table(&queue, &frequencies, table)?;
+        rope::fill_table(&frequencies, table)?;
         let scalars = |count: usize| Buffer::zeroed(count * DType::F64.size());
         Ok(Self {
             model,

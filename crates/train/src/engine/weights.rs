@@ -86,8 +86,7 @@ impl Engine {
                     Initial::Constant(value) => master.fill(value),
                     Initial::Normal(deviation) => {
                         let master = ViewMut::of(master);
-                        random::normal(&self.queue, seed, first as u64, deviation, master)
-                            .map_err(DistError::Op)?;
+                        random::normal(seed, first as u64, deviation, master).map_err(DistError::Op)?;
                     }
                 }
             }

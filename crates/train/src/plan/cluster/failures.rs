@@ -11,7 +11,7 @@
 //! Communications of the ACM 17(9); J. T. Daly 2006, Future Generation Computer Systems 22(3), section 3).
 
 use serde::Serialize;
-use tessera_ops::{OpError, Queue, ViewMut, random};
+use tessera_ops::{OpError, ViewMut, random};
 
 /// Failures that are simulated: enough to know the loss to a percent of itself.
 const SIMULATED_FAILURES: usize = 100_000;
@@ -94,7 +94,7 @@ impl Failures {
     pub fn simulated_loss(&self, interval: f64) -> Result<f64, OpError> {
         // Half the sum of two squared standard normals is exponentially distributed with mean 1.
         let mut normals = vec![0.0_f64; 2 * SIMULATED_FAILURES];
-        random::normal(&Queue::cpu(), SEED, 0, 1.0, ViewMut::of(&mut normals))?;
+        random::normal(SEED, 0, 1.0, ViewMut::of(&mut normals))?;
         let (mut time, mut kept) = (0.0, 0.0);
         for pair in normals.chunks_exact(2) {
             let life = self.mean_seconds * pair.iter().map(|normal| normal * normal).sum::<f64>() / 2.0;

@@ -1,0 +1,197 @@
+//! One GPU: its context, what is to be known of it, and the kernels that were loaded to it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
+use cudarc::nvrtc::Ptx;
+
+use super::kernels::FILES;
+use crate::error::OpError;
+
+/// The lowest compute capability that the kernels are written for: bf16 on tensor cores and asynchronous copies.
+const LOWEST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// Bytes of dynamic shared memory that a kernel may have without asking for more.
+const SHARED_BYTES_UNASKED: usize = 48 << 10;
+
+/// A GPU that is open in this process.
+pub struct Gpu {
+    context: Arc<CudaContext>,
+    name: String,
+    capability: (i32, i32),
+    multiprocessors: usize,
+    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<String, Arc<Function>>>,
+}
+
+/// A kernel, ready to launch.
+pub(super) struct Function {
+    pub function: CudaFunction,
+    /// The most dynamic shared memory that was asked for.
+    shared: AtomicUsize,
+}
+
+impl Function {
+    /// Sees to it that a launch may have `bytes` of dynamic shared memory.
+    pub fn allow_shared(&self, bytes: usize) -> Result<(), DriverError> {
+        if bytes > SHARED_BYTES_UNASKED && bytes > self.shared.load(Ordering::Relaxed) {
+            // More than an i32 no GPU has; CUDA refuses what this one has not.
+            let value = i32::try_from(bytes).unwrap_or(i32::MAX);
+            self.function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, value)?;
+            self.shared.fetch_max(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The number of GPUs in this machine, if this build and this machine can use one.
+///
+/// # Errors
+/// When the program has no kernels, or the machine no driver or no cuBLAS.
+pub fn count() -> Result<usize, OpError> {
+    if FILES.is_empty() {
+        let text =
+            "this build of tessera has no CUDA kernels: build it with --features cuda, which needs nvcc";
+        return Err(OpError::NoCuda(text.to_owned()));
+    }
+    for (is_there, library, remedy) in libraries() {
+        if !is_there {
+            return Err(OpError::NoCuda(format!("found no {library}: {remedy}")));
+        }
+    }
+    let failed =
+        |error: DriverError| OpError::NoCuda(format!("the CUDA driver finds no GPU: {}", text(error)));
+    result::init().map_err(failed)?;
+    let count = result::device::get_count().map_err(failed)?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// The libraries that the loader must find, whether it does, and what to do if not.
+fn libraries() -> [(bool, &'static str, &'static str); 2] {
+    // SAFETY: loading runs the initialisers of NVIDIA's libraries, which this process is about to use.
+    #[allow(unsafe_code)]
+    let found = unsafe { [sys::is_culib_present(), cudarc::cublas::sys::is_culib_present()] };
+    [
+        (found[0], "libcuda", "install NVIDIA's driver"),
+        (
+            found[1],
+            "libcublas",
+            "install cuBLAS of CUDA 12 or 13, or add the folder that has it to LD_LIBRARY_PATH",
+        ),
+    ]
+}
+
+/// What the driver says of an error.
+pub(super) fn text(error: DriverError) -> String {
+    let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
+    let explained = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    match (name, explained) {
+        (Ok(name), Ok(explained)) => format!("{explained} ({name})"),
+        _ => format!("{:?}", error.0),
+    }
+}
+
+impl Gpu {
+    /// Opens a GPU of this machine, counted from 0.
+    ///
+    /// # Errors
+    /// Where [`count`] fails, when there is no such GPU, or one that is too old.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>, OpError> {
+        let found = count()?;
+        if ordinal >= found {
+            let text = format!("there is no CUDA device {ordinal}: the driver finds {found}, counted from 0");
+            return Err(OpError::NoCuda(text));
+        }
+        let failed =
+            |error: DriverError| OpError::Cuda { ordinal, doing: "opening it", message: text(error) };
+        let context = CudaContext::new(ordinal).map_err(failed)?;
+        // Waiting for the GPU must not take a core from whoever prepares data.
+        context.set_blocking_synchronize().map_err(failed)?;
+        let name = context.name().map_err(failed)?;
+        let capability = context.compute_capability().map_err(failed)?;
+        if capability < LOWEST_CAPABILITY {
+            let ((major, minor), (lowest_major, lowest_minor)) = (capability, LOWEST_CAPABILITY);
+            return Err(OpError::NoCuda(format!(
+                "CUDA device {ordinal}, {name}, has compute capability {major}.{minor}: \
+                 {lowest_major}.{lowest_minor} is needed (A100 or newer)"
+            )));
+        }
+        let count = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(failed)?;
+        Ok(Arc::new(Self {
+            name,
+            capability,
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
+            context,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+        }))
+    }
+
+    /// Its number in this machine.
+    pub fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
+    /// What NVIDIA calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its compute capability.
+    pub fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// Bytes of its memory that are free, and all.
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn memory(&self) -> Result<(usize, usize), OpError> {
+        self.context.mem_get_info().map_err(|error| self.failed("asking for its memory", error))
+    }
+
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    /// The driver's context, for libraries that this crate does not know.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(crate) fn failed(&self, doing: &'static str, error: DriverError) -> OpError {
+        OpError::Cuda { ordinal: self.ordinal(), doing, message: text(error) }
+    }
+
+    /// The kernel `name` of `file`, which is loaded when first asked for.
+    pub(super) fn function(&self, file: &'static str, name: &str) -> Result<Arc<Function>, OpError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(name) {
+            return Ok(function.clone());
+        }
+        let failed = |error| self.failed("loading a kernel", error);
+        let function = self.module(file)?.load_function(name).map_err(failed)?;
+        let function = Arc::new(Function { function, shared: AtomicUsize::new(0) });
+        functions.insert(name.to_owned(), function.clone());
+        Ok(function)
+    }
+
+    fn module(&self, file: &'static str) -> Result<Arc<CudaModule>, OpError> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(file) {
+            return Ok(module.clone());
+        }
+        let known = FILES.iter().find(|(name, _)| *name == file);
+        let (_, ptx) =
+            known.ok_or_else(|| OpError::NoCuda(format!("this build has no kernels of the file {file}")))?;
+        let module = self.context.load_module(Ptx::from_src(*ptx));
+        let module = module.map_err(|error| self.failed("compiling a kernel", error))?;
+        modules.insert(file, module.clone());
+        Ok(module)
+    }
+}

@@ -1,0 +1,11 @@
+//! The operators on a GPU, each against the same operator on the CPU in fp64: fp32 to 1e-5, bf16 to 2e-2.
+//!
+//! `scripts/test-cuda` runs them on the emulator. Where a GPU is, the same tests run on it:
+//! `cargo test -p tessera-ops --features cuda --test cuda`.
+
+#![allow(clippy::unwrap_used)]
+
+mod elementwise;
+mod norms;
+mod products;
+mod support;
