@@ -6,6 +6,7 @@ use tessera_data::MicroBatch;
 use tessera_dist::{DistError, Residency, Single};
 use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model};
+use tessera_ops::Queue;
 use tessera_train::engine::{CHUNK_TOKENS, Engine, EngineSettings, Optimizer, OwnNews, StepOutcome};
 use tessera_train::spec::OptimizerSpec;
 
@@ -43,8 +44,8 @@ impl Rows {
     /// When `config` is none, or there is not enough memory.
     pub fn engine(self, config: &str, recompute: bool) -> Engine {
         let config = ModelConfig::parse(config, Path::new("config.json")).expect("the config is valid");
-        let engine =
-            Engine::new(Model::new(config), Single, self.settings(recompute)).expect("there is memory");
+        let engine = Engine::new(Queue::cpu(), Model::new(config), Single, self.settings(recompute))
+            .expect("there is memory");
         engine.initialise(17).expect("weights can be drawn");
         engine
     }
@@ -59,6 +60,7 @@ impl Rows {
             residency: Residency::default(),
             optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
+            on_gpu: false,
         }
     }
 }

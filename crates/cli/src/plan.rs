@@ -5,7 +5,6 @@ mod cluster;
 
 use clap::Args;
 use tessera_train::plan::cluster::{Cluster, ClusterError, ClusterPlan, Workload, find_gpu};
-use tessera_train::speed::expected_flops_per_second;
 
 use crate::failure::Failure;
 use crate::output::{Paint, print, print_json};
@@ -113,9 +112,8 @@ impl PlanArguments {
     fn plan_machine(self) -> Result<(), Failure> {
         let run_file = RunFile::new(self.run_file.unwrap_or_default(), self.overrides);
         let plan = run_file.prepare()?.plan;
-        let speed = expected_flops_per_second();
         if self.json {
-            return print_json(&plan_json(&plan, speed));
+            return print_json(&plan_json(&plan));
         }
         let settings = &plan.settings;
         let mut rows: Vec<_> =
@@ -134,7 +132,7 @@ impl PlanArguments {
             ("Model", format!("{}, {}", settings.model, counted(plan.parameters, "parameter", "parameters"))),
             ("Memory", table([Align::Left, Align::Right], &rows)),
             ("Batches", batches),
-            ("Time", time_line(plan.estimated_time(speed), speed)),
+            ("Time", time_line(&plan)),
         ];
         print(&labelled(Paint::of_stdout(), &labels))
     }

@@ -76,21 +76,19 @@ fn run_line(plan: &RunPlan) -> String {
     )
 }
 
-/// The time of a run at a measured speed, for people.
-pub fn time_line(time: Duration, flops_per_second: f64) -> String {
+/// The time of a run at the speed that may be expected, for people.
+pub fn time_line(plan: &RunPlan) -> String {
+    let (Some(time), Some(flops_per_second)) = (plan.estimated_time(), plan.expected_flops_per_second())
+    else {
+        return "unknown: nothing is known of the speed of this GPU".to_owned();
+    };
     let gigaflops = count((flops_per_second / 1e9).round() as u64);
     let about = if time < Duration::from_secs(1) { "" } else { "about " };
     format!("{about}{} for the batches (an estimate, at {gigaflops} GFLOP/s)", duration(time))
 }
 
 /// Everything about a run in a few lines.
-pub fn run_summary(
-    paint: Paint,
-    plan: &RunPlan,
-    train: &Summary,
-    eval: Option<&Summary>,
-    flops_per_second: f64,
-) -> String {
+pub fn run_summary(paint: Paint, plan: &RunPlan, train: &Summary, eval: Option<&Summary>) -> String {
     let settings = &plan.settings;
     let mut rows = vec![
         ("Model", format!("{}, {}", settings.model, counted(plan.parameters, "parameter", "parameters"))),
@@ -104,7 +102,7 @@ pub fn run_summary(
     rows.extend([
         ("Run", run_line(plan)),
         ("Memory", bytes(plan.memory_bytes())),
-        ("Time", time_line(plan.estimated_time(flops_per_second), flops_per_second)),
+        ("Time", time_line(plan)),
         ("Run folder", settings.run_folder().display().to_string()),
     ]);
     labelled(paint, &rows)
@@ -133,7 +131,7 @@ pub fn data_json(summary: &Summary) -> Value {
 }
 
 /// A plan for programs.
-pub fn plan_json(plan: &RunPlan, flops_per_second: f64) -> Value {
+pub fn plan_json(plan: &RunPlan) -> Value {
     let memory: serde_json::Map<_, _> =
         plan.memory_parts().into_iter().map(|(part, bytes)| (part.replace(' ', "_"), bytes.into())).collect();
     json!({
@@ -146,7 +144,7 @@ pub fn plan_json(plan: &RunPlan, flops_per_second: f64) -> Value {
         "memory_bytes": memory,
         "memory_total_bytes": plan.memory_bytes(),
         "flops_per_epoch": plan.epoch_flops,
-        "flops_per_second": flops_per_second,
-        "estimated_seconds": plan.estimated_time(flops_per_second).as_secs_f64(),
+        "flops_per_second": plan.expected_flops_per_second(),
+        "estimated_seconds": plan.estimated_time().map(|time| time.as_secs_f64()),
     })
 }

@@ -4,7 +4,6 @@ use clap::Args;
 use serde_json::json;
 use tessera_data::LengthHistogram;
 use tessera_train::plan::advice::advise;
-use tessera_train::speed::expected_flops_per_second;
 use tessera_train::state::checkpoints;
 
 use crate::failure::Failure;
@@ -41,17 +40,16 @@ impl ValidateArguments {
         checked?;
         let (plan, train) = (&prepared.plan, &prepared.train_summary);
         let eval = prepared.eval.as_ref().map(|(_, summary)| summary);
-        let speed = expected_flops_per_second();
         let advice: Vec<String> = advise(&prepared).iter().map(ToString::to_string).collect();
         if self.json {
-            let mut json = plan_json(plan, speed);
+            let mut json = plan_json(plan);
             json["train"] = data_json(train);
             json["eval"] = eval.map_or(serde_json::Value::Null, data_json);
             json["advice"] = json!(advice);
             return print_json(&json);
         }
         let paint = Paint::of_stdout();
-        let mut text = run_summary(paint, plan, train, eval, speed);
+        let mut text = run_summary(paint, plan, train, eval);
         let heading = "Lengths of the training examples, in tokens before any are cut";
         text.push_str(&format!("\n{}\n{}", paint.paint(HEADING, heading), histogram(&train.lengths)));
         if !advice.is_empty() {

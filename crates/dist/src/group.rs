@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, RwLock};
 
-use tessera_ops::{Buffer, Queue, ViewMut};
+use tessera_ops::{Buffer, DType, Queue, ViewMut};
 
 use crate::error::DistError;
 use crate::recorder::Recorder;
@@ -59,18 +59,19 @@ pub trait Group: Send + Sync {
     /// The number of ranks in the group.
     fn world_size(&self) -> usize;
 
-    /// Whether a rank's shard is the whole unit in the dtype of the compute, so that weights and gradients are used
-    /// where they lie and nothing is gathered or reduced.
+    /// Whether a rank's shard is the whole unit: its gradients are added where they lie and none is reduced, and its masters
+    /// are used where they lie unless the compute is in another dtype.
     fn lends(&self) -> bool;
 
     /// What this rank has called, in all its groups; `None` where nothing is ever moved.
     fn recorder(&self) -> Option<&Arc<Recorder>>;
 
-    /// The first `elements` of `full` = the masters of all ranks, in the order of the ranks; after `queue`.
+    /// The first `elements` of `full` = the masters of all ranks in `dtype`, in the order of the ranks; after `queue`.
     fn all_gather(
         &self,
         queue: &Queue,
         unit: usize,
+        dtype: DType,
         elements: usize,
         shard: &Arc<RwLock<UnitState>>,
         full: Buffer,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, RwLock};
 
-use tessera_ops::{Buffer, DType, Queue, ViewMut, fill};
+use tessera_ops::{Buffer, DType, Queue, ViewMut, cast, fill};
 
 use crate::error::DistError;
 use crate::group::{Exchange, Group, Pending};
@@ -34,12 +34,18 @@ impl Group for Single {
         &self,
         queue: &Queue,
         unit: usize,
+        dtype: DType,
         elements: usize,
         shard: &Arc<RwLock<UnitState>>,
         mut full: Buffer,
     ) -> Result<Pending<Buffer>, DistError> {
         let state = shard.read().map_err(|_| DistError::Abandoned { unit })?;
-        fill::copy(queue, state.master.view(DType::F32), full.view_mut(DType::F32).range(0, elements)?)?;
+        let (master, whole) = (state.master.view(DType::F32), full.view_mut(dtype).range(0, elements)?);
+        if dtype == DType::F32 {
+            fill::copy(queue, master, whole)?
+        } else {
+            cast::forward(queue, master, whole)?
+        }
         Ok(Pending::completed(full))
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tessera_ops::{Buffer, DType};
+use tessera_ops::{Buffer, DType, Queue};
 
 use crate::error::DistError;
 use crate::group::Pending;
@@ -39,18 +39,17 @@ pub struct SlotPlan {
 }
 
 impl SlotPlan {
-    /// The plan for units shared by `ranks` ranks; a group that lends needs none.
-    pub fn new(sizes: &[UnitSize], ranks: usize, lends: bool, residency: Residency) -> Self {
-        if lends {
-            return Self { weights: Vec::new(), gradients: Vec::new() };
-        }
-        let bytes = sizes.iter().map(|size| size.padded(ranks) * DType::F32.size());
-        let two = vec![bytes.clone().max().unwrap_or(0); SLOTS];
+    /// The plan for units shared by `ranks` ranks and computed with in `compute`. A group that lends needs no slots for
+    /// gradients, and none for weights where the masters are what is computed with.
+    pub fn new(sizes: &[UnitSize], ranks: usize, lends: bool, compute: DType, residency: Residency) -> Self {
+        let bytes = |dtype: DType| sizes.iter().map(move |size| size.padded(ranks) * dtype.size());
+        let two = |dtype| vec![bytes(dtype).max().unwrap_or(0); SLOTS];
         let weights = match residency {
-            Residency::WhileUsed => two.clone(),
-            Residency::WholeStep => bytes.collect(),
+            _ if lends && compute == DType::F32 => Vec::new(),
+            Residency::WhileUsed => two(compute),
+            Residency::WholeStep => bytes(compute).collect(),
         };
-        Self { weights, gradients: two }
+        Self { weights, gradients: if lends { Vec::new() } else { two(DType::F32) } }
     }
 }
 
@@ -107,8 +106,8 @@ pub(crate) struct WeightSlots {
 }
 
 impl WeightSlots {
-    pub fn new(bytes: &[usize], residency: Residency) -> Result<Self, DistError> {
-        let slots = bytes.iter().map(|&bytes| Ok(Slot::Free(Buffer::zeroed(bytes)?)));
+    pub fn new(queue: &Queue, bytes: &[usize], residency: Residency) -> Result<Self, DistError> {
+        let slots = bytes.iter().map(|&bytes| Ok(Slot::Free(Buffer::on(queue, bytes)?)));
         Ok(Self { slots: slots.collect::<Result<_, DistError>>()?, residency })
     }
 
@@ -193,17 +192,17 @@ pub(crate) struct GradientSlot {
 }
 
 impl GradientSlot {
-    pub fn new(bytes: usize) -> Result<Self, DistError> {
-        Ok(Self { buffer: Buffer::zeroed(bytes)?, pending: None })
+    pub fn new(queue: &Queue, bytes: usize) -> Result<Self, DistError> {
+        Ok(Self { buffer: Buffer::on(queue, bytes)?, pending: None })
     }
 
-    /// Lets `reduce` take the buffer away.
+    /// Lets `collective` take the buffer away.
     pub fn leave(
         &mut self,
-        reduce: impl FnOnce(Buffer) -> Result<Pending<Buffer>, DistError>,
+        collective: impl FnOnce(Buffer) -> Result<Pending<Buffer>, DistError>,
     ) -> Result<(), DistError> {
         let full = std::mem::replace(&mut self.buffer, Buffer::zeroed(0)?);
-        self.pending = Some(reduce(full)?);
+        self.pending = Some(collective(full)?);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, RwLock};
 
-use tessera_ops::{Buffer, DType};
+use tessera_ops::{Buffer, DType, Queue};
 
 use crate::error::DistError;
 
@@ -45,9 +45,14 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Allocates a rank's share, all zero, with `moments` moments.
-    pub fn zeroed(size: UnitSize, world_size: usize, moments: usize) -> Result<Self, DistError> {
-        let allocate = || Buffer::zeroed(size.shard(world_size) * DType::F32.size());
+    /// Allocates a rank's share where `queue` works, all zero, with `moments` moments.
+    pub fn zeroed(
+        queue: &Queue,
+        size: UnitSize,
+        world_size: usize,
+        moments: usize,
+    ) -> Result<Self, DistError> {
+        let allocate = || Buffer::on(queue, size.shard(world_size) * DType::F32.size());
         let moments = (0..moments).map(|_| allocate()).collect::<Result<_, _>>()?;
         let state = UnitState { master: allocate()?, moments };
         Ok(Self { size, state: Arc::new(RwLock::new(state)), gradient: Arc::new(Mutex::new(allocate()?)) })

@@ -16,7 +16,9 @@ use crate::unit::{Unit, UnitSize, UnitState};
 pub struct Units {
     mesh: Mesh,
     units: Vec<Unit>,
-    /// Empty in a group that lends.
+    /// The dtype of gathered weights.
+    compute: DType,
+    /// Empty where the masters are lent.
     weights: Mutex<WeightSlots>,
     /// Empty in a group that lends.
     gradients: Vec<Mutex<GradientSlot>>,
@@ -27,24 +29,23 @@ pub struct Units {
 }
 
 impl Units {
-    /// Takes the units, of which each rank of the mesh's shard group owns a slice, and allocates the slots that they
-    /// pass through.
-    pub fn new(mesh: impl Into<Mesh>, units: Vec<Unit>) -> Result<Self, DistError> {
-        Self::with_residency(mesh, units, Residency::default())
-    }
-
-    /// The same, with a say in how long gathered weights stay.
-    pub fn with_residency(
+    /// Takes the units, of which each rank of the mesh's shard group owns a slice, and allocates, where `queue` works, the slots
+    /// that they pass through. Gathered weights are in `compute` and stay for as long as `residency` says.
+    pub fn new(
+        queue: &Queue,
         mesh: impl Into<Mesh>,
         units: Vec<Unit>,
+        compute: DType,
         residency: Residency,
     ) -> Result<Self, DistError> {
         let mesh = mesh.into();
         let sizes: Vec<UnitSize> = units.iter().map(Unit::size).collect();
-        let plan = SlotPlan::new(&sizes, mesh.shard().world_size(), mesh.shard().lends(), residency);
-        let gradients = plan.gradients.iter().map(|&bytes| GradientSlot::new(bytes).map(Mutex::new));
+        let (ranks, lends) = (mesh.shard().world_size(), mesh.shard().lends());
+        let plan = SlotPlan::new(&sizes, ranks, lends, compute, residency);
+        let gradients = plan.gradients.iter().map(|&bytes| GradientSlot::new(queue, bytes).map(Mutex::new));
         Ok(Self {
-            weights: Mutex::new(WeightSlots::new(&plan.weights, residency)?),
+            compute,
+            weights: Mutex::new(WeightSlots::new(queue, &plan.weights, residency)?),
             gradients: gradients.collect::<Result<_, _>>()?,
             turn: AtomicUsize::new(0),
             replicas_differ: AtomicBool::new(false),
@@ -103,19 +104,43 @@ impl Units {
             return Ok(());
         }
         let (elements, state) = (self.padded(index), &self.units[index].state);
-        slots.fill(index, |full| self.group().all_gather(queue, index, elements, state, full))
+        slots.fill(index, |full| self.group().all_gather(queue, index, self.compute, elements, state, full))
     }
 
     /// A unit's weights: those of the masters since the last change. Gathers them now if they were not prefetched.
     pub fn weights(&self, queue: &Queue, index: usize) -> Result<Weights<'_>, DistError> {
-        let elements = self.units[index].size.elements;
+        let (elements, dtype) = (self.units[index].size.elements, self.compute);
         let mut slots = self.slots(index)?;
         if slots.is_empty() {
-            let state = self.units[index].state.read().map_err(|_| DistError::Abandoned { unit: index })?;
-            return Ok(Weights { source: Source::Lent(state), elements });
+            return self.lent(index);
         }
         self.gather(&mut slots, queue, index)?;
-        Ok(Weights { source: Source::Gathered(slots.hold(index)?), elements })
+        Ok(Weights { source: Source::Gathered(slots.hold(index)?), dtype, elements })
+    }
+
+    /// The masters of a whole unit, fp32. They are for exports, between steps: where masters are not what is computed with,
+    /// they pass through a slot for gradients.
+    pub fn masters(&self, queue: &Queue, index: usize) -> Result<Weights<'_>, DistError> {
+        if self.group().lends() {
+            return self.lent(index);
+        }
+        if self.compute == DType::F32 {
+            return self.weights(queue, index);
+        }
+        let (elements, state) = (self.padded(index), &self.units[index].state);
+        let mut slot = self.free_gradient_slot(index)?;
+        slot.settle()?;
+        slot.leave(|full| self.group().all_gather(queue, index, DType::F32, elements, state, full))?;
+        slot.settle()?;
+        let elements = self.units[index].size.elements;
+        Ok(Weights { source: Source::InGradientSlot(slot), dtype: DType::F32, elements })
+    }
+
+    /// The masters of a unit that is all this rank's.
+    fn lent(&self, index: usize) -> Result<Weights<'_>, DistError> {
+        let unit = &self.units[index];
+        let state = unit.state.read().map_err(|_| DistError::Abandoned { unit: index })?;
+        Ok(Weights { source: Source::Lent(state), dtype: DType::F32, elements: unit.size.elements })
     }
 
     /// Forgets gathered weights: the masters have changed. None may be held.
@@ -177,12 +202,14 @@ impl Units {
 /// The whole of a unit's weights, for as long as they are used.
 pub struct Weights<'a> {
     source: Source<'a>,
+    dtype: DType,
     elements: usize,
 }
 
 enum Source<'a> {
     Lent(RwLockReadGuard<'a, UnitState>),
     Gathered(Arc<Buffer>),
+    InGradientSlot(MutexGuard<'a, GradientSlot>),
 }
 
 impl Weights<'_> {
@@ -191,8 +218,9 @@ impl Weights<'_> {
         let buffer = match &self.source {
             Source::Lent(state) => &state.master,
             Source::Gathered(buffer) => buffer,
+            Source::InGradientSlot(slot) => &slot.buffer,
         };
-        Ok(buffer.view(DType::F32).range(0, self.elements)?)
+        Ok(buffer.view(self.dtype).range(0, self.elements)?)
     }
 }
 

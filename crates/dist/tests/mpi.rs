@@ -96,7 +96,14 @@ fn differ(group: &dyn Group) {
     let (rank, ranks) = (group.rank(), group.world_size());
     let part = group.split("all of them", 0).unwrap();
     let (unit, room) = (if rank == 1 { 4 } else { 3 }, Buffer::zeroed(5 * ranks * 4).unwrap());
-    let gathered = part.all_gather(&Queue::cpu(), unit, 5 * ranks, &suite::shard(rank, 5), room);
+    let gathered = part.all_gather(
+        &Queue::cpu(),
+        unit,
+        tessera_ops::DType::F32,
+        5 * ranks,
+        &suite::shard(rank, 5),
+        room,
+    );
     match gathered.unwrap().wait() {
         Err(error @ DistError::Mismatch { .. }) => println!("rank {rank} was told: {error}"),
         other => panic!("rank {rank}: {:?}", other.map(|buffer| buffer.len())),

@@ -7,6 +7,7 @@ use tessera_ops::step::statistic;
 use tessera_ops::{Arena, DType, OpError, Queue, View, ViewMut, cross_entropy, fill, linear, rows};
 
 use crate::config::ModelConfig;
+use crate::factor::{as_factor, factor_bytes};
 use crate::norm::Norm;
 use crate::stage::Context;
 
@@ -31,6 +32,8 @@ pub struct LossScale {
 #[derive(Debug, Clone)]
 pub struct Head {
     hidden: usize,
+    /// The dtype of the rows; logits and what becomes of them are fp32.
+    compute: DType,
     vocabulary: usize,
     norm: Norm,
 }
@@ -50,8 +53,9 @@ struct Chunk<'a> {
 }
 
 impl Head {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
-        Self { hidden: config.hidden_size, vocabulary: config.vocab_size, norm: Norm::of(config) }
+    pub(crate) fn new(config: &ModelConfig, compute: DType) -> Self {
+        let norm = Norm::of(config);
+        Self { hidden: config.hidden_size, compute, vocabulary: config.vocab_size, norm }
     }
 
     /// The number of tokens whose logits exist at a time, where `tokens` are there in all.
@@ -63,18 +67,19 @@ impl Head {
     /// Bytes of scratch for `tokens` tokens.
     pub fn scratch_bytes(&self, tokens: usize) -> usize {
         let chunk = self.chunk_tokens(tokens);
-        let matrix = |width: usize| Arena::cost(DType::F32, chunk * width);
+        let matrix = |dtype, width: usize| Arena::cost(dtype, chunk * width);
         Arena::cost(DType::F32, self.norm.statistics(chunk))
-            + 3 * matrix(self.hidden)
-            + matrix(self.vocabulary)
+            + 3 * matrix(self.compute, self.hidden)
+            + matrix(DType::F32, self.vocabulary)
+            + factor_bytes(self.compute, chunk * self.vocabulary)
     }
 
     fn chunk<'a>(&self, tokens: usize, arena: &mut Arena<'a>) -> Result<Chunk<'a>, OpError> {
         Ok(Chunk {
-            input: arena.take(DType::F32, [tokens, self.hidden])?,
+            input: arena.take(self.compute, [tokens, self.hidden])?,
             statistics: arena.take(DType::F32, [self.norm.statistics(tokens)])?,
-            normed: arena.take(DType::F32, [tokens, self.hidden])?,
-            dinput: arena.take(DType::F32, [tokens, self.hidden])?,
+            normed: arena.take(self.compute, [tokens, self.hidden])?,
+            dinput: arena.take(self.compute, [tokens, self.hidden])?,
             logits: arena.take(DType::F32, [tokens, self.vocabulary])?,
         })
     }
@@ -121,7 +126,7 @@ impl Head {
             self.chunk_logits(queue, weights, x, loss_rows, &mut chunk)?;
             let sums = statistics.reborrow().range(statistic::LOSS_SUM, 2)?;
             cross_entropy::forward_backward(queue, chunk.logits.reborrow(), targets, scale.token, sums)?;
-            self.chunk_backward(queue, weights, &mut chunk, gradients)?;
+            self.chunk_backward(queue, weights, &mut chunk, gradients, inner)?;
             rows::scatter(queue, chunk.dinput.as_view(), loss_rows, dx.reborrow())?;
         }
         Ok(())
@@ -177,8 +182,9 @@ impl Head {
         weights: &[View<'_>],
         chunk: &mut Chunk<'_>,
         gradients: &mut [ViewMut<'_>],
+        mut scratch: Arena<'_>,
     ) -> Result<(), OpError> {
-        let dlogits = chunk.logits.as_view();
+        let dlogits = as_factor(queue, self.compute, chunk.logits.as_view(), &mut scratch)?;
         linear::backward_weight(queue, dlogits, chunk.normed.as_view(), gradients[MATRIX].reborrow())?;
         linear::backward_input(queue, dlogits, weights[MATRIX], chunk.normed.reborrow())?;
         fill::zero(queue, chunk.dinput.reborrow())?;

@@ -8,6 +8,7 @@ mod balance;
 mod block;
 pub mod catalogue;
 pub mod config;
+mod factor;
 mod head;
 mod model;
 mod names;

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use tessera_ops::DType;
+
 use crate::balance::Balance;
 use crate::block::Block;
 use crate::config::ModelConfig;
@@ -15,6 +17,7 @@ use crate::table::{Initial, Segment, UnitTable};
 /// norm, in this order: the last unit, or unit 0 where the embedding is also the output matrix.
 pub struct Model {
     config: ModelConfig,
+    compute: DType,
     names: Names,
     units: Vec<UnitTable>,
     blocks: Vec<Block>,
@@ -31,8 +34,18 @@ impl Model {
         Self::with_names(config, names)
     }
 
-    /// The model that a config describes, with the tensor names of a folder.
+    /// The model that a config describes, with the tensor names of a folder. It computes in fp32.
     pub fn with_names(config: ModelConfig, names: Names) -> Self {
+        Self::build(config, names, DType::F32)
+    }
+
+    /// The same model, computing in `compute`: fp32, or bf16 with what needs more in fp32. It is the dtype of gathered weights,
+    /// of the residual stream, and of what products read and write.
+    pub fn computing_in(self, compute: DType) -> Self {
+        Self::build(self.config, self.names, compute)
+    }
+
+    fn build(config: ModelConfig, names: Names, compute: DType) -> Self {
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
         let matrix =
             |name: String| Segment::of(name, [vocabulary, hidden], Initial::Normal(config.initializer_range));
@@ -43,7 +56,7 @@ impl Model {
             vec![UnitTable::new(if tied { vec![embedding, final_norm.clone()] } else { vec![embedding] })];
         let (mut blocks, mut first_units) = (Vec::new(), Vec::new());
         for index in 0..config.num_hidden_layers {
-            let (block, block_units) = Block::new(&config, &names.block(index));
+            let (block, block_units) = Block::new(&config, &names.block(index), compute);
             blocks.push(block);
             first_units.push(units.len());
             units.extend(block_units);
@@ -52,13 +65,18 @@ impl Model {
         if !tied {
             units.push(UnitTable::new(vec![matrix(names.output()), final_norm]));
         }
-        let head = Head::new(&config);
-        Self { config, names, units, blocks, first_units, head, head_unit }
+        let head = Head::new(&config, compute);
+        Self { config, compute, names, units, blocks, first_units, head, head_unit }
     }
 
     /// The config.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The dtype of gathered weights and of the residual stream.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// What its tensors are called in a Hugging Face folder.

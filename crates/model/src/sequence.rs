@@ -7,14 +7,14 @@
 use std::ops::Range;
 
 use tessera_ops::attention::split::{self, Columns};
-use tessera_ops::{OpError, Queue, View, ViewMut, fill};
+use tessera_ops::{DType, OpError, Queue, View, ViewMut, fill};
 
 /// Ranks that share a sequence and can exchange blocks.
 pub trait SequenceExchange {
     /// The number of ranks C.
     fn ranks(&self) -> usize;
 
-    /// Every rank's i-th block goes to rank i. `give` writes what this rank gives, `elements` of fp32 in C equal blocks;
+    /// Every rank's i-th block goes to rank i. `give` writes what this rank gives, `elements` of `dtype` in C equal blocks;
     /// `take` sees what it gets: the blocks of all ranks in their order. All ranks call this together; `label` names the
     /// exchange in messages.
     ///
@@ -24,6 +24,7 @@ pub trait SequenceExchange {
         &self,
         queue: &Queue,
         label: &'static str,
+        dtype: DType,
         elements: usize,
         give: &mut dyn FnMut(ViewMut<'_>) -> Result<(), OpError>,
         take: &mut dyn FnMut(View<'_>) -> Result<(), OpError>,
@@ -65,7 +66,7 @@ impl SequenceSplit<'_> {
         let mut take = |got: View<'_>| {
             fill::copy(queue, got.range(0, y.shape().elements())?.reshape(y.shape())?, y.reborrow())
         };
-        self.exchange.exchange(queue, label, elements, &mut give, &mut take)
+        self.exchange.exchange(queue, label, x.dtype(), elements, &mut give, &mut take)
     }
 
     /// The way back: from all tokens of this rank's heads, x `[T, columns.share_width()]`, to its tokens of all heads, y
@@ -83,7 +84,7 @@ impl SequenceSplit<'_> {
             fill::copy(queue, x, given.range(0, x.shape().elements())?.reshape(x.shape())?)
         };
         let mut take = |got: View<'_>| split::unpack(queue, columns, got.reshape(blocks)?, y.reborrow());
-        self.exchange.exchange(queue, label, elements, &mut give, &mut take)
+        self.exchange.exchange(queue, label, x.dtype(), elements, &mut give, &mut take)
     }
 
     /// The shape of the blocks that go around, `[C, S, w]`, and their elements.

@@ -272,6 +272,11 @@ impl<'a> ViewMut<'a> {
         ViewMut { bytes: self.bytes.reborrow(), dtype: self.dtype, shape: self.shape }
     }
 
+    /// The same view, read only, for as long as the buffer is borrowed.
+    pub fn into_view(self) -> View<'a> {
+        View { bytes: self.bytes.into_bytes(), dtype: self.dtype, shape: self.shape }
+    }
+
     /// The same view, read only.
     pub fn as_view(&self) -> View<'_> {
         View { bytes: self.bytes.as_bytes(), dtype: self.dtype, shape: self.shape }

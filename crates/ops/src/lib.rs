@@ -39,6 +39,7 @@ mod simd;
 pub mod squared_norm;
 pub mod step;
 pub mod swiglu;
+pub mod transfer;
 
 pub use buffer::{Arena, Buffer, Shape, View, ViewMut};
 pub use dtype::{DType, Element, Float};

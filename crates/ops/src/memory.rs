@@ -82,6 +82,13 @@ impl<'a> BytesMut<'a> {
         }
     }
 
+    pub fn into_bytes(self) -> Bytes<'a> {
+        match self {
+            BytesMut::Host(bytes) => Bytes::Host(bytes),
+            BytesMut::Device(bytes) => Bytes::Device(bytes),
+        }
+    }
+
     pub fn as_bytes(&self) -> Bytes<'_> {
         match self {
             BytesMut::Host(bytes) => Bytes::Host(bytes),

@@ -17,10 +17,10 @@ pub mod statistic {
     pub const HITS: usize = 1;
     /// Squared norm of the gradient.
     pub const SQUARED_NORM: usize = 2;
-    /// Number of ranks that were asked to stop.
-    pub const STOP_WANTED: usize = 3;
     /// The load-balancing loss, weighted.
-    pub const BALANCE_LOSS: usize = 4;
+    pub const BALANCE_LOSS: usize = 3;
+    /// Number of ranks that were asked to stop. It and what follows are told by the host.
+    pub const STOP_WANTED: usize = 4;
     /// Seconds that the step took, as rank 0 measured them.
     pub const ELAPSED: usize = 5;
     /// The length of the vector.
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(decision[1..], [1.0, 1.0, 0.0, 0.0]);
         decide_on([2.0, 0.0, f64::NAN, 0.0, 0.0, 0.0], 1.0, &mut decision);
         decide_on([f64::INFINITY, 0.0, 1.0, 0.0, 0.0, 0.0], 1.0, &mut decision);
-        decide_on([2.0, 0.0, 1.0, 0.0, f64::INFINITY, 0.0], 1.0, &mut decision);
+        decide_on([2.0, 0.0, 1.0, f64::INFINITY, 0.0, 0.0], 1.0, &mut decision);
         assert_eq!(decision[1..], [0.0, 1.0, 3.0, 3.0]);
         decide_on([2.0, 0.0, 0.25, 0.0, 0.0, 0.0], 0.0, &mut decision);
         assert_eq!(decision, [1.0, 1.0, 2.0, 0.0, 3.0]);

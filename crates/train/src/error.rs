@@ -92,11 +92,12 @@ pub enum TrainError {
     )]
     NoReadableCheckpoint { folder: PathBuf, newest: Box<TrainError> },
     #[error(
-        "the run needs {needed} of memory with {tokens} tokens at a time, but the machine has {total} ({states} for \
+        "the run needs {needed} of memory with {tokens} tokens at a time, but {place} has {total} ({states} for \
          weights, gradients and optimizer); use a smaller model, context_length or \
-         device_train_microbatch_size, save_async: false, or a larger machine"
+         device_train_microbatch_size, save_async: false, more ranks that share the model, or a larger machine. \
+         `tessera plan` shows what takes how much"
     )]
-    TooLarge { needed: String, total: String, states: String, tokens: usize },
+    TooLarge { needed: String, place: String, total: String, states: String, tokens: usize },
     #[error(
         "loss or gradient was not finite in {count} steps in a row, the last being batch {batch}; nothing of them was kept: \
          {advice}"

@@ -8,6 +8,7 @@ use tessera_checkpoint::dcp::ComposerWeights;
 use tessera_data::{Task, TextTokenizer};
 use tessera_dist::{Residency, Single};
 use tessera_model::Model;
+use tessera_ops::Queue;
 
 use crate::engine::{CHUNK_TOKENS, Engine, EngineSettings, GenerationSettings, Optimizer, Sampler};
 use crate::error::TrainError;
@@ -68,7 +69,7 @@ impl Generator {
         )?;
         let by_template =
             if source.chat_template.is_some() { Task::ChatCompletion } else { Task::ContinuedPretrain };
-        let engine = Engine::new(Model::new(config), Single, asking_only(positions))?;
+        let engine = Engine::new(Queue::cpu(), Model::new(config), Single, asking_only(positions))?;
         match &settings.weights {
             Some(path) => {
                 let weights = ComposerWeights::open(path)?;
@@ -159,5 +160,6 @@ fn asking_only(positions: usize) -> EngineSettings {
         residency: Residency::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 0.0 },
         max_grad_norm: f64::INFINITY,
+        on_gpu: false,
     }
 }

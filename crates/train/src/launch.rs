@@ -5,8 +5,11 @@
 //! what MPI finds, so that processes which do not see one another never train into one folder.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use tessera_dist::{Deadline, Group, Single, threads};
+use tessera_ops::Queue;
+use tessera_ops::cuda::Gpu;
 
 use crate::error::TrainError;
 
@@ -82,6 +85,20 @@ impl Launch {
         self.process == 0
     }
 
+    /// Joins the other ranks, with one rank of this process on each of `gpus` (numbers of this machine).
+    ///
+    /// # Errors
+    /// When a GPU cannot be used, or another process does not come.
+    pub fn join_gpus(&self, gpus: &[usize]) -> Result<Ranks, TrainError> {
+        let gpus = gpus.iter().map(|&ordinal| Gpu::open(ordinal)).collect::<Result<Vec<_>, _>>()?;
+        match (self.processes, gpus.len()) {
+            (1, 1) => Ok(Ranks { gpus, ..Ranks::of(vec![Box::new(Single)]) }),
+            (_, count) => {
+                Err(TrainError::unsupported("devices", format!("{count} GPUs"), "cuda:0, one GPU".into()))
+            }
+        }
+    }
+
     /// Joins the other ranks, with `local_ranks` ranks of this process.
     ///
     /// # Errors
@@ -110,7 +127,7 @@ impl Launch {
                 found: group.world_size(),
             });
         }
-        Ok(Ranks { groups: vec![group], session: Some((session, deadline.clone())) })
+        Ok(Ranks { groups: vec![group], gpus: Vec::new(), session: Some((session, deadline.clone())) })
     }
 
     #[cfg(not(feature = "mpi"))]
@@ -123,6 +140,8 @@ impl Launch {
 pub struct Ranks {
     /// Each rank's view of the group of all; it goes to a thread of its own.
     pub groups: Vec<Box<dyn Group>>,
+    /// Their GPUs, in the same order; none on the CPU.
+    gpus: Vec<Arc<Gpu>>,
     #[cfg(feature = "mpi")]
     session: Option<(tessera_dist::mpi::Session, Deadline)>,
 }
@@ -131,9 +150,21 @@ impl Ranks {
     fn of(groups: Vec<Box<dyn Group>>) -> Self {
         Self {
             groups,
+            gpus: Vec::new(),
             #[cfg(feature = "mpi")]
             session: None,
         }
+    }
+
+    /// Where each rank computes: a stream of its GPU, or the CPU.
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn queues(&self) -> Result<Vec<Queue>, TrainError> {
+        if self.gpus.is_empty() {
+            return Ok(self.groups.iter().map(|_| Queue::cpu()).collect());
+        }
+        Ok(self.gpus.iter().map(Queue::cuda).collect::<Result<_, _>>()?)
     }
 
     /// How many processes of the run share this machine: those that name the same boot of a kernel. All processes call it.

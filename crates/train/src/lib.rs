@@ -8,6 +8,7 @@
 pub mod engine;
 mod error;
 pub mod generate;
+mod gpus;
 pub mod launch;
 pub mod observe;
 pub mod plan;

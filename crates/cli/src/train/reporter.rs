@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tessera_data::Summary;
 use tessera_train::observe::{Answer, EvaluationReport, Observer, Split, StepReport, Update};
 use tessera_train::plan::RunPlan;
-use tessera_train::speed::expected_flops_per_second;
 
 use crate::failure::NETWORK;
 use crate::output::{DIM, HEADING, Paint, complain, last_words};
@@ -140,7 +139,7 @@ impl Reporter {
         state.first_prompt = plan.settings.eval_prompts.first().cloned();
         let none = Summary::default();
         let (train, eval) = (state.train.as_ref().unwrap_or(&none), state.eval.as_ref());
-        let text = run_summary(self.paint, plan, train, eval, expected_flops_per_second());
+        let text = run_summary(self.paint, plan, train, eval);
         drop(state);
         self.bar.clear();
         self.say(&text);

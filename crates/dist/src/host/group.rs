@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, RwLock};
 
-use tessera_ops::{Buffer, DType, Queue, ViewMut};
+use tessera_ops::{Buffer, DType, OpError, Queue, ViewMut};
 
 use super::transport::{Failure, Peers, Transport};
 use super::worker::{Table, Worker};
@@ -70,10 +70,19 @@ impl Group for HostGroup {
         &self,
         _: &Queue,
         unit: usize,
+        dtype: DType,
         elements: usize,
         shard: &Arc<RwLock<UnitState>>,
         full: Buffer,
     ) -> Result<Pending<Buffer>, DistError> {
+        if dtype != DType::F32 {
+            return Err(DistError::Op(OpError::DType {
+                operator: "all_gather",
+                argument: "full",
+                found: dtype,
+                expected: "f32",
+            }));
+        }
         let (bytes, shard) = (elements * DType::F32.size(), shard.clone());
         self.submit(Operation::AllGather, Label::Unit(unit), bytes, move |transport, call| {
             transport.all_gather(call, elements, &shard, full)

@@ -87,7 +87,7 @@ fn weights_that_stay_are_gathered_once() {
 #[test]
 fn the_slot_plan_says_what_is_allocated() {
     let sizes = [5, 9, 7].map(|elements| UnitSize { elements, decayed: 0 });
-    let plan = |ranks, lends, residency| SlotPlan::new(&sizes, ranks, lends, residency);
+    let plan = |ranks, lends, residency| SlotPlan::new(&sizes, ranks, lends, DType::F32, residency);
     let size = DType::F32.size();
     let two = vec![10 * size; 2];
     assert_eq!(

@@ -45,8 +45,11 @@ fn sums_and_copies(group: &dyn Group) {
     // From nothing over odd ones to what no transport moves in one piece.
     for length in [0, 1, 7, 4097, 12_345, (1 << 20) / ranks + 3] {
         let room = Buffer::zeroed((length * ranks + 5) * 4).unwrap();
-        let full =
-            group.all_gather(&queue, 3, length * ranks, &shard(rank, length), room).unwrap().wait().unwrap();
+        let full = group
+            .all_gather(&queue, 3, DType::F32, length * ranks, &shard(rank, length), room)
+            .unwrap()
+            .wait()
+            .unwrap();
         let mut expected: Vec<f32> =
             (0..ranks).flat_map(|rank| (0..length).map(move |index| value(rank, index))).collect();
         expected.extend([0.0; 5]);
@@ -140,8 +143,11 @@ fn traffic(group: &dyn Group) {
     let before = sent();
     let length = 999;
     let full = Buffer::zeroed(length * ranks * 4).unwrap();
-    let full =
-        group.all_gather(&queue, 0, length * ranks, &shard(rank, length), full).unwrap().wait().unwrap();
+    let full = group
+        .all_gather(&queue, 0, DType::F32, length * ranks, &shard(rank, length), full)
+        .unwrap()
+        .wait()
+        .unwrap();
     let gradient = Arc::new(Mutex::new(Buffer::zeroed(length * 4).unwrap()));
     let full = group.reduce_scatter(&queue, 0, length * ranks, full, &gradient).unwrap().wait().unwrap();
     let got = Buffer::zeroed(full.len()).unwrap();
@@ -204,7 +210,7 @@ pub fn units(mesh: impl Into<Mesh>, residency: Residency) -> Units {
     let mesh = mesh.into();
     let (rank, ranks) = (mesh.shard().rank(), mesh.shard().world_size());
     let units = ELEMENTS.iter().enumerate().map(|(index, &elements)| {
-        let unit = Unit::zeroed(UnitSize { elements, decayed: 2 }, ranks, 2).unwrap();
+        let unit = Unit::zeroed(&Queue::cpu(), UnitSize { elements, decayed: 2 }, ranks, 2).unwrap();
         let mut state = unit.state().write().unwrap();
         let mut master = state.master.view_mut(DType::F32);
         let slice = master.as_slice_mut::<f32>().unwrap();
@@ -216,7 +222,7 @@ pub fn units(mesh: impl Into<Mesh>, residency: Residency) -> Units {
         unit
     });
     let units = units.collect();
-    Units::with_residency(mesh, units, residency).unwrap()
+    Units::new(&Queue::cpu(), mesh, units, DType::F32, residency).unwrap()
 }
 
 /// What the step loop does: unit after unit, the next one on its way. `rank` is this rank's in the world.

@@ -29,6 +29,7 @@ struct Places {
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     hidden: usize,
+    compute: DType,
     heads: Heads,
     norm: Norm,
     /// What queries, keys and values are clamped to.
@@ -67,7 +68,12 @@ struct Core {
 
 impl Attention {
     /// Adds its segments to those of a unit.
-    pub(super) fn new(config: &ModelConfig, names: &BlockNames, segments: &mut Segments) -> Self {
+    pub(super) fn new(
+        config: &ModelConfig,
+        names: &BlockNames,
+        compute: DType,
+        segments: &mut Segments,
+    ) -> Self {
         let heads = config.heads();
         let (hidden, query) = (config.hidden_size, heads.output_width());
         let key_value = heads.key_value * heads.size;
@@ -84,7 +90,7 @@ impl Attention {
             }),
             output_bias: config.attention_bias.then(|| add(zeros(names.output_bias(), hidden))),
         };
-        Self { hidden, heads, norm: Norm::of(config), clip: config.clip_qkv, places }
+        Self { hidden, compute, heads, norm: Norm::of(config), clip: config.clip_qkv, places }
     }
 
     /// What attention itself works on where this rank has `tokens` tokens.
@@ -104,13 +110,13 @@ impl Attention {
         let shared = if core.split { core.tokens } else { 0 };
         [
             (DType::F32, [self.norm.statistics(tokens)].into()),
-            (DType::F32, [tokens, self.hidden].into()),
-            (DType::F32, [tokens, self.heads.row_width()].into()),
+            (self.compute, [tokens, self.hidden].into()),
+            (self.compute, [tokens, self.heads.row_width()].into()),
             (DType::U32, [tokens, words].into()),
-            (DType::F32, [tokens, self.heads.output_width()].into()),
+            (self.compute, [tokens, self.heads.output_width()].into()),
             (DType::F32, [core.tokens, core.heads.query].into()),
-            (DType::F32, [shared, core.heads.row_width()].into()),
-            (DType::F32, [shared, core.heads.output_width()].into()),
+            (self.compute, [shared, core.heads.row_width()].into()),
+            (self.compute, [shared, core.heads.output_width()].into()),
         ]
     }
 
@@ -126,14 +132,14 @@ impl Attention {
             return Ok(0);
         }
         let [qkv, attended] = self.exchange_bytes(tokens, ranks)?;
-        let cost = |bytes: usize| Arena::cost(DType::F32, bytes / DType::F32.size());
+        let cost = |bytes: usize| Arena::cost(self.compute, bytes / self.compute.size());
         Ok(cost(qkv) + cost(attended))
     }
 
     /// Bytes of the queries, keys and values of all tokens that are one rank's share, and of the attended values.
     pub(super) fn exchange_bytes(&self, tokens: usize, ranks: usize) -> Result<[usize; 2], OpError> {
         let heads = share(self.heads, ranks)?;
-        let bytes = |width: usize| tokens * ranks * width * DType::F32.size();
+        let bytes = |width: usize| tokens * ranks * width * self.compute.size();
         Ok([bytes(heads.row_width()), bytes(heads.output_width())])
     }
 
@@ -160,7 +166,7 @@ impl Attention {
 
     /// Bytes of scratch that the backward takes where nothing is split.
     pub(super) fn backward_bytes(&self, tokens: usize) -> usize {
-        let cost = |width: usize| Arena::cost(DType::F32, tokens * width);
+        let cost = |width: usize| Arena::cost(self.compute, tokens * width);
         cost(self.hidden)
             + cost(self.heads.output_width())
             + cost(self.heads.row_width())
@@ -284,8 +290,8 @@ impl Attention {
         mut scratch: Arena<'_>,
     ) -> Result<(), OpError> {
         let (queue, tokens, places) = (context.queue, context.batch.tokens(), &self.places);
-        let mut dinput = scratch.take(DType::F32, [tokens, self.hidden])?;
-        let mut dqkv = scratch.take(DType::F32, [tokens, self.heads.row_width()])?;
+        let mut dinput = scratch.take(self.compute, [tokens, self.hidden])?;
+        let mut dqkv = scratch.take(self.compute, [tokens, self.heads.row_width()])?;
         self.core_backward(context, weights, kept, gradient.as_view(), gradients, &mut dqkv, scratch)?;
         let input = kept.input.as_view();
         linear::backward_weight(queue, dqkv.as_view(), input, gradients[places.qkv].reborrow())?;
@@ -317,7 +323,7 @@ impl Attention {
         mut scratch: Arena<'_>,
     ) -> Result<(), OpError> {
         let (queue, batch, places) = (context.queue, &context.batch, &self.places);
-        let mut dattended = scratch.take(DType::F32, [batch.tokens(), self.heads.output_width()])?;
+        let mut dattended = scratch.take(self.compute, [batch.tokens(), self.heads.output_width()])?;
         let doutput = gradients[places.output].reborrow();
         linear::backward_weight(queue, dmiddle, kept.attended.as_view(), doutput)?;
         if let Some(place) = places.output_bias {
@@ -361,8 +367,8 @@ impl Attention {
         };
         let ranks = split.exchange.ranks();
         let (columns, output) = (Columns::of_qkv(self.heads, ranks)?, Columns::of_output(self.heads, ranks)?);
-        let mut shared_dattended = scratch.take(DType::F32, [tokens, heads.output_width()])?;
-        let mut shared_dqkv = scratch.take(DType::F32, [tokens, heads.row_width()])?;
+        let mut shared_dattended = scratch.take(self.compute, [tokens, heads.output_width()])?;
+        let mut shared_dqkv = scratch.take(self.compute, [tokens, heads.row_width()])?;
         split.scatter(queue, "gradient of attended", output, dattended, shared_dattended.reborrow())?;
         attention::backward(
             queue,

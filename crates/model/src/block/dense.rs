@@ -29,6 +29,7 @@ struct Places {
 #[derive(Debug, Clone)]
 pub(super) struct Dense {
     hidden: usize,
+    compute: DType,
     intermediate: usize,
     norm: Norm,
     places: Places,
@@ -48,7 +49,12 @@ struct Kept<'a> {
 
 impl Dense {
     /// Adds its segments to those of a unit.
-    pub(super) fn new(config: &ModelConfig, names: &BlockNames, segments: &mut Segments) -> Self {
+    pub(super) fn new(
+        config: &ModelConfig,
+        names: &BlockNames,
+        compute: DType,
+        segments: &mut Segments,
+    ) -> Self {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let normal = Initial::Normal(config.initializer_range);
         let zeros = |name: String, rows| Segment::of(name, [rows], Initial::Constant(0.0));
@@ -66,16 +72,16 @@ impl Dense {
             }),
             down_bias: config.mlp_bias.then(|| add(zeros(names.down_bias(), hidden))),
         };
-        Self { hidden, intermediate, norm: Norm::of(config), places }
+        Self { hidden, compute, intermediate, norm: Norm::of(config), places }
     }
 
     /// In the order of [`Kept`].
     fn kept_layout(&self, chunk: usize) -> [(DType, Shape); 4] {
         [
             (DType::F32, [self.norm.statistics(chunk)].into()),
-            (DType::F32, [chunk, self.hidden].into()),
-            (DType::F32, [chunk, 2 * self.intermediate].into()),
-            (DType::F32, [chunk, self.intermediate].into()),
+            (self.compute, [chunk, self.hidden].into()),
+            (self.compute, [chunk, 2 * self.intermediate].into()),
+            (self.compute, [chunk, self.intermediate].into()),
         ]
     }
 
@@ -91,7 +97,7 @@ impl Dense {
 
     /// Bytes of scratch that the backward takes.
     pub(super) fn backward_bytes(&self, chunk: usize) -> usize {
-        Arena::cost(DType::F32, chunk * self.hidden) + Arena::cost(DType::F32, chunk * self.intermediate)
+        Arena::cost(self.compute, chunk * self.hidden) + Arena::cost(self.compute, chunk * self.intermediate)
     }
 
     /// Computes y `[T, H]` from m `[T, H]`.
@@ -176,8 +182,8 @@ impl Dense {
     ) -> Result<(), OpError> {
         let places = &self.places;
         let chunk = middle.shape().extents()[0];
-        let mut dinput = scratch.take(DType::F32, [chunk, self.hidden])?;
-        let mut dactivation = scratch.take(DType::F32, [chunk, self.intermediate])?;
+        let mut dinput = scratch.take(self.compute, [chunk, self.hidden])?;
+        let mut dactivation = scratch.take(self.compute, [chunk, self.intermediate])?;
         let dy = gradient.as_view();
         linear::backward_weight(queue, dy, kept.activation.as_view(), gradients[places.down].reborrow())?;
         if let Some(place) = places.down_bias {

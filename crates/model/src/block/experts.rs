@@ -16,6 +16,7 @@ use tessera_ops::{Arena, DType, OpError, Queue, Shape, View, ViewMut, fill, line
 
 use crate::balance::{BalanceGradient, BalanceSums};
 use crate::config::{ExpertsConfig, ModelConfig};
+use crate::factor::{as_factor, factor_bytes};
 use crate::names::{BlockNames, ExpertSizes, ExpertTensor};
 use crate::norm::Norm;
 use crate::stage::Context;
@@ -29,6 +30,7 @@ const DOWN: usize = 1;
 #[derive(Debug, Clone)]
 pub(super) struct Experts {
     hidden: usize,
+    compute: DType,
     intermediate: usize,
     config: ExpertsConfig,
     norm: Norm,
@@ -98,6 +100,7 @@ impl Experts {
         config: &ModelConfig,
         experts: ExpertsConfig,
         names: &BlockNames,
+        compute: DType,
         segments: &mut Segments,
     ) -> (Self, Vec<UnitTable>) {
         let hidden = config.hidden_size;
@@ -106,6 +109,7 @@ impl Experts {
         let groups = groups(config, experts);
         let this = Self {
             hidden,
+            compute,
             intermediate: config.intermediate_size,
             config: experts,
             norm: Norm::of(config),
@@ -128,7 +132,7 @@ impl Experts {
         let ExpertsConfig { count, active, .. } = self.config;
         [
             (DType::F32, [self.norm.statistics(tokens)].into()),
-            (DType::F32, [tokens, self.hidden].into()),
+            (self.compute, [tokens, self.hidden].into()),
             (DType::F32, [tokens, count].into()),
             (DType::U32, [tokens, active].into()),
             (DType::F32, [tokens, active].into()),
@@ -142,10 +146,10 @@ impl Experts {
     fn rows_layout(&self, chunk: usize) -> [(DType, Shape); 4] {
         let rows = chunk * self.config.active;
         [
-            (DType::F32, [rows, self.hidden].into()),
-            (DType::F32, [rows, 2 * self.intermediate].into()),
-            (DType::F32, [rows, self.intermediate].into()),
-            (DType::F32, [rows, self.hidden].into()),
+            (self.compute, [rows, self.hidden].into()),
+            (self.compute, [rows, 2 * self.intermediate].into()),
+            (self.compute, [rows, self.intermediate].into()),
+            (self.compute, [rows, self.hidden].into()),
         ]
     }
 
@@ -183,20 +187,21 @@ impl Experts {
 
     /// Bytes of scratch that the gradients between the stages take.
     fn flow_bytes(&self, tokens: usize) -> usize {
-        Arena::cost(DType::F32, tokens * self.hidden) + Arena::cost(DType::F32, tokens * self.config.active)
+        Arena::cost(self.compute, tokens * self.hidden) + Arena::cost(DType::F32, tokens * self.config.active)
     }
 
     /// Bytes of scratch that the backward takes, where that of the attention takes `attention`.
     pub(super) fn backward_bytes(&self, tokens: usize, chunk: usize, attention: usize) -> usize {
-        let experts = Arena::cost(DType::F32, chunk * self.config.active * self.intermediate);
-        let router = Arena::cost(DType::F32, tokens * self.config.count);
+        let experts = Arena::cost(self.compute, chunk * self.config.active * self.intermediate);
+        let scores = tokens * self.config.count;
+        let router = Arena::cost(DType::F32, scores) + factor_bytes(self.compute, scores);
         self.flow_bytes(tokens) + experts.max(router).max(attention)
     }
 
     /// Takes the gradients between the stages from the front of the scratch: always from the same place.
     fn flow<'a>(&self, tokens: usize, scratch: &mut Arena<'a>) -> Result<Flow<'a>, OpError> {
         Ok(Flow {
-            dnormed: scratch.take(DType::F32, [tokens, self.hidden])?,
+            dnormed: scratch.take(self.compute, [tokens, self.hidden])?,
             dweights: scratch.take(DType::F32, [tokens, self.config.active])?,
         })
     }
@@ -371,7 +376,7 @@ impl Experts {
     ) -> Result<(), OpError> {
         let ExpertsConfig { active, .. } = self.config;
         let Chunk { rows: group, slots, .. } = chunk;
-        let mut dactivation = scratch.take(DType::F32, [chunk.tokens.len() * active, self.intermediate])?;
+        let mut dactivation = scratch.take(self.compute, [chunk.tokens.len() * active, self.intermediate])?;
         let dy = dy.rows(chunk.tokens.clone())?;
         experts::gather(queue, dy, *slots, active, group, rows.output.reborrow())?;
         let (dy, layout) = (rows.output.as_view(), self.down_layout);
@@ -425,7 +430,8 @@ impl Experts {
             self.config.weight_norm,
             dlogits.reborrow(),
         )?;
-        let (dlogits, normed) = (dlogits.as_view(), routing.normed.as_view());
+        let dlogits = as_factor(queue, self.compute, dlogits.into_view(), &mut scratch)?;
+        let normed = routing.normed.as_view();
         linear::backward_weight(queue, dlogits, normed, gradients[self.router_place].reborrow())?;
         linear::backward_input_add(queue, dlogits, weights[self.router_place], dnormed.reborrow())?;
         self.norm.backward(

@@ -27,6 +27,8 @@ use experts::Experts;
 #[derive(Debug, Clone)]
 pub struct Block {
     hidden: usize,
+    /// The dtype of the residual stream.
+    compute: DType,
     attention: Attention,
     feed_forward: FeedForward,
 }
@@ -50,19 +52,19 @@ pub struct Visit {
 }
 
 impl Block {
-    /// The block of a config, and the tables of its stages' units.
-    pub fn new(config: &ModelConfig, names: &BlockNames) -> (Self, Vec<UnitTable>) {
+    /// The block of a config, computing in `compute`, and the tables of its stages' units.
+    pub fn new(config: &ModelConfig, names: &BlockNames, compute: DType) -> (Self, Vec<UnitTable>) {
         let mut segments = Segments::default();
-        let attention = Attention::new(config, names, &mut segments);
+        let attention = Attention::new(config, names, compute, &mut segments);
         let (feed_forward, groups) = match config.experts {
-            None => (FeedForward::Dense(Dense::new(config, names, &mut segments)), Vec::new()),
+            None => (FeedForward::Dense(Dense::new(config, names, compute, &mut segments)), Vec::new()),
             Some(experts) => {
-                let (experts, groups) = Experts::new(config, experts, names, &mut segments);
+                let (experts, groups) = Experts::new(config, experts, names, compute, &mut segments);
                 (FeedForward::Experts(experts), groups)
             }
         };
         let units = std::iter::once(UnitTable::new(segments.into())).chain(groups).collect();
-        (Self { hidden: config.hidden_size, attention, feed_forward }, units)
+        (Self { hidden: config.hidden_size, compute, attention, feed_forward }, units)
     }
 
     /// The number of stages, each with a unit.
@@ -95,7 +97,7 @@ impl Block {
             FeedForward::Dense(dense) => dense.kept_bytes(chunk),
             FeedForward::Experts(experts) => experts.kept_bytes(tokens, chunk),
         };
-        Arena::cost(DType::F32, tokens * self.hidden) + self.attention.kept_bytes(tokens) + feed_forward
+        Arena::cost(self.compute, tokens * self.hidden) + self.attention.kept_bytes(tokens) + feed_forward
     }
 
     /// Bytes that the backward of `tokens` tokens takes from its scratch arena.
@@ -116,7 +118,7 @@ impl Block {
         self.attention.context_bytes(tokens, ranks)
     }
 
-    /// Bytes of fp32 that one rank lays out for the others, and of what it gets, on the way into attention and on the way out
+    /// Bytes that one rank lays out for the others, and of what it gets, on the way into attention and on the way out
     /// of it; the backward's ways are as large.
     ///
     /// # Errors
@@ -132,7 +134,7 @@ impl Block {
         split: Option<SequenceSplit<'_>>,
         arena: &mut Arena<'a>,
     ) -> Result<(ViewMut<'a>, attention::Kept<'a>), OpError> {
-        Ok((arena.take(DType::F32, [tokens, self.hidden])?, self.attention.kept(tokens, split, arena)?))
+        Ok((arena.take(self.compute, [tokens, self.hidden])?, self.attention.kept(tokens, split, arena)?))
     }
 
     /// The forward of one stage. The first computes from x `[T, H]`; all write to, or add to, y `[T, H]`. What the backward

@@ -95,6 +95,36 @@ pub(super) fn text(error: DriverError) -> String {
     }
 }
 
+/// Bytes of a GPU's memory.
+///
+/// # Errors
+/// Where [`count`] fails, or there is no such GPU.
+pub fn total_memory(ordinal: usize) -> Result<usize, OpError> {
+    // SAFETY: the device was got from the driver.
+    #[allow(unsafe_code)]
+    ask(ordinal, "asking for its memory", |device| unsafe { result::device::total_mem(device) })
+}
+
+/// What NVIDIA calls a GPU.
+///
+/// # Errors
+/// Where [`count`] fails, or there is no such GPU.
+pub fn name(ordinal: usize) -> Result<String, OpError> {
+    ask(ordinal, "asking for its name", result::device::get_name)
+}
+
+/// Asks the driver about a GPU that need not be open.
+fn ask<T>(
+    ordinal: usize,
+    doing: &'static str,
+    question: impl FnOnce(sys::CUdevice) -> Result<T, DriverError>,
+) -> Result<T, OpError> {
+    count()?;
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX));
+    let failed = |error: DriverError| OpError::Cuda { ordinal, doing, message: text(error) };
+    device.and_then(question).map_err(failed)
+}
+
 impl Gpu {
     /// Opens a GPU of this machine, counted from 0.
     ///

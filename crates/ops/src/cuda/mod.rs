@@ -17,7 +17,7 @@ mod rows;
 mod stream;
 
 pub(crate) use blas::{Operand, Product};
-pub use gpu::{Gpu, count};
+pub use gpu::{Gpu, count, name, total_memory};
 pub(crate) use launch::{Grid, Kernel};
 pub(crate) use memory::{DeviceMemory, PinnedMemory};
 pub(crate) use rows::{RowBlocks, column_grid};

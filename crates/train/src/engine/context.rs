@@ -67,15 +67,15 @@ impl ContextBytes {
     }
 
     /// The buffers of the exchange.
-    pub(super) fn buffers(&self) -> Result<Exchange, OpError> {
-        Ok(Exchange { given: Buffer::zeroed(self.exchange)?, got: Buffer::zeroed(self.exchange)? })
+    pub(super) fn buffers(&self, queue: &Queue) -> Result<Exchange, OpError> {
+        Ok(Exchange { given: Buffer::on(queue, self.exchange)?, got: Buffer::on(queue, self.exchange)? })
     }
 }
 
 /// Bytes that each rank of a context group sends to the others in all-to-alls while it trains on one micro-batch, of `tokens`
 /// tokens in the whole group.
 ///
-/// A block's attention exchanges S·w elements of fp32 with each of the C − 1 others on the way in (w: the queries, keys and
+/// A block's attention exchanges S·w elements, in the dtype of the compute, with each of the C − 1 others on the way in (w: the queries, keys and
 /// values of a rank's heads) and on the way out (w: their attended values), S = ⌈tokens/C⌉: once in the forward, once in the
 /// backward, and, where blocks are computed again, once more in each but the last. An evaluation does the forward only.
 ///
@@ -147,6 +147,7 @@ impl SequenceExchange for ContextPlace<'_> {
         &self,
         queue: &Queue,
         label: &'static str,
+        dtype: DType,
         elements: usize,
         give: &mut dyn FnMut(ViewMut<'_>) -> Result<(), OpError>,
         take: &mut dyn FnMut(View<'_>) -> Result<(), OpError>,
@@ -155,11 +156,13 @@ impl SequenceExchange for ContextPlace<'_> {
         // After a failure the group makes no more exchanges, and needs no more buffers.
         let nothing = Exchange { given: Buffer::zeroed(0)?, got: Buffer::zeroed(0)? };
         let mut exchange = std::mem::replace(&mut **buffers, nothing);
-        give(exchange.given.view_mut(DType::F32).range(0, elements)?)?;
-        let pending = self.group.all_to_all(queue, label, elements, exchange);
+        give(exchange.given.view_mut(dtype).range(0, elements)?)?;
+        // Blocks move as words of fp32, whatever is in them: heads have even sizes.
+        let words = elements * dtype.size() / DType::F32.size();
+        let pending = self.group.all_to_all(queue, label, words, exchange);
         let exchange =
             pending.and_then(|pending| pending.wait()).map_err(|error| OpError::Exchange(error.into()))?;
-        take(exchange.got.view(DType::F32).range(0, elements)?)?;
+        take(exchange.got.view(dtype).range(0, elements)?)?;
         **buffers = exchange;
         Ok(())
     }

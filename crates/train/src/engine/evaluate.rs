@@ -3,7 +3,7 @@
 use tessera_data::MicroBatch;
 use tessera_dist::DistError;
 use tessera_ops::step::statistic;
-use tessera_ops::{DType, fill};
+use tessera_ops::{DType, fill, transfer};
 
 use super::context::ContextPlace;
 use super::pass::{Keep, Pass, Targets, rope_view};
@@ -21,12 +21,13 @@ pub struct Evaluation {
 impl Engine {
     /// Adds the losses of one micro-batch.
     pub fn evaluate_micro_batch(&mut self, batch: &MicroBatch) -> Result<(), DistError> {
-        let Workspace { inputs, kept, scratch, exchange, .. } = &mut self.workspace;
+        let Workspace { inputs, kept, scratch, exchange, batch: room, .. } = &mut self.workspace;
         let place = ContextPlace::new(self.units.mesh().context(), exchange);
         let whole = batch.tokens.len();
         let targets = Targets::of_part(batch, place.part(whole));
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = self.settings.context(&self.queue, targets.views(batch), rope_table);
+        let batch = room.upload(&self.queue, targets.views(batch))?;
+        let context = self.settings.context(&self.queue, batch, rope_table);
         let context = place.over(whole, context);
         let pass = Pass { model: &self.model, units: &self.units, context };
         let last = pass.forward(inputs, kept, Keep::Nothing, None, |_, _| Ok(()))?;
@@ -41,8 +42,7 @@ impl Engine {
     /// Ends an evaluation: the sums over all ranks since the last step or evaluation.
     pub fn finish_evaluation(&mut self) -> Result<Evaluation, DistError> {
         self.units.mesh().world().all_reduce(&self.queue, self.statistics.view_mut(DType::F64))?.wait()?;
-        let view = self.statistics.view(DType::F64);
-        let statistics = view.as_slice::<f64>()?;
+        let statistics = transfer::to_host::<f64>(&self.queue, self.statistics.view(DType::F64))?;
         let evaluation =
             Evaluation { loss_sum: statistics[statistic::LOSS_SUM], hits: statistics[statistic::HITS] };
         fill::zero(&self.queue, self.statistics.view_mut(DType::F64))?;

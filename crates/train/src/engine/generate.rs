@@ -6,7 +6,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 use tessera_data::{IGNORED_LABEL, MicroBatch};
 use tessera_dist::DistError;
 use tessera_model::{Block, Context, DecodeContext, Model};
-use tessera_ops::{Arena, Buffer, DType, OpError, View, ViewMut, embedding};
+use tessera_ops::{Arena, Buffer, OpError, View, ViewMut, embedding};
 
 use super::pass::{Keep, Pass, Targets, rope_view, rows, two};
 use super::{Engine, Workspace};
@@ -24,7 +24,7 @@ pub fn answer_cache_bytes(model: &Model, tokens: usize) -> usize {
 /// Bytes of the keys and values of one token in all blocks.
 fn token_bytes(model: &Model) -> usize {
     let heads = model.config().heads();
-    2 * heads.key_value * heads.size * DType::F32.size() * model.blocks().len()
+    2 * heads.key_value * heads.size * model.compute().size() * model.blocks().len()
 }
 
 /// How the next token is chosen from the logits.
@@ -175,8 +175,9 @@ impl Engine {
     fn cache(&self, sequences: usize, capacity: usize) -> Result<Cache, DistError> {
         let heads = self.model.config().heads();
         let row_width = 2 * heads.key_value * heads.size;
-        let bytes = sequences * capacity * row_width * DType::F32.size();
-        let blocks = self.model.blocks().iter().map(|_| Buffer::zeroed(bytes)).collect::<Result<_, _>>()?;
+        let bytes = sequences * capacity * row_width * self.model.compute().size();
+        let blocks = self.model.blocks().iter();
+        let blocks = blocks.map(|_| Buffer::on(&self.queue, bytes)).collect::<Result<_, _>>()?;
         Ok(Cache { blocks, capacity, row_width })
     }
 
@@ -188,9 +189,9 @@ impl Engine {
         sequences: usize,
         cache: &mut Cache,
     ) -> Result<Vec<f32>, DistError> {
-        let share = cache.capacity * cache.row_width;
+        let (share, compute) = (cache.capacity * cache.row_width, self.model.compute());
         self.last_logits(prompt, |block, context, kept| {
-            let whole = cache.blocks[block.0].view_mut(DType::F32).range(0, sequences * share)?;
+            let whole = cache.blocks[block.0].view_mut(compute).range(0, sequences * share)?;
             let own = whole.range(index * share, share)?.reshape([1, cache.capacity, cache.row_width])?;
             block.1.fill_cache(context, kept.arena(), own)
         })
@@ -207,9 +208,14 @@ impl Engine {
         mut after_block: impl FnMut((usize, &Block), &Context<'_>, &mut Buffer) -> Result<(), OpError>,
     ) -> Result<Vec<f32>, DistError> {
         let length = tokens.len() as u32;
+        // Only what follows the last token is asked for.
+        let mut labels = vec![IGNORED_LABEL; tokens.len()];
+        if let Some(last) = labels.last_mut() {
+            *last = 0;
+        }
         let batch = MicroBatch {
             tokens: tokens.to_vec(),
-            labels: vec![IGNORED_LABEL; tokens.len()],
+            labels,
             positions: (0..length).collect(),
             cu_seqlens: vec![0, length],
             row_starts: vec![0, length],
@@ -217,15 +223,16 @@ impl Engine {
         };
         let targets = Targets::of(&batch);
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = self.settings.context(&self.queue, targets.views(&batch), rope_table);
+        let Workspace { inputs, kept, scratch, batch: room, .. } = &mut self.workspace;
+        let batch = room.upload(&self.queue, targets.views(&batch))?;
+        let context = self.settings.context(&self.queue, batch, rope_table);
         let pass = Pass { model: &self.model, units: &self.units, context };
         let blocks = self.model.blocks();
-        let Workspace { inputs, kept, scratch, .. } = &mut self.workspace;
         let last = pass.forward(inputs, kept, Keep::Nothing, None, |index, kept| {
             after_block((index, &blocks[index]), &context, kept)
         })?;
         let x = pass.stream(&mut inputs[last])?;
-        pass.logits(x.as_view(), &[length - 1], scratch.arena())
+        pass.logits(x.as_view(), scratch.arena())
     }
 
     /// Appends the last token of every sequence to the cache and returns the logits after it, one row each. A finished
@@ -238,33 +245,34 @@ impl Engine {
         let lengths: Vec<u32> =
             sequences.iter().map(|sequence| sequence.length.min(last_place) as u32).collect();
         let rows_of_all: Vec<u32> = (0..count as u32).collect();
-        // The stages of a pass see one document of one token for each sequence.
         let batch = tessera_model::MicroBatch {
             tokens: View::of(&tokens),
             positions: View::of(&lengths),
-            row_starts: View::of(&rows_of_all),
-            cu_seqlens: View::of(&rows_of_all),
+            row_starts: View::of::<u32>(&[]),
+            cu_seqlens: View::of::<u32>(&[]),
             loss_rows: View::of(&rows_of_all),
-            targets: View::of(&rows_of_all),
+            targets: View::of::<u32>(&[]),
         };
+        let Workspace { inputs, kept, scratch, batch: room, .. } = &mut self.workspace;
+        let batch = room.upload(&self.queue, batch)?;
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = DecodeContext { queue: &self.queue, lengths: View::of(&lengths), rope_table };
+        let context = DecodeContext { queue: &self.queue, lengths: batch.positions, rope_table };
         let pass = Pass {
             model: &self.model,
             units: &self.units,
             context: self.settings.context(&self.queue, batch, rope_table),
         };
-        let (inputs, kept) = (&mut self.workspace.inputs, &mut self.workspace.kept[0]);
-        let first = rows(&mut inputs[0], count, hidden)?;
+        let (kept, compute) = (&mut kept[0], self.model.compute());
+        let first = rows(&mut inputs[0], compute, count, hidden)?;
         pass.with_weights(0, Some(1), |weights| {
             Ok(embedding::forward(&self.queue, batch.tokens, weights[0], first)?)
         })?;
         let blocks = self.model.blocks();
         for (index, block) in blocks.iter().enumerate() {
             let (x, y) = two(inputs, index % 2, (index + 1) % 2);
-            let (x, mut y) = (rows(x, count, hidden)?, rows(y, count, hidden)?);
+            let (x, mut y) = (rows(x, compute, count, hidden)?, rows(y, compute, count, hidden)?);
             let shape = [count, cache.capacity, cache.row_width];
-            let mut own = cache.blocks[index].view_mut(DType::F32).reshape(shape)?;
+            let mut own = cache.blocks[index].view_mut(compute).reshape(shape)?;
             for stage in 0..block.stages() {
                 let (unit, next) = (self.model.stage_unit(index, stage), self.model.unit_after(index, stage));
                 pass.with_weights(unit, Some(next), |weights| {
@@ -273,20 +281,22 @@ impl Engine {
                 })?;
             }
         }
-        let x = rows(&mut inputs[blocks.len() % 2], count, hidden)?;
-        pass.logits(x.as_view(), &rows_of_all, self.workspace.scratch.arena())
+        let x = rows(&mut inputs[blocks.len() % 2], compute, count, hidden)?;
+        pass.logits(x.as_view(), scratch.arena())
     }
 }
 
 impl Pass<'_> {
-    /// The logits of the rows of the head's input x that `picked` names, one row each.
-    fn logits(&self, x: View<'_>, picked: &[u32], scratch: Arena<'_>) -> Result<Vec<f32>, DistError> {
-        let vocabulary = self.model.config().vocab_size;
-        let mut logits = vec![0.0; picked.len() * vocabulary];
+    /// The logits of the rows of the head's input x that have a target, one row each, on the host.
+    fn logits(&self, x: View<'_>, scratch: Arena<'_>) -> Result<Vec<f32>, DistError> {
+        let (picked, vocabulary) = (self.context.batch.loss_rows, self.model.config().vocab_size);
+        let count = picked.shape().elements();
+        let mut logits = vec![0.0; count * vocabulary];
         self.with_weights(self.model.head_unit(), Some(0), |weights| {
-            let logits = ViewMut::of(&mut logits).reshape([picked.len(), vocabulary])?;
-            Ok(self.model.head().logits(self.queue(), weights, x, View::of(picked), logits, scratch)?)
+            let logits = ViewMut::of(&mut logits).reshape([count, vocabulary])?;
+            Ok(self.model.head().logits(self.queue(), weights, x, picked, logits, scratch)?)
         })?;
+        self.queue().synchronize()?;
         Ok(logits)
     }
 }

@@ -3,11 +3,13 @@
 
 use tessera_dist::{Degrees, Mesh, SlotPlan, UnitSize};
 use tessera_model::{Block, Head, Model, UnitTable};
+use tessera_ops::cuda::{SCRATCH_BYTES, WORKSPACE_BYTES};
 use tessera_ops::step::{decision, statistic};
 use tessera_ops::{Arena, DType, OpError};
 
 use super::EngineSettings;
 use super::context::ContextBytes;
+use super::upload::BatchRoom;
 
 /// How many ranks share one copy of the model, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,10 @@ pub struct MemoryPlan {
     pub balance_bytes: usize,
     /// A step's statistics and decision.
     pub scalar_bytes: usize,
+    /// The micro-batch itself, on a GPU.
+    pub batch_bytes: usize,
+    /// What kernels leave partial sums in, and cuBLAS's workspace, on a GPU.
+    pub stream_bytes: usize,
 }
 
 impl MemoryPlan {
@@ -79,7 +85,8 @@ impl MemoryPlan {
     pub fn new(model: &Model, sharing: Sharing, settings: &EngineSettings) -> Result<Self, OpError> {
         let sizes = unit_sizes(model);
         let shard: usize = sizes.iter().map(|size| size.shard(sharing.ranks) * DType::F32.size()).sum();
-        let slots = SlotPlan::new(&sizes, sharing.ranks, sharing.lends, settings.residency);
+        let compute = model.compute();
+        let slots = SlotPlan::new(&sizes, sharing.ranks, sharing.lends, compute, settings.residency);
         let tokens = settings.micro_batch_tokens;
         let blocks = model.blocks();
         let context = ContextBytes::new(model, sharing.context, tokens)?;
@@ -93,7 +100,7 @@ impl MemoryPlan {
             gradient_bytes: shard,
             weight_slot_bytes: slots.weights.iter().sum(),
             gradient_slot_bytes: slots.gradients.iter().sum(),
-            input_bytes: Arena::cost(DType::F32, tokens * model.config().hidden_size),
+            input_bytes: Arena::cost(compute, tokens * model.config().hidden_size),
             inputs: blocks.len() + 2,
             kept_bytes: largest(Block::kept_bytes) + context.arena,
             kept_arenas: if settings.recompute { 1 } else { blocks.len() },
@@ -103,6 +110,8 @@ impl MemoryPlan {
             rope_table_bytes: settings.positions * model.config().head_dim * DType::F32.size(),
             balance_bytes: model.balance().map_or(0, |balance| balance.bytes(settings.micro_batch_rows)),
             scalar_bytes: (statistic::COUNT + decision::COUNT) * DType::F64.size(),
+            batch_bytes: BatchRoom::bytes(settings),
+            stream_bytes: if settings.on_gpu { SCRATCH_BYTES + WORKSPACE_BYTES } else { 0 },
         })
     }
 
@@ -140,6 +149,8 @@ impl MemoryPlan {
             + self.rope_table_bytes
             + self.balance_bytes
             + self.scalar_bytes
+            + self.batch_bytes
+            + self.stream_bytes
     }
 
     /// Everything that the engine allocates.

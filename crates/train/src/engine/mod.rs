@@ -14,6 +14,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod upload;
 mod weights;
 
 pub use context::{ContextBytes, balance_traffic_bytes, check_context, context_traffic_bytes};
@@ -28,7 +29,9 @@ pub(crate) use weights::read_finite;
 use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units};
 use tessera_model::{Context, MicroBatch, Model};
 use tessera_ops::step::{decision, statistic};
-use tessera_ops::{Buffer, DType, Queue, View, rope};
+use tessera_ops::{Buffer, DType, Queue, View, ViewMut, rope, transfer};
+
+use upload::BatchRoom;
 
 /// What fixes the engine's buffers and its update rule.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +48,8 @@ pub struct EngineSettings {
     pub recompute: bool,
     /// How long gathered weights stay.
     pub residency: Residency,
+    /// Whether the engine works on a GPU, which has memory of its own.
+    pub on_gpu: bool,
     /// The update rule.
     pub optimizer: Optimizer,
     /// What the global gradient norm is clipped to; infinite clips nothing.
@@ -80,6 +85,8 @@ struct Workspace {
     balance: Buffer,
     /// What goes to the ranks that share a sequence and comes from them; empty where there are none.
     exchange: Exchange,
+    /// The micro-batch that is worked on.
+    batch: BatchRoom,
 }
 
 /// A model that can be trained, evaluated and asked.
@@ -97,49 +104,63 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates everything that `settings` call for. Weights are zero until they are loaded or initialised.
+    /// Allocates, where `queue` works, everything that `settings` call for. Weights are zero until they are loaded or
+    /// initialised.
     ///
     /// # Errors
-    /// When the machine has no memory for a buffer.
-    pub fn new(model: Model, mesh: impl Into<Mesh>, settings: EngineSettings) -> Result<Self, DistError> {
-        let queue = Queue::cpu();
+    /// When the machine or the GPU has no memory for a buffer.
+    pub fn new(
+        queue: Queue,
+        model: Model,
+        mesh: impl Into<Mesh>,
+        settings: EngineSettings,
+    ) -> Result<Self, DistError> {
         let mesh = mesh.into();
         let (world_size, moments) = (mesh.shard().world_size(), settings.optimizer.moments().len());
-        let units = unit_sizes(&model).into_iter().map(|size| Unit::zeroed(size, world_size, moments));
+        let sizes = unit_sizes(&model).into_iter();
+        let units = sizes.map(|size| Unit::zeroed(&queue, size, world_size, moments));
         let units = units.collect::<Result<_, _>>()?;
-        let units = Units::with_residency(mesh, units, settings.residency)?;
+        let units = Units::new(&queue, mesh, units, model.compute(), settings.residency)?;
         let plan = MemoryPlan::new(&model, Sharing::of(units.mesh()), &settings)?;
-        let buffers = |count: usize, bytes: usize| {
-            (0..count).map(|_| Buffer::zeroed(bytes)).collect::<Result<Vec<_>, _>>()
-        };
+        let buffer = |bytes: usize| Buffer::on(&queue, bytes);
+        let buffers =
+            |count: usize, bytes: usize| (0..count).map(|_| buffer(bytes)).collect::<Result<Vec<_>, _>>();
         let workspace = Workspace {
             inputs: buffers(model.blocks().len() + 1, plan.input_bytes)?,
             kept: buffers(plan.kept_arenas, plan.kept_bytes)?,
-            gradient: Buffer::zeroed(plan.input_bytes)?,
-            scratch: Buffer::zeroed(plan.scratch_bytes())?,
-            balance: Buffer::zeroed(plan.balance_bytes)?,
-            exchange: plan.context.buffers()?,
+            gradient: buffer(plan.input_bytes)?,
+            scratch: buffer(plan.scratch_bytes())?,
+            balance: buffer(plan.balance_bytes)?,
+            exchange: plan.context.buffers(&queue)?,
+            batch: BatchRoom::new(&queue, &settings, model.config())?,
         };
-        let mut rope_table = Buffer::zeroed(plan.rope_table_bytes)?;
+        let mut rope_table = buffer(plan.rope_table_bytes)?;
         let frequencies = model.config().rope.inverse_frequencies(model.config().head_dim);
-        let table = rope_table.view_mut(DType::F32).reshape([settings.positions, 2 * frequencies.len()])?;
-        rope::fill_table(&frequencies, table)?;
-        let scalars = |count: usize| Buffer::zeroed(count * DType::F64.size());
+        let shape = [settings.positions, 2 * frequencies.len()];
+        transfer::on_host::<f32, _>(&queue, rope_table.view_mut(DType::F32), |table| {
+            rope::fill_table(&frequencies, ViewMut::of(table).reshape(shape)?)
+        })??;
+        let scalars = |count: usize| buffer(count * DType::F64.size());
         Ok(Self {
+            statistics: scalars(statistic::COUNT)?,
+            decision: scalars(decision::COUNT)?,
             model,
             units,
             queue,
             settings,
             rope_table,
             workspace,
-            statistics: scalars(statistic::COUNT)?,
-            decision: scalars(decision::COUNT)?,
         })
     }
 
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Where its work is issued.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
     }
 
     /// The sharded units.

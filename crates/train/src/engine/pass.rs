@@ -177,7 +177,8 @@ impl Pass<'_> {
 
     /// The `[T, H]` front of a buffer.
     pub(super) fn stream<'b>(&self, buffer: &'b mut Buffer) -> Result<ViewMut<'b>, OpError> {
-        rows(buffer, self.context.batch.tokens(), self.model.config().hidden_size)
+        let (dtype, width) = (self.model.compute(), self.model.config().hidden_size);
+        rows(buffer, dtype, self.context.batch.tokens(), width)
     }
 }
 
@@ -199,8 +200,13 @@ pub(super) fn rope_view<'a>(table: &'a Buffer, model: &Model) -> Result<View<'a>
 }
 
 /// The front of a buffer as a matrix.
-pub(super) fn rows(buffer: &mut Buffer, rows: usize, width: usize) -> Result<ViewMut<'_>, OpError> {
-    buffer.view_mut(DType::F32).range(0, rows * width)?.reshape([rows, width])
+pub(super) fn rows(
+    buffer: &mut Buffer,
+    dtype: DType,
+    rows: usize,
+    width: usize,
+) -> Result<ViewMut<'_>, OpError> {
+    buffer.view_mut(dtype).range(0, rows * width)?.reshape([rows, width])
 }
 
 /// Two different buffers of a list.

@@ -7,7 +7,7 @@ use tessera_data::MicroBatch;
 use tessera_dist::DistError;
 use tessera_model::LossScale;
 use tessera_ops::step::{decide, decision, statistic};
-use tessera_ops::{DType, OpError, View, embedding, fill, squared_norm};
+use tessera_ops::{DType, OpError, Queue, View, ViewMut, embedding, fill, squared_norm, transfer};
 
 use super::context::ContextPlace;
 use super::optimizer::Slice;
@@ -43,9 +43,12 @@ pub struct OwnNews {
 }
 
 impl OwnNews {
-    fn write_to(self, statistics: &mut [f64], rank: usize) {
-        statistics[statistic::STOP_WANTED] = f64::from(u8::from(self.stop_wanted));
-        statistics[statistic::ELAPSED] = if rank == 0 { self.elapsed.as_secs_f64() } else { 0.0 };
+    /// Writes the last fields of the statistics.
+    fn write_to(self, queue: &Queue, statistics: &mut ViewMut<'_>, rank: usize) -> Result<(), OpError> {
+        const { assert!(statistic::ELAPSED == statistic::STOP_WANTED + 1) };
+        let elapsed = if rank == 0 { self.elapsed.as_secs_f64() } else { 0.0 };
+        let told = [f64::from(u8::from(self.stop_wanted)), elapsed];
+        fill::copy(queue, View::of(&told), statistics.reborrow().range(statistic::STOP_WANTED, told.len())?)
     }
 }
 
@@ -53,12 +56,14 @@ impl Engine {
     /// Adds one micro-batch's losses to the step's statistics and its gradients to the units. A rank without rows passes an
     /// empty micro-batch, so that all ranks make the same collectives.
     pub fn train_micro_batch(&mut self, batch: &MicroBatch, scale: LossScale) -> Result<(), DistError> {
-        let Workspace { inputs, kept, gradient, scratch, balance, exchange } = &mut self.workspace;
+        let Workspace { inputs, kept, gradient, scratch, balance, exchange, batch: room } =
+            &mut self.workspace;
         let place = ContextPlace::new(self.units.mesh().context(), exchange);
         let whole = batch.tokens.len();
         let targets = Targets::of_part(batch, place.part(whole));
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let context = self.settings.context(&self.queue, targets.views(batch), rope_table);
+        let views = room.upload(&self.queue, targets.views(batch))?;
+        let context = self.settings.context(&self.queue, views, rope_table);
         let context = place.over(whole, context);
         let pass = Pass { model: &self.model, units: &self.units, context };
         let mut balance = match self.model.balance() {
@@ -115,12 +120,12 @@ impl Engine {
             squared_norm::add(queue, gradient.view(DType::F32), total)?;
         }
         let mut statistics = self.statistics.view_mut(DType::F64);
-        own.write_to(statistics.as_slice_mut::<f64>()?, self.units.mesh().world().rank());
+        own.write_to(queue, &mut statistics, self.units.mesh().world().rank())?;
         self.units.mesh().world().all_reduce(queue, statistics)?.wait()?;
         let statistics = self.statistics.view(DType::F64);
         decide(queue, statistics, self.settings.max_grad_norm, self.decision.view_mut(DType::F64))?;
         self.update(multiplier, &mut before_update)?;
-        let outcome = outcome(statistics, self.decision.view(DType::F64))?;
+        let outcome = outcome(queue, statistics, self.decision.view(DType::F64))?;
         fill::zero(queue, self.statistics.view_mut(DType::F64))?;
         Ok(outcome)
     }
@@ -151,8 +156,7 @@ impl Engine {
 
     /// The optimizer's own counts, which belong to a checkpoint: updates done, and steps skipped.
     pub fn optimizer_counts(&self) -> Result<OptimizerCounts, DistError> {
-        let view = self.decision.view(DType::F64);
-        let counts = view.as_slice::<f64>()?;
+        let counts = transfer::to_host::<f64>(&self.queue, self.decision.view(DType::F64))?;
         Ok(OptimizerCounts {
             updates: counts[decision::UPDATES] as u64,
             skipped_in_a_row: counts[decision::SKIPPED_IN_A_ROW] as u64,
@@ -162,12 +166,11 @@ impl Engine {
 
     /// Puts counts from a checkpoint back.
     pub fn set_optimizer_counts(&mut self, counts: OptimizerCounts) -> Result<(), DistError> {
-        let mut view = self.decision.view_mut(DType::F64);
-        let decision = view.as_slice_mut::<f64>()?;
-        decision[decision::UPDATES] = counts.updates as f64;
-        decision[decision::SKIPPED_IN_A_ROW] = counts.skipped_in_a_row as f64;
-        decision[decision::SKIPPED] = counts.skipped as f64;
-        Ok(())
+        Ok(transfer::on_host::<f64, _>(&self.queue, self.decision.view_mut(DType::F64), |decision| {
+            decision[decision::UPDATES] = counts.updates as f64;
+            decision[decision::SKIPPED_IN_A_ROW] = counts.skipped_in_a_row as f64;
+            decision[decision::SKIPPED] = counts.skipped as f64;
+        })?)
     }
 }
 
@@ -182,8 +185,9 @@ pub struct OptimizerCounts {
     pub skipped: u64,
 }
 
-fn outcome(statistics: View<'_>, decision: View<'_>) -> Result<StepOutcome, OpError> {
-    let (statistics, decision) = (statistics.as_slice::<f64>()?, decision.as_slice::<f64>()?);
+fn outcome(queue: &Queue, statistics: View<'_>, decision: View<'_>) -> Result<StepOutcome, OpError> {
+    let statistics = transfer::to_host::<f64>(queue, statistics)?;
+    let decision = transfer::to_host::<f64>(queue, decision)?;
     Ok(StepOutcome {
         loss_sum: statistics[statistic::LOSS_SUM],
         balance_loss: statistics[statistic::BALANCE_LOSS],

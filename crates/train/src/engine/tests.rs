@@ -40,6 +40,7 @@ fn settings(context: usize, recompute: bool, residency: Residency) -> EngineSett
         residency,
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
         max_grad_norm: 1.0,
+        on_gpu: false,
     }
 }
 
@@ -77,7 +78,7 @@ fn allocated(engine: &Engine) -> usize {
         let moments: usize = state.moments.iter().map(Buffer::len).sum();
         state.master.len() + moments + unit.gradient().lock().unwrap().len()
     });
-    let Workspace { inputs, kept, gradient, scratch, balance, exchange } = &engine.workspace;
+    let Workspace { inputs, kept, gradient, scratch, balance, exchange, batch: _ } = &engine.workspace;
     let single = [gradient, scratch, balance, &exchange.given, &exchange.got];
     let single = single.into_iter().chain([&engine.rope_table, &engine.statistics, &engine.decision]);
     let workspace = inputs.iter().chain(kept).chain(single).map(Buffer::len);
@@ -90,8 +91,9 @@ fn the_engine_allocates_what_is_planned_to_the_byte() {
         let settings = settings(degrees.context, recompute, residency);
         let sharing = Sharing { lends: false, ..degrees.into() };
         let plan = MemoryPlan::new(&model(name), sharing, &settings).unwrap();
-        let found =
-            on_ranks(degrees, |mesh| allocated(&Engine::new(model(name), mesh, settings.clone()).unwrap()));
+        let found = on_ranks(degrees, |mesh| {
+            allocated(&Engine::new(Queue::cpu(), model(name), mesh, settings.clone()).unwrap())
+        });
         assert_eq!(found, plan.engine_bytes(), "{name} {degrees:?} {recompute} {residency:?}");
     }
 }
@@ -103,7 +105,10 @@ fn one_rank_alone_needs_no_slots() {
         let plan = MemoryPlan::new(&model(name), DEGREES[0].into(), &settings).unwrap();
         assert_eq!(plan.slot_bytes(), 0);
         let single: Box<dyn tessera_dist::Group> = Box::new(Single);
-        assert_eq!(allocated(&Engine::new(model(name), single, settings).unwrap()), plan.engine_bytes());
+        assert_eq!(
+            allocated(&Engine::new(Queue::cpu(), model(name), single, settings).unwrap()),
+            plan.engine_bytes()
+        );
     }
 }
 
@@ -135,7 +140,7 @@ fn sent(engine: &Engine) -> [u64; 5] {
 
 /// Bytes that the second of two steps sends.
 fn sent_in_a_step(mesh: Mesh, name: &str, settings: EngineSettings, micro_batches: usize) -> [u64; 5] {
-    let mut engine = Engine::new(model(name), mesh, settings).unwrap();
+    let mut engine = Engine::new(Queue::cpu(), model(name), mesh, settings).unwrap();
     engine.initialise(17).unwrap();
     let batch = batch(engine.model.config().vocab_size as u32);
     let step = |engine: &mut Engine| {

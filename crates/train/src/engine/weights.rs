@@ -5,7 +5,7 @@ use std::ops::Range;
 use tessera_checkpoint::WeightSource;
 use tessera_dist::{DistError, Weights};
 use tessera_model::{Initial, UnitTable};
-use tessera_ops::{DType, ViewMut, random};
+use tessera_ops::{DType, ViewMut, random, transfer};
 
 use super::Engine;
 use crate::error::TrainError;
@@ -29,9 +29,9 @@ pub(crate) fn read_finite(
 }
 
 impl Engine {
-    /// A unit's weights, gathered from all ranks, which all call this.
-    pub fn weights(&self, unit: usize) -> Result<Weights<'_>, DistError> {
-        self.units.weights(&self.queue, unit)
+    /// A unit's master weights, gathered from all ranks, which all call this.
+    pub fn masters(&self, unit: usize) -> Result<Weights<'_>, DistError> {
+        self.units.masters(&self.queue, unit)
     }
 
     /// This rank's slice of a unit, in elements of the unit.
@@ -48,9 +48,10 @@ impl Engine {
     ) -> Result<(), TrainError> {
         for (index, unit) in self.units.iter().enumerate() {
             let mut state = unit.state().write().map_err(|_| DistError::Abandoned { unit: index })?;
-            let mut master = state.master.view_mut(DType::F32);
-            let master = master.as_slice_mut::<f32>().map_err(DistError::Op)?;
-            body(&self.model.units()[index], self.slice(index), master)?;
+            let (table, slice) = (&self.model.units()[index], self.slice(index));
+            let master = state.master.view_mut(DType::F32);
+            transfer::on_host(&self.queue, master, |master| body(table, slice, master))
+                .map_err(DistError::Op)??;
         }
         Ok(self.units.weights_changed()?)
     }

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 
 use tessera_dist::Degrees;
 use tessera_model::Model;
+use tessera_ops::cuda;
 
+use super::cluster::GPU_RESERVED_BYTES;
 use super::{RunPlan, Settings, engine_settings};
 use crate::engine::{MemoryPlan, check_context};
 use crate::error::TrainError;
@@ -21,7 +23,7 @@ const MOST_RANKS: usize = 1 << 20;
 type Part = (&'static str, usize);
 
 impl RunPlan {
-    /// What this process needs memory for, and how many bytes of it: for all ranks that run in it.
+    /// What this process needs memory for, and how many bytes of it: for all ranks that run in it, or each of its GPUs.
     pub fn memory_parts(&self) -> Vec<Part> {
         parts(&self.memory, &self.settings, self.answer_bytes)
     }
@@ -33,7 +35,8 @@ impl RunPlan {
 }
 
 fn parts(memory: &MemoryPlan, settings: &Settings, answer_bytes: usize) -> Vec<Part> {
-    let snapshot = if settings.save_async { memory.snapshot_bytes(settings.save_weights_only) } else { 0 };
+    let (on_gpus, ranks) = (settings.on_gpus(), settings.local_ranks().get());
+    let snapshot = if on_gpus { 0 } else { snapshot_bytes(memory, settings) };
     let parts = [
         ("weights", memory.master_bytes),
         ("optimizer", memory.moment_bytes),
@@ -48,9 +51,58 @@ fn parts(memory: &MemoryPlan, settings: &Settings, answer_bytes: usize) -> Vec<P
         ("exchange of sequences", memory.exchange_bytes()),
         ("rotary table", memory.rope_table_bytes),
         ("sums", memory.balance_bytes + memory.scalar_bytes),
+        ("micro-batch", memory.batch_bytes),
+        ("workspace of the stream", memory.stream_bytes),
     ];
-    let ranks = settings.local_ranks().get();
-    parts.into_iter().filter(|&(_, bytes)| bytes > 0).map(|(part, bytes)| (part, bytes * ranks)).collect()
+    let copies = if on_gpus { 1 } else { ranks };
+    parts.into_iter().filter(|&(_, bytes)| bytes > 0).map(|(part, bytes)| (part, bytes * copies)).collect()
+}
+
+/// Bytes of the host that a rank's copy for a checkpoint takes.
+fn snapshot_bytes(memory: &MemoryPlan, settings: &Settings) -> usize {
+    if settings.save_async { memory.snapshot_bytes(settings.save_weights_only) } else { 0 }
+}
+
+/// Memory that a plan must fit.
+struct Room {
+    /// Whose it is.
+    place: String,
+    total: usize,
+    usable: usize,
+}
+
+impl Room {
+    /// This machine's.
+    fn host() -> Self {
+        let total = total_memory();
+        Self { place: "the machine".to_owned(), total, usable: (total as f64 * USABLE_MEMORY) as usize }
+    }
+
+    /// That of the smallest of some GPUs, less what CUDA and its libraries take.
+    fn of(gpus: &[usize]) -> Result<Self, TrainError> {
+        let mut smallest: Option<(usize, usize)> = None;
+        for &gpu in gpus {
+            let total = cuda::total_memory(gpu)?;
+            smallest = smallest.filter(|&(_, least)| least <= total).or(Some((gpu, total)));
+        }
+        let (gpu, total) = smallest.unwrap_or_default();
+        let usable = total.saturating_sub(GPU_RESERVED_BYTES as usize);
+        Ok(Self { place: format!("GPU {gpu}"), total, usable })
+    }
+
+    /// Fails unless `needed` bytes fit, of which `states` are for what training must keep.
+    fn check(&self, needed: usize, states: usize, tokens: usize) -> Result<(), TrainError> {
+        if needed <= self.usable {
+            return Ok(());
+        }
+        Err(TrainError::TooLarge {
+            needed: gibibytes(needed),
+            place: self.place.clone(),
+            total: gibibytes(self.total),
+            states: gibibytes(states),
+            tokens,
+        })
+    }
 }
 
 fn total(parts: &[Part]) -> usize {
@@ -80,9 +132,9 @@ pub(super) fn decide_microbatch(
     let degrees = planned_degrees(settings, ranks);
     check_context(model.config(), settings.context_length, degrees.context)?;
     let plan = |rows: usize| MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows));
-    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes)) * processes_here;
-    let there = total_memory();
-    let usable = (there as f64 * USABLE_MEMORY) as usize;
+    let sharers = if settings.on_gpus() { 1 } else { processes_here };
+    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes)) * sharers;
+    let room = if settings.on_gpus() { Room::of(&settings.gpus)? } else { Room::host() };
     let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
     let own = settings.global_train_batch_size.div_ceil(degrees.shard * degrees.replicate);
     let mut rows = match settings.device_train_microbatch_size {
@@ -92,18 +144,18 @@ pub(super) fn decide_microbatch(
     let mut memory = plan(rows)?;
     while rows > 1
         && settings.device_train_microbatch_size == MicrobatchSize::Auto
-        && needed(&memory) > usable
+        && needed(&memory) > room.usable
     {
         rows /= 2;
         memory = plan(rows)?;
     }
-    if needed(&memory) > usable {
-        return Err(TrainError::TooLarge {
-            needed: gibibytes(needed(&memory)),
-            total: gibibytes(there),
-            states: gibibytes(memory.state_bytes() * settings.local_ranks().get() * processes_here),
-            tokens: settings.context_length * rows,
-        });
+    let (ranks_here, tokens) =
+        (settings.local_ranks().get() * processes_here, settings.context_length * rows);
+    let states = memory.state_bytes() * if settings.on_gpus() { 1 } else { ranks_here };
+    room.check(needed(&memory), states, tokens)?;
+    if settings.on_gpus() {
+        let copies = snapshot_bytes(&memory, settings) * ranks_here;
+        Room::host().check(copies, copies, tokens)?;
     }
     if let Some(rows) = NonZeroUsize::new(rows) {
         settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);

@@ -22,6 +22,7 @@ use crate::error::TrainError;
 use crate::observe::{Observer, Split, Update};
 use crate::schedule::Schedule;
 use crate::spec::{ActivationCheckpointing, RunSpec};
+use crate::speed::expected_flops_per_second;
 use crate::state::{self, checkpoints_in};
 use crate::time::{EpochLength, RunLength};
 
@@ -50,15 +51,21 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// How long the batches take at `flops_per_second`, blocks that are computed twice included.
-    pub fn estimated_time(&self, flops_per_second: f64) -> Duration {
+    /// Floating-point operations that this process may be expected to do in a second. `None`: nothing is known of its GPU.
+    pub fn expected_flops_per_second(&self) -> Option<f64> {
+        expected_flops_per_second(&self.settings)
+    }
+
+    /// How long the batches take at that rate, blocks that are computed twice included.
+    pub fn estimated_time(&self) -> Option<Duration> {
+        let flops_per_second = self.expected_flops_per_second()?;
         let epochs = self.length.total_batches as f64 / self.length.epoch.batches().max(1) as f64;
         let recompute = match self.settings.activation_checkpointing {
             ActivationCheckpointing::Block => 4.0 / 3.0,
             ActivationCheckpointing::None => 1.0,
         };
         let seconds = self.epoch_flops * epochs * recompute / flops_per_second.max(1.0);
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
     /// What the engine is to be made with.
@@ -172,6 +179,7 @@ impl Resolved {
         let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
+            settings.check_precision()?;
         }
         if settings.validate_inputs && saved.is_none() {
             state::check(&settings, &source, &config)?;
@@ -180,7 +188,7 @@ impl Resolved {
             Some(saved) => saved.names(&config),
             None => state::names(&settings, &source, &config)?,
         };
-        let model = Model::with_names(config.clone(), names);
+        let model = Model::with_names(config.clone(), names).computing_in(settings.compute());
         let tokenizer = TextTokenizer::with_date(
             &source.tokenizer_json,
             source.tokenizer_config.as_ref(),
@@ -274,6 +282,7 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
         },
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,
+        on_gpu: settings.on_gpus(),
     }
 }
 

@@ -11,9 +11,11 @@ use tessera_data::{DataSettings, Task};
 use tessera_dist::Degrees;
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::config::{ModelConfig, TorchDType};
+use tessera_ops::DType;
 
 use crate::engine::check_context;
 use crate::error::TrainError;
+use crate::gpus;
 use crate::spec::{
     ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init,
     MicrobatchSize, OptimizerSpec, Packing, Parallel, Precision, RunSpec, SchedulerSpec, ShardDegree,
@@ -74,6 +76,12 @@ pub struct Settings {
     /// Whether the run file says the day.
     #[serde(skip)]
     date_is_given: bool,
+    /// Whether it says the precision.
+    #[serde(skip)]
+    precision_is_given: bool,
+    /// The GPUs that this process drives; none where it computes on the CPU.
+    #[serde(skip)]
+    pub gpus: Vec<usize>,
 }
 
 /// Keys that a resumed run may change: they do not touch the numbers of training, or only their rounding.
@@ -121,6 +129,7 @@ impl Settings {
             ));
         }
         let named_day = spec.template_date;
+        let (devices, gpus) = gpus::resolve(spec.devices.unwrap_or(Devices::Auto))?;
         let mut settings = Self {
             task_type: spec.task_type.unwrap_or(TaskType::ChatCompletion),
             eval_prompts: spec.eval_prompts.unwrap_or_default(),
@@ -142,7 +151,11 @@ impl Settings {
             seed: spec.seed.unwrap_or(17),
             global_train_batch_size: spec.global_train_batch_size.unwrap_or(8),
             device_train_microbatch_size: spec.device_train_microbatch_size.unwrap_or(MicrobatchSize::Auto),
-            precision: precision(spec.precision)?,
+            precision: match spec.precision.unwrap_or(Precision::Auto) {
+                Precision::Auto if gpus.is_empty() => Precision::Fp32,
+                Precision::Auto => Precision::AmpBf16,
+                precision => precision,
+            },
             optimizer: spec.optimizer.unwrap_or_default(),
             scheduler: spec.scheduler.unwrap_or_default(),
             max_grad_norm: spec.max_grad_norm.unwrap_or(1.0),
@@ -150,12 +163,14 @@ impl Settings {
             packing: spec.packing.unwrap_or(Packing::BestFit),
             shuffle: spec.shuffle.unwrap_or(true),
             activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Block),
-            devices: devices(spec.devices)?,
+            devices,
+            gpus,
             parallel: spec.parallel.unwrap_or_default(),
             dist_timeout: spec.dist_timeout.unwrap_or(600.0),
             dist_startup_timeout: spec.dist_startup_timeout.unwrap_or(1800.0),
             eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
             date_is_given: spec.template_date.is_some(),
+            precision_is_given: spec.precision.is_some_and(|precision| precision != Precision::Auto),
             template_date: spec.template_date.unwrap_or_else(|| jiff::Zoned::now().date()),
             model: spec.model,
             train_data_path: spec.train_data_path,
@@ -163,10 +178,20 @@ impl Settings {
             custom_weights_path: spec.custom_weights_path,
         };
         settings.check_sizes()?;
+        settings.check_precision()?;
         if settings.run_name.is_empty() {
             settings.run_name = settings.derived_name(named_day)?;
         }
         Ok(settings)
+    }
+
+    /// Fails if the devices cannot compute in the precision that the run file, or the checkpoint it goes on from, says.
+    pub(super) fn check_precision(&self) -> Result<(), TrainError> {
+        if self.precision == Precision::AmpBf16 && !self.on_gpus() {
+            let expected = "fp32 or auto: the CPU computes in fp32 only".into();
+            return Err(TrainError::unsupported("precision", Precision::AmpBf16, expected));
+        }
+        Ok(())
     }
 
     /// Fails if a batch or micro-batch has more rows or tokens than can be counted.
@@ -199,6 +224,12 @@ impl Settings {
         let rows = rows.and_then(|rows| NonZeroUsize::new(usize::try_from(rows).ok()?));
         if let (MicrobatchSize::Auto, Some(rows)) = (self.device_train_microbatch_size, rows) {
             self.device_train_microbatch_size = MicrobatchSize::Rows(rows);
+        }
+        let precision = saved.get("precision").and_then(serde_json::Value::as_str);
+        let known = [Precision::Fp32, Precision::AmpBf16].into_iter();
+        let precision = known.filter(|known| precision == Some(&known.to_string())).next();
+        if let (false, Some(precision)) = (self.precision_is_given, precision) {
+            self.precision = precision;
         }
         let date = saved.get("template_date").and_then(|date| date.as_str()?.parse().ok());
         if let (false, Some(date)) = (self.date_is_given, date) {
@@ -242,7 +273,20 @@ impl Settings {
     pub fn local_ranks(&self) -> NonZeroUsize {
         match self.devices {
             Devices::Cpu { ranks } => ranks,
-            Devices::Auto | Devices::EveryGpu | Devices::Gpus(_) => NonZeroUsize::MIN,
+            _ => NonZeroUsize::new(self.gpus.len()).unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+
+    /// Whether this process computes on GPUs.
+    pub fn on_gpus(&self) -> bool {
+        !self.gpus.is_empty()
+    }
+
+    /// The dtype of gathered weights and of the residual stream.
+    pub fn compute(&self) -> DType {
+        match self.precision {
+            Precision::AmpBf16 => DType::BF16,
+            Precision::Auto | Precision::Fp32 => DType::F32,
         }
     }
 
@@ -344,28 +388,5 @@ fn export_precision(
             None => HfSavePrecision::Bf16,
         },
         precision => precision,
-    }
-}
-
-fn precision(given: Option<Precision>) -> Result<Precision, TrainError> {
-    match given.unwrap_or(Precision::Auto) {
-        Precision::Auto | Precision::Fp32 => Ok(Precision::Fp32),
-        Precision::AmpBf16 => Err(TrainError::unsupported(
-            "precision",
-            Precision::AmpBf16,
-            "fp32 or auto: this build computes on the CPU in fp32 only".into(),
-        )),
-    }
-}
-
-fn devices(given: Option<Devices>) -> Result<Devices, TrainError> {
-    match given.unwrap_or(Devices::Auto) {
-        Devices::Auto => Ok(Devices::Cpu { ranks: NonZeroUsize::MIN }),
-        Devices::Cpu { ranks } => Ok(Devices::Cpu { ranks }),
-        devices => Err(TrainError::unsupported(
-            "devices",
-            devices,
-            "cpu, cpu:4 (ranks) or auto: this build trains on CPUs only".into(),
-        )),
     }
 }

@@ -14,7 +14,7 @@ use crate::engine::{Engine, OwnNews, StepOutcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, StepReport, Update};
 use crate::plan::{Prepared, work_of};
-use crate::speed::peak_flops_per_second;
+use crate::speed::rank_peak_flops_per_second;
 use crate::state::Position;
 use crate::state::Resumed;
 
@@ -122,15 +122,14 @@ struct Step {
 impl<'a> Training<'a> {
     fn new(prepared: &'a Prepared, engine: Engine) -> Self {
         let ranks = engine.units().mesh().world().world_size();
-        // The ranks of a process share its processor.
-        let peak = peak_flops_per_second() / prepared.plan.settings.local_ranks().get() as f64;
+        let peak = rank_peak_flops_per_second(&prepared.plan.settings);
         Self {
             prepared,
             engine,
             order: prepared.order(),
             batch: MicroBatch::default(),
             updating: Duration::ZERO,
-            speed: SpeedMonitor::new(ranks, Some(peak)),
+            speed: SpeedMonitor::new(ranks, peak),
         }
     }
 

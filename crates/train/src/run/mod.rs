@@ -114,9 +114,11 @@ pub fn train(
     resolved.ranks *= launch.processes;
     let settings = &resolved.settings;
     let deadline = Deadline::new(settings.startup_timeout());
-    let local_ranks = settings.local_ranks();
     settings.degrees(resolved.ranks, resolved.config())?;
-    let ranks = launch.join(local_ranks, &deadline)?;
+    let ranks = match settings.on_gpus() {
+        true => launch.join_gpus(&settings.gpus)?,
+        false => launch.join(settings.local_ranks(), &deadline)?,
+    };
     // From the first wait for one another on.
     let watchdog = rank::watch(&ranks, &deadline, observer, &RunPaths::new(settings.run_folder()))?;
     resolved.processes_here = ranks.processes_here(launch.processes)?;

@@ -11,6 +11,7 @@ use tessera_checkpoint::huggingface::ModelSource;
 use tessera_dist::{Alarm, Deadline, DistError, Group, Mesh, Watchdog};
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::Model;
+use tessera_ops::Queue;
 use tessera_track::{EventLog, EventType, read_events, write_report};
 
 use super::batches::{self, Parts};
@@ -37,14 +38,16 @@ pub(super) fn run(
     mut lead: Option<Lead<'_>>,
 ) -> Result<Outcome, TrainError> {
     let groups = std::mem::take(&mut ranks.groups);
-    let part = |world: &dyn Group, lead| (world.rank(), Part { run, prepared, folder, lead });
+    let part = |world: &dyn Group, lead, queue| (world.rank(), Part { run, prepared, folder, lead, queue });
+    let mut queues = ranks.queues()?.into_iter();
+    let mut queue = || queues.next().unwrap_or_default();
     let results = match <[Box<dyn Group>; 1]>::try_from(groups) {
-        Ok([world]) => vec![part(world.as_ref(), lead).1.run(world)],
+        Ok([world]) => vec![part(world.as_ref(), lead, queue()).1.run(world)],
         Err(groups) => thread::scope(|scope| {
             let started: Vec<_> = groups
                 .into_iter()
                 .map(|world| {
-                    let (rank, part) = part(world.as_ref(), lead.take());
+                    let (rank, part) = part(world.as_ref(), lead.take(), queue());
                     let thread = thread::Builder::new().name(format!("rank {rank}"));
                     (rank, thread.spawn_scoped(scope, move || part.run(world)))
                 })
@@ -141,11 +144,13 @@ struct Part<'a> {
     prepared: &'a Prepared,
     folder: &'a RunPaths,
     lead: Option<Lead<'a>>,
+    /// Where the rank computes.
+    queue: Queue,
 }
 
 impl Part<'_> {
     fn run(self, world: Box<dyn Group>) -> Result<Outcome, TrainError> {
-        let Self { run, prepared, folder, lead } = self;
+        let Self { run, prepared, folder, lead, queue } = self;
         let plan = &prepared.plan;
         let degrees = plan.settings.degrees(world.world_size(), &prepared.config)?;
         let mesh = Mesh::new(world, degrees)?;
@@ -155,7 +160,8 @@ impl Part<'_> {
             None => (None, &Silent),
         };
         let model = Model::with_names(prepared.config.clone(), prepared.names);
-        let mut engine = Engine::new(model, mesh, plan.engine_settings())?;
+        let model = model.computing_in(plan.settings.compute());
+        let mut engine = Engine::new(queue, model, mesh, plan.engine_settings())?;
         let identity = prepared.train.identity();
         let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
         if resumed.is_none() {

@@ -26,6 +26,9 @@ pub enum Devices {
 }
 
 impl Devices {
+    /// The CPU, as one rank.
+    pub const ONE_CPU: Self = Self::Cpu { ranks: NonZeroUsize::MIN };
+
     /// The forms that a run file may give.
     pub const EXPECTED: &str = "auto, cpu, cpu:4 (ranks), cuda, or cuda:0,1 (different indices)";
 }

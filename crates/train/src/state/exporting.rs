@@ -4,9 +4,8 @@ use std::path::Path;
 
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 use tessera_data::Task;
-use tessera_dist::DistError;
 use tessera_model::{Placed, UnitTable};
-use tessera_ops::View;
+use tessera_ops::{Queue, View, transfer};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -26,9 +25,9 @@ pub fn export(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<(),
     let mut export = writes.then(|| begin(engine, prepared, folder)).transpose();
     for (index, table) in engine.model().units().iter().enumerate() {
         // The others come to every gather, so rank 0 does too, even if it has nowhere to write.
-        let weights = engine.weights(index)?;
+        let weights = engine.masters(index)?;
         if let Ok(Some(open)) = &mut export
-            && let Err(error) = write(open, table, weights.view()?)
+            && let Err(error) = write(open, table, engine.queue(), weights.view()?)
         {
             export = Err(error);
         }
@@ -59,8 +58,8 @@ fn begin(engine: &Engine, prepared: &Prepared, folder: &Path) -> Result<Export, 
 }
 
 /// Writes a unit's parameters out of its weights.
-fn write(export: &mut Export, table: &UnitTable, weights: View<'_>) -> Result<(), TrainError> {
-    let weights = weights.as_slice::<f32>().map_err(DistError::Op)?;
+fn write(export: &mut Export, table: &UnitTable, queue: &Queue, weights: View<'_>) -> Result<(), TrainError> {
+    let weights = transfer::to_host::<f32>(queue, weights)?;
     for Placed { parameter, start } in table.parameters() {
         let values = &weights[start..][..parameter.elements()];
         export.write_range(&parameter.name, parameter.part.start, values)?;

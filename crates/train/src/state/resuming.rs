@@ -13,7 +13,7 @@ use tessera_checkpoint::dcp::{
 use tessera_dist::DistError;
 use tessera_model::config::ModelConfig;
 use tessera_model::{Names, Naming};
-use tessera_ops::DType;
+use tessera_ops::{DType, transfer};
 
 use crate::engine::{Engine, OptimizerCounts};
 use crate::error::TrainError;
@@ -132,9 +132,10 @@ impl Resumable {
                 let state = &mut *state;
                 let buffers = std::iter::once(&mut state.master).chain(&mut state.moments);
                 for (path, buffer) in paths.zip(buffers) {
-                    let mut view = buffer.view_mut(DType::F32);
-                    let out = &mut view.as_slice_mut::<f32>()?[piece.place.clone()];
-                    self.reader.read_elements(&path.to_string(), piece.first, out)?;
+                    let room = buffer.view_mut(DType::F32).range(piece.place.start, piece.place.len())?;
+                    transfer::on_host::<f32, _>(engine.queue(), room, |out| {
+                        self.reader.read_elements(&path.to_string(), piece.first, out)
+                    })??;
                 }
             }
         }

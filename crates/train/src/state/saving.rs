@@ -3,7 +3,7 @@
 //! Weights and moments change only in the optimizer's update. So a thread copies them unit by unit while the next forward
 //! and backward run, and the update waits only for a unit that is not yet copied; the copy is then written at leisure.
 //! Every rank of one copy of the model writes its own slices; how they make one checkpoint, [`super::shards`] knows.
-//! Without `save_async` each unit is written under its lock and nothing is copied.
+//! Without `save_async` each unit is written under its lock, and on the CPU nothing is copied.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use tessera_checkpoint::dcp::{
 use tessera_dist::{DistError, UnitState};
 use tessera_files::FileError;
 use tessera_model::UnitTable;
-use tessera_ops::{Buffer, DType};
+use tessera_ops::{Buffer, DType, Device, Event, Queue, fill};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -179,6 +179,10 @@ struct Job {
     /// Every tensor's name.
     tensors: Vec<String>,
     units: Vec<SavedUnit>,
+    /// Where copies are made, beside the engine's work.
+    queue: Queue,
+    /// What the state is that of: the engine's work up to here.
+    state_is_made: Event,
     /// The names of the output matrix and of the embedding, where they are one.
     tied: Option<[String; 2]>,
     /// The optimizer's class, the names of its moments, and its count of updates.
@@ -220,6 +224,8 @@ impl Job {
             assembly,
             tensors: model.tensors().into_iter().map(|(name, _)| name).collect(),
             units,
+            queue: engine.queue().beside()?,
+            state_is_made: engine.queue().record()?,
             tied: model
                 .config()
                 .tie_word_embeddings
@@ -234,9 +240,10 @@ impl Job {
         let mut copies = Vec::with_capacity(self.units.len());
         {
             let _release = Release(copied);
+            self.queue.wait(&self.state_is_made)?;
             for (index, unit) in self.units.iter().enumerate() {
                 let state = unit.state.read().map_err(|_| DistError::Abandoned { unit: index })?;
-                copies.push(self.copy(&state)?);
+                copies.push(copy(&self.queue, &state, self.weights_only)?);
                 drop(state);
                 copied.set(index + 1);
             }
@@ -250,23 +257,14 @@ impl Job {
 
     fn run_in_place(self) -> Result<Saved, TrainError> {
         let states: Vec<_> = self.units.iter().map(|unit| unit.state.clone()).collect();
+        self.queue.wait(&self.state_is_made)?;
+        let (queue, weights_only) = (self.queue.clone(), self.weights_only);
         self.assemble(|index, write| {
             let state = states[index].read().map_err(|_| DistError::Abandoned { unit: index })?;
-            write(&state)
-        })
-    }
-
-    fn copy(&self, state: &UnitState) -> Result<UnitState, TrainError> {
-        let copy = |buffer: &Buffer| -> Result<Buffer, TrainError> {
-            let mut copy = Buffer::zeroed(buffer.len())?;
-            let from = buffer.view(DType::F32);
-            copy.view_mut(DType::F32).as_slice_mut::<f32>()?.copy_from_slice(from.as_slice::<f32>()?);
-            Ok(copy)
-        };
-        let moments = if self.weights_only { &[] } else { state.moments.as_slice() };
-        Ok(UnitState {
-            master: copy(&state.master)?,
-            moments: moments.iter().map(copy).collect::<Result<_, _>>()?,
+            match queue.device() {
+                Device::Cpu => write(&state),
+                Device::Cuda(_) => write(&copy(&queue, &state, weights_only)?),
+            }
         })
     }
 
@@ -359,6 +357,20 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// A copy of a unit's state in memory of the host.
+fn copy(queue: &Queue, state: &UnitState, weights_only: bool) -> Result<UnitState, TrainError> {
+    let copy = |buffer: &Buffer| -> Result<Buffer, TrainError> {
+        let mut copy = Buffer::staging(queue, buffer.len())?;
+        fill::copy(queue, buffer.view(DType::F32), copy.view_mut(DType::F32))?;
+        Ok(copy)
+    };
+    let moments = if weights_only { &[] } else { state.moments.as_slice() };
+    let moments = moments.iter().map(copy).collect::<Result<_, _>>()?;
+    let copied = UnitState { master: copy(&state.master)?, moments };
+    queue.synchronize()?;
+    Ok(copied)
 }
 
 type StateWriter<'a> = dyn FnMut(&UnitState) -> Result<(), TrainError> + 'a;

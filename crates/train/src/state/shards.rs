@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{RankMetadata, shard_file, write_metadata};
 use tessera_dist::{DistError, Group};
 use tessera_files::{AtomicFolder, write_atomic};
-use tessera_ops::DType;
+use tessera_ops::{DType, transfer};
 
 use crate::engine::{Engine, OptimizerCounts};
 use crate::error::TrainError;
@@ -283,8 +283,8 @@ fn weight_sum(engine: &Engine) -> Result<u64, TrainError> {
     let mut sum = 0_u64;
     for (index, unit) in engine.units().iter().enumerate() {
         let state = unit.state().read().map_err(|_| DistError::Abandoned { unit: index })?;
-        let view = state.master.view(DType::F32);
-        for (place, value) in view.as_slice::<f32>()?.iter().enumerate() {
+        let weights = transfer::to_host::<f32>(engine.queue(), state.master.view(DType::F32))?;
+        for (place, value) in weights.iter().enumerate() {
             sum = sum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(2 * place as u64 + 1));
         }
     }

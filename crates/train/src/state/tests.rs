@@ -12,7 +12,7 @@ use tessera_checkpoint::dcp::{RankMetadata, RankWriter, SaveId};
 use tessera_dist::{Deadline, Degrees, Mesh, threads};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Piece};
-use tessera_ops::DType;
+use tessera_ops::{DType, Queue};
 
 use super::shards::Assembly;
 use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, resume};
@@ -60,7 +60,9 @@ fn on_ranks(config: &ModelConfig, degrees: Degrees, part: impl Fn(Engine, &RunPl
             scope.spawn(|| {
                 let plan = plan(config);
                 let mesh = Mesh::new(world, degrees).unwrap();
-                let engine = Engine::new(Model::new(config.clone()), mesh, plan.engine_settings()).unwrap();
+                let engine =
+                    Engine::new(Queue::cpu(), Model::new(config.clone()), mesh, plan.engine_settings())
+                        .unwrap();
                 part(engine, &plan);
             });
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tessera_data::MicroBatch;
 use tessera_dist::{Deadline, Degrees, DistError, Group, Mesh, Operation, threads};
-use tessera_ops::OpError;
+use tessera_ops::{OpError, Queue};
 use tessera_train::TrainError;
 use tessera_train::engine::{
     Engine, EngineSettings, Evaluation, OwnNews, StepOutcome, balance_traffic_bytes, check_context,
@@ -209,7 +209,9 @@ fn what_cannot_be_split_is_refused_by_name() {
         let expected = if context_length == 63 { "one of 1:" } else { "one of 1, 2, 4:" };
         assert!(error.to_string().contains(expected), "{error}");
     }
-    for refused in on_ranks(1, 3, |mesh| Engine::new(golden.model(), mesh, golden.settings(true)).err()) {
+    for refused in
+        on_ranks(1, 3, |mesh| Engine::new(Queue::cpu(), golden.model(), mesh, golden.settings(true)).err())
+    {
         assert!(matches!(refused, Some(DistError::Op(OpError::HeadSplit { ranks: 3, .. }))));
     }
 }

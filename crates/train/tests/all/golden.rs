@@ -12,7 +12,7 @@ use tessera_data::MicroBatch;
 use tessera_dist::{Deadline, Group, Mesh, Residency, Single};
 use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model, Names, Naming};
-use tessera_ops::{Buffer, DType};
+use tessera_ops::{Buffer, DType, Queue, transfer};
 use tessera_train::engine::{CHUNK_TOKENS, Engine, EngineSettings, Optimizer};
 use tessera_train::spec::{AdamSettings, OptimizerSpec};
 
@@ -114,6 +114,7 @@ impl Golden {
             residency: Residency::default(),
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
+            on_gpu: false,
         }
     }
 
@@ -129,7 +130,18 @@ impl Golden {
 
     /// An engine with the golden's weights, as a rank of a mesh.
     pub fn engine_of(&self, mesh: impl Into<Mesh>, settings: EngineSettings) -> Engine {
-        let engine = Engine::new(self.model(), mesh, settings).unwrap();
+        self.engine_on(Queue::cpu(), self.model(), mesh, settings)
+    }
+
+    /// The same where `queue` works, of a model that may compute in another dtype.
+    pub fn engine_on(
+        &self,
+        queue: Queue,
+        model: Model,
+        mesh: impl Into<Mesh>,
+        settings: EngineSettings,
+    ) -> Engine {
+        let engine = Engine::new(queue, model, mesh, settings).unwrap();
         engine.load_weights(engine.model().units(), &self.source(), |_| {}).unwrap();
         engine
     }
@@ -195,7 +207,9 @@ pub fn parameters(engine: &Engine, kind: Kind) -> HashMap<String, Vec<f32>> {
 
 /// This rank's slice of each unit.
 pub fn slices(engine: &Engine, kind: Kind) -> Vec<Vec<f32>> {
-    let values = |buffer: &Buffer| buffer.view(DType::F32).as_slice::<f32>().unwrap().to_vec();
+    let values = |buffer: &Buffer| {
+        transfer::to_host::<f32>(engine.queue(), buffer.view(DType::F32)).unwrap().into_owned()
+    };
     let units = engine.units().iter().map(|unit| match kind {
         Kind::Weights => values(&unit.state().read().unwrap().master),
         Kind::Gradient => values(&unit.gradient().lock().unwrap()),

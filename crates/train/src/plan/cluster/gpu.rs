@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::ClusterError;
 
 /// Memory that a plan leaves alone: CUDA context and kernels (about 0.6 GB), the workspace of cuBLAS, the channels of NCCL.
-const RESERVED_BYTES: u64 = 2_000_000_000;
+pub const RESERVED_BYTES: u64 = 2_000_000_000;
 
 /// One kind of GPU, eight of which make up a node of the vendor's reference design.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -95,6 +95,12 @@ impl Gpu {
     pub fn reserved_bytes(&self) -> u64 {
         RESERVED_BYTES
     }
+}
+
+/// The GPU that a driver calls `device_name`, `NVIDIA A100-SXM4-80GB` say, if it is known.
+pub fn known_gpu(device_name: &str) -> Option<&'static Gpu> {
+    let words = device_name.to_ascii_lowercase();
+    GPUS.iter().find(|gpu| gpu.name.split('-').all(|part| words.contains(part)))
 }
 
 /// The GPU of that name, in upper or lower case.

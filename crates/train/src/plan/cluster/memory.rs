@@ -1,18 +1,11 @@
-//! A GPU's memory by kind, in bf16 mixed precision.
-//!
-//! It is the engine's plan with the element sizes of `amp_bf16`: gathered weights, the residual stream, and inputs and
-//! outputs of products take two bytes instead of four. Masters, moments, gradients, norm statistics, log-sum-exps, the
-//! router, the logits of a chunk and the accumulators of the attention's backward stay at four.
+//! A GPU's memory by kind, in bf16 mixed precision: the engine's own plan for a model that computes in bf16.
 
 use serde::Serialize;
-use tessera_dist::{Degrees, Residency, SlotPlan};
-use tessera_model::config::{ModelConfig, NormKind};
-use tessera_ops::{OpError, attention};
+use tessera_dist::Degrees;
+use tessera_ops::OpError;
 
 use super::{Layout, Workload};
-use crate::engine::{MemoryPlan, unit_sizes};
-
-const FP32: usize = size_of::<f32>();
+use crate::engine::MemoryPlan;
 
 /// Bytes that one GPU needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,7 +28,7 @@ pub struct DeviceMemory {
     pub scratch_bytes: u64,
     /// What sequences that are shared pass through on their way between ranks.
     pub exchange_bytes: u64,
-    /// Rotary table, sums, statistics.
+    /// Rotary table, sums, statistics, the micro-batch, and the workspace of the stream.
     pub other_bytes: u64,
 }
 
@@ -46,24 +39,25 @@ impl DeviceMemory {
     /// When the heads cannot be split over the ranks that share a sequence.
     pub fn new(workload: &Workload, parallel: Layout, rows: usize) -> Result<Self, OpError> {
         let settings = workload.engine_settings(rows, parallel.context);
-        let (model, tokens) = (workload.model(), settings.micro_batch_tokens);
-        let plan = MemoryPlan::new(model, Degrees::from(parallel).into(), &settings)?;
-        let full = InFull::of(model.config(), tokens);
-        let scratch =
-            halved(plan.head_scratch_bytes, full.head(model.head().chunk_tokens(tokens), model.config()))
-                .max(halved(plan.block_scratch_bytes, full.backward));
+        let plan = MemoryPlan::new(workload.model(), Degrees::from(parallel).into(), &settings)?;
         let bytes = |bytes: usize| bytes as u64;
         Ok(Self {
             master_bytes: bytes(plan.master_bytes),
             moment_bytes: bytes(plan.moment_bytes),
             gradient_bytes: bytes(plan.gradient_bytes),
-            weight_slot_bytes: bytes(weight_slots(workload, parallel, settings.residency)),
+            weight_slot_bytes: bytes(plan.weight_slot_bytes),
             gradient_slot_bytes: bytes(plan.gradient_slot_bytes),
-            input_bytes: bytes(plan.inputs * plan.input_bytes / 2),
-            kept_bytes: bytes(plan.kept_arenas * halved(plan.kept_bytes, full.kept)),
-            scratch_bytes: bytes(scratch),
-            exchange_bytes: bytes(plan.exchange_bytes() / 2),
-            other_bytes: bytes(plan.rope_table_bytes + plan.balance_bytes + plan.scalar_bytes),
+            input_bytes: bytes(plan.inputs * plan.input_bytes),
+            kept_bytes: bytes(plan.kept_arenas * plan.kept_bytes),
+            scratch_bytes: bytes(plan.scratch_bytes()),
+            exchange_bytes: bytes(plan.exchange_bytes()),
+            other_bytes: bytes(
+                plan.rope_table_bytes
+                    + plan.balance_bytes
+                    + plan.scalar_bytes
+                    + plan.batch_bytes
+                    + plan.stream_bytes,
+            ),
         })
     }
 
@@ -84,51 +78,7 @@ impl DeviceMemory {
             ("kept for the backward", self.kept_bytes),
             ("logits chunk or block scratch", self.scratch_bytes),
             ("exchange of sequences, bf16", self.exchange_bytes),
-            ("rotary table and sums", self.other_bytes),
+            ("tables, sums and workspace", self.other_bytes),
         ]
-    }
-}
-
-/// Slots for gathered weights: also where one rank is alone, since the masters are cast into them.
-fn weight_slots(workload: &Workload, parallel: Layout, residency: Residency) -> usize {
-    let slots = SlotPlan::new(&unit_sizes(workload.model()), parallel.copy(), false, residency);
-    slots.weights.iter().sum::<usize>() / 2
-}
-
-/// `bytes` of tensors of four bytes an element, of which all but `in_full` come down to two.
-fn halved(bytes: usize, in_full: usize) -> usize {
-    (bytes + in_full) / 2
-}
-
-/// Bytes that stay at four an element.
-struct InFull {
-    /// Of what a block keeps.
-    kept: usize,
-    /// Of what its backward works in.
-    backward: usize,
-}
-
-impl InFull {
-    /// For `tokens` tokens of a rank.
-    fn of(config: &ModelConfig, tokens: usize) -> Self {
-        let heads = config.heads();
-        let statistics = match config.norm {
-            NormKind::RmsNorm => 1,
-            NormKind::LayerNorm => 2,
-        };
-        // One bit for each element that may be clamped.
-        let clamped = config.clip_qkv.map_or(0, |_| heads.row_width().div_ceil(32));
-        // Probabilities; then chosen experts, their weights, and where each pair lies before and after the sort.
-        let routing = config.experts.map_or(0, |experts| experts.count + 4 * experts.active);
-        let flow = config.experts.map_or(0, |experts| experts.active);
-        Self {
-            kept: FP32 * tokens * (2 * statistics + clamped + heads.query + routing),
-            backward: FP32 * (attention::backward_scratch(heads, tokens) + tokens * flow),
-        }
-    }
-
-    /// Of what a chunk of the head works in: the logits.
-    fn head(&self, chunk: usize, config: &ModelConfig) -> usize {
-        FP32 * chunk * config.vocab_size
     }
 }

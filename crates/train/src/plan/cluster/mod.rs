@@ -23,7 +23,7 @@ use crate::engine::Moves;
 pub use catalogue::{Need, Smallest, SmallestCluster, smallest_clusters};
 pub use error::ClusterError;
 pub use failures::{Failures, Interval};
-pub use gpu::{GPUS, Gpu, find_gpu};
+pub use gpu::{GPUS, Gpu, RESERVED_BYTES as GPU_RESERVED_BYTES, find_gpu, known_gpu};
 pub use memory::DeviceMemory;
 pub use step::{Assumptions, Links, Split, StepTime};
 pub use workload::Workload;

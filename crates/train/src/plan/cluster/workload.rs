@@ -7,12 +7,13 @@ use tessera_dist::{Degrees, Residency};
 use tessera_model::Model;
 use tessera_model::catalogue;
 use tessera_model::config::{ModelConfig, TrainingWork};
+use tessera_ops::DType;
 
 use super::{ClusterError, Layout};
 use crate::engine::EngineSettings;
 use crate::error::TrainError;
 use crate::plan::{OpenedModel, Settings, engine_settings};
-use crate::spec::{HfSavePrecision, MicrobatchSize, RunSpec, SpecError};
+use crate::spec::{Devices, HfSavePrecision, MicrobatchSize, RunSpec, SpecError};
 
 /// What is to be trained.
 pub struct Workload {
@@ -61,10 +62,10 @@ impl Workload {
 
     fn new(mut spec: RunSpec, config: ModelConfig, batch_is_given: bool) -> Result<Self, ClusterError> {
         // The plan says on what the run computes.
-        spec.devices = None;
+        spec.devices = Some(Devices::ONE_CPU);
         spec.precision = None;
         let settings = Settings::resolve(spec, &config, || None)?;
-        Ok(Self { settings, model: Model::new(config), batch_is_given })
+        Ok(Self { settings, model: Model::new(config).computing_in(DType::BF16), batch_is_given })
     }
 
     /// The model's name as it was given.
@@ -112,7 +113,7 @@ impl Workload {
     /// The engine's settings for micro-batches of `rows` rows, each shared by `context` ranks.
     pub fn engine_settings(&self, rows: usize, context: usize) -> EngineSettings {
         let micro_batch_tokens = (rows * self.context_length()).div_ceil(context);
-        EngineSettings { micro_batch_tokens, ..engine_settings(&self.settings, rows) }
+        EngineSettings { micro_batch_tokens, on_gpu: true, ..engine_settings(&self.settings, rows) }
     }
 
     /// Whether blocks are computed again on the way back.

@@ -1,0 +1,91 @@
+//! Where a micro-batch lies while stages work on it: on the CPU as it came, on a GPU in memory that is there for it.
+
+use tessera_dist::DistError;
+use tessera_model::MicroBatch;
+use tessera_model::config::ModelConfig;
+use tessera_ops::{Arena, Buffer, DType, OpError, Queue, View, fill};
+
+use super::EngineSettings;
+
+/// Room for one micro-batch.
+pub(super) struct BatchRoom {
+    /// Empty on the CPU.
+    memory: Buffer,
+    /// Below which token ids, and positions, must be.
+    bounds: Bounds,
+}
+
+#[derive(Clone, Copy)]
+struct Bounds {
+    tokens: usize,
+    positions: usize,
+}
+
+impl BatchRoom {
+    /// Bytes of the room.
+    pub(super) fn bytes(settings: &EngineSettings) -> usize {
+        if !settings.on_gpu {
+            return 0;
+        }
+        let (tokens, rows) = (settings.micro_batch_tokens, settings.micro_batch_rows);
+        let cost = |count| Arena::cost(DType::U32, count);
+        // Tokens, positions, rows with a target, targets; where documents begin, of which each has a token, and rows. Ranks
+        // that share a sequence see the documents of all of it.
+        4 * cost(tokens) + cost(rows * settings.positions + 1) + cost(rows + 1)
+    }
+
+    pub(super) fn new(
+        queue: &Queue,
+        settings: &EngineSettings,
+        config: &ModelConfig,
+    ) -> Result<Self, OpError> {
+        let memory = Buffer::on(queue, Self::bytes(settings))?;
+        Ok(Self { memory, bounds: Bounds { tokens: config.vocab_size, positions: settings.positions } })
+    }
+
+    /// The micro-batch where the operators of `queue` can read it. They cannot look whether its indices are right, so that is
+    /// seen here.
+    ///
+    /// # Errors
+    /// When an index is too large.
+    pub(super) fn upload<'a>(
+        &'a mut self,
+        queue: &Queue,
+        batch: MicroBatch<'a>,
+    ) -> Result<MicroBatch<'a>, DistError> {
+        if self.memory.is_empty() {
+            return Ok(batch);
+        }
+        self.bounds.check(&batch)?;
+        let mut arena = self.memory.arena();
+        let mut place = |host: View<'_>| {
+            let mut room = arena.take(DType::U32, host.shape())?;
+            fill::copy(queue, host, room.reborrow())?;
+            Ok::<_, OpError>(room.into_view())
+        };
+        Ok(MicroBatch {
+            tokens: place(batch.tokens)?,
+            positions: place(batch.positions)?,
+            row_starts: place(batch.row_starts)?,
+            cu_seqlens: place(batch.cu_seqlens)?,
+            loss_rows: place(batch.loss_rows)?,
+            targets: place(batch.targets)?,
+        })
+    }
+}
+
+impl Bounds {
+    fn check(self, batch: &MicroBatch<'_>) -> Result<(), OpError> {
+        let below = |view: View<'_>, bound: usize| {
+            let indices = view.as_slice::<u32>()?.iter();
+            match indices.max().map(|&index| index as usize).filter(|&index| index >= bound) {
+                Some(index) => Err(OpError::Index { operator: "a micro-batch", index, bound }),
+                None => Ok(()),
+            }
+        };
+        below(batch.tokens, self.tokens)?;
+        below(batch.targets, self.tokens)?;
+        below(batch.loss_rows, batch.tokens())?;
+        below(batch.positions, self.positions)
+    }
+}

@@ -1,0 +1,69 @@
+//! Whole runs on a GPU: from the run file to the export, stopped and gone on with, and taken over by the CPU.
+
+use tessera_train::run::Outcome;
+
+use crate::tiny::Tiny;
+
+const GPU: &str = "devices=cuda:0";
+
+fn losses(tiny: &Tiny, run: &str) -> Vec<f64> {
+    let metrics = tiny.metrics(run);
+    metrics.iter().filter_map(|line| line.get("loss/train/total")?.as_f64()).collect()
+}
+
+#[test]
+fn a_run_in_fp32_has_the_cpus_losses() {
+    for tiny in [Tiny::new(), Tiny::mixture()] {
+        let (outcome, _) = tiny.train(&["run_name=cpu"], None);
+        assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
+        let (outcome, watcher) = tiny.train(&[GPU, "precision=fp32", "run_name=gpu"], None);
+        assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
+        assert!(watcher.warnings.lock().unwrap().is_empty());
+        let (cpu, gpu) = (losses(&tiny, "cpu"), losses(&tiny, "gpu"));
+        assert_eq!(cpu.len(), gpu.len());
+        for (cpu, gpu) in cpu.iter().zip(&gpu) {
+            assert!((gpu / cpu - 1.0).abs() < 1e-3, "{gpu}, on the CPU {cpu}");
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_bits() {
+    let tiny = Tiny::new();
+    let (outcome, _) = tiny.train(&[GPU, "run_name=whole"], None);
+    outcome.unwrap();
+    for save_async in ["save_async=true", "save_async=false"] {
+        let run = format!("run_name={}", save_async.replace('=', "-"));
+        let arguments = [GPU, run.as_str(), save_async];
+        let (outcome, _) = tiny.train(&arguments, Some(4));
+        assert!(matches!(outcome.unwrap(), Outcome::Stopped { batch: 4, .. }));
+        let (outcome, _) = tiny.train(&arguments, None);
+        assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
+        let name = run.trim_start_matches("run_name=");
+        assert_eq!(tiny.exported(name), tiny.exported("whole"));
+        assert_eq!(losses(&tiny, name), losses(&tiny, "whole"));
+    }
+}
+
+#[test]
+fn the_cpu_goes_on_from_a_gpus_checkpoint() {
+    let tiny = Tiny::new();
+    let (outcome, _) = tiny.train(&[GPU, "precision=fp32"], Some(4));
+    assert!(matches!(outcome.unwrap(), Outcome::Stopped { .. }));
+    let (outcome, _) = tiny.train(&["devices=cpu:2"], None);
+    assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
+    // What was decided when the run began holds, and the CPU cannot compute in it.
+    let (outcome, _) = tiny.train(&[GPU, "run_name=mixed"], Some(4));
+    assert!(matches!(outcome.unwrap(), Outcome::Stopped { .. }));
+    let (outcome, _) = tiny.train(&["devices=cpu", "run_name=mixed"], None);
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("precision: amp_bf16"), "{error}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_named() {
+    let tiny = Tiny::new();
+    let (outcome, _) = tiny.train(&["devices=cuda:0,63"], None);
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("63 is not there"), "{error}");
+}

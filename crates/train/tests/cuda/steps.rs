@@ -1,0 +1,156 @@
+//! Training steps of small models of all families: fp32 follows the CPU closely, bf16 as far as its seven bits go.
+
+use std::collections::HashMap;
+
+use tessera_dist::{Residency, Single};
+use tessera_ops::cuda::Gpu;
+use tessera_ops::{DType, Queue};
+use tessera_train::engine::{Engine, EngineSettings, OwnNews, StepOutcome};
+
+use crate::golden::{Golden, Kind, parameters, relative};
+
+const CASES: [&str; 9] = [
+    "tied_gqa",
+    "untied_mha",
+    "bias",
+    "head_dim",
+    "sliding_window",
+    "mixtral",
+    "mixtral_fused",
+    "dbrx",
+    "dbrx_euclidean",
+];
+
+/// What to allow: of losses, of a gradient, of weights after three steps.
+struct Tolerance {
+    loss: f64,
+    gradient: f64,
+    weights: f64,
+}
+
+const FP32: Tolerance = Tolerance { loss: 1e-5, gradient: 1e-4, weights: 1e-4 };
+/// Rounding to bf16 is 4e-3 at most; a gradient is a sum of products of many such.
+const BF16: Tolerance = Tolerance { loss: 1e-2, gradient: 8e-2, weights: 2e-2 };
+
+/// An engine with the golden's weights on the first GPU.
+fn on_gpu(golden: &Golden, compute: DType, settings: EngineSettings) -> Engine {
+    let queue = Queue::cuda(&Gpu::open(0).unwrap()).unwrap();
+    let settings = EngineSettings { on_gpu: true, ..settings };
+    golden.engine_on(queue, golden.model().computing_in(compute), Single, settings)
+}
+
+/// What three steps give: gradients of the first, outcomes, weights.
+struct Seen {
+    gradients: HashMap<String, Vec<f32>>,
+    outcomes: Vec<StepOutcome>,
+    weights: HashMap<String, Vec<f32>>,
+}
+
+fn three_steps(golden: &Golden, mut engine: Engine) -> Seen {
+    let mut gradients = HashMap::new();
+    let outcomes = (0..3).map(|step| {
+        let batch = step % golden.batches.len();
+        engine.train_micro_batch(&golden.batches[batch], golden.scale(batch)).unwrap();
+        if step == 0 {
+            gradients = parameters(&engine, Kind::Gradient);
+        }
+        engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap()
+    });
+    let outcomes = outcomes.collect();
+    Seen { gradients, outcomes, weights: parameters(&engine, Kind::Weights) }
+}
+
+fn follows(case: &str, found: &Seen, expected: &Seen, tolerance: &Tolerance) {
+    let close = |what: &str, found: f64, expected: f64| {
+        let error = (found - expected).abs();
+        assert!(
+            error <= tolerance.loss * expected.abs().max(1e-6),
+            "{case}: {what} {found}, expected {expected}"
+        );
+    };
+    for (found, expected) in found.outcomes.iter().zip(&expected.outcomes) {
+        close("loss", found.loss_sum, expected.loss_sum);
+        close("load-balancing loss", found.balance_loss, expected.balance_loss);
+        let error = (found.gradient_norm / expected.gradient_norm - 1.0).abs();
+        assert!(
+            error <= tolerance.gradient,
+            "{case}: norm {}, expected {}",
+            found.gradient_norm,
+            expected.gradient_norm
+        );
+    }
+    for (name, expected) in &expected.gradients {
+        let error = relative(&found.gradients[name], expected);
+        assert!(error <= tolerance.gradient, "{case}: gradient of {name} is off by {error:e}");
+    }
+    for (name, expected) in &expected.weights {
+        let error = relative(&found.weights[name], expected);
+        assert!(error <= tolerance.weights, "{case}: {name} after three steps is off by {error:e}");
+    }
+}
+
+#[test]
+fn fp32_follows_the_cpu() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let expected = three_steps(&golden, golden.engine(true));
+        for recompute in [true, false] {
+            let found = three_steps(&golden, on_gpu(&golden, DType::F32, golden.settings(recompute)));
+            follows(case, &found, &expected, &FP32);
+        }
+    }
+}
+
+#[test]
+fn bf16_follows_the_cpu_in_fp32() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let expected = three_steps(&golden, golden.engine(true));
+        let found = three_steps(&golden, on_gpu(&golden, DType::BF16, golden.settings(true)));
+        follows(case, &found, &expected, &BF16);
+    }
+}
+
+#[test]
+fn steps_have_the_same_bits_however_weights_stay_and_whatever_is_computed_again() {
+    for case in ["tied_gqa", "mixtral"] {
+        let golden = Golden::open(case);
+        let settings = golden.settings(true);
+        let first = three_steps(&golden, on_gpu(&golden, DType::BF16, settings.clone()));
+        let whole = EngineSettings { residency: Residency::WholeStep, ..settings.clone() };
+        let kept = EngineSettings { recompute: false, ..settings.clone() };
+        for settings in [settings, whole, kept] {
+            let again = three_steps(&golden, on_gpu(&golden, DType::BF16, settings));
+            assert_eq!(again.weights, first.weights, "{case}");
+            assert_eq!(again.outcomes, first.outcomes, "{case}");
+        }
+    }
+}
+
+#[test]
+fn logits_and_evaluations_follow_the_cpu() {
+    for case in ["tied_gqa", "mixtral", "dbrx"] {
+        let golden = Golden::open(case);
+        let (mut cpu, mut gpu) = (golden.engine(true), on_gpu(&golden, DType::F32, golden.settings(true)));
+        let prompt = &golden.batches[0].tokens[..5];
+        let error =
+            relative(&gpu.next_token_logits(prompt).unwrap(), &cpu.next_token_logits(prompt).unwrap());
+        assert!(error < 1e-5, "{case}: {error:e}");
+        let [on_cpu, on_gpu] = [&mut cpu, &mut gpu].map(|engine| {
+            engine.evaluate_micro_batch(&golden.batches[0]).unwrap();
+            engine.finish_evaluation().unwrap()
+        });
+        assert!((on_gpu.loss_sum / on_cpu.loss_sum - 1.0).abs() < 1e-5, "{case}: {on_gpu:?}, {on_cpu:?}");
+        assert_eq!(on_gpu.hits, on_cpu.hits, "{case}");
+    }
+}
+
+#[test]
+fn an_index_out_of_bounds_is_refused_before_the_gpu_sees_it() {
+    let golden = Golden::open("tied_gqa");
+    let mut engine = on_gpu(&golden, DType::F32, golden.settings(true));
+    let mut batch = golden.batches[0].clone();
+    batch.tokens[3] = 97;
+    let error = engine.train_micro_batch(&batch, golden.scale(0)).unwrap_err().to_string();
+    assert!(error.contains("index 97 is not below 97"), "{error}");
+}
