@@ -4,6 +4,8 @@
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
+use crate::cuda::{Grid, column_grid};
+use crate::dtype::DType;
 use crate::error::OpError;
 use crate::parallel::{Scattered, for_column_blocks, for_row_blocks_of};
 use crate::queue::{Device, Queue};
@@ -11,7 +13,7 @@ use crate::queue::{Device, Queue};
 /// y += b.
 pub fn forward(queue: &Queue, bias: View<'_>, mut y: ViewMut<'_>) -> Result<(), OpError> {
     const OPERATOR: &str = "bias::forward";
-    let (_, width) = check::matrix(OPERATOR, "y", y.shape())?;
+    let (rows, width) = check::matrix(OPERATOR, "y", y.shape())?;
     check::shape(OPERATOR, "bias", bias.shape(), [width])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, bias, F => {
@@ -25,14 +27,23 @@ pub fn forward(queue: &Queue, bias: View<'_>, mut y: ViewMut<'_>) -> Result<(), 
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = y.dtype();
+            let variant = stream.variant(OPERATOR, "y", dtype)?;
+            stream
+                .kernel(OPERATOR, "bias", &format!("bias_forward_{variant}"))
+                .input("bias", bias, dtype)
+                .output("y", &y, dtype)
+                .u32(width)
+                .launch(Grid::blocks(rows))
+        }
     }
 }
 
 /// db += Σₜ dy.
 pub fn backward(queue: &Queue, dy: View<'_>, mut dbias: ViewMut<'_>) -> Result<(), OpError> {
     const OPERATOR: &str = "bias::backward";
-    let (_, width) = check::matrix(OPERATOR, "dy", dy.shape())?;
+    let (rows, width) = check::matrix(OPERATOR, "dy", dy.shape())?;
     check::shape(OPERATOR, "dbias", dbias.shape(), [width])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dy, F => {
@@ -50,6 +61,17 @@ pub fn backward(queue: &Queue, dy: View<'_>, mut dbias: ViewMut<'_>) -> Result<(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = dy.dtype();
+            let variant = stream.variant(OPERATOR, "dy", dtype)?;
+            let address = stream.address(OPERATOR, "dy", dy)?;
+            stream
+                .kernel(OPERATOR, "bias", &format!("bias_backward_{variant}"))
+                .input("dy", dy, dtype)
+                .output("dbias", &dbias, DType::F32)
+                .u32(rows)
+                .u32(width)
+                .launch(column_grid(width, dtype, address))
+        }
     }
 }

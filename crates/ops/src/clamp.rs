@@ -7,7 +7,8 @@
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::{for_row_blocks, for_row_blocks_of};
 use crate::queue::{Device, Queue};
@@ -45,7 +46,17 @@ pub fn forward(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            stream
+                .kernel(OPERATOR, "clamp", &format!("clamp_forward_{variant}"))
+                .output("x", &x, dtype)
+                .f32(bound)
+                .output("inside", &inside, DType::U32)
+                .u32(width)
+                .launch(Grid::blocks(rows))
+        }
     }
 }
 
@@ -94,6 +105,15 @@ pub fn backward(queue: &Queue, mut dx: ViewMut<'_>, inside: View<'_>) -> Result<
             }));
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = dx.dtype();
+            let variant = stream.variant(OPERATOR, "dx", dtype)?;
+            stream
+                .kernel(OPERATOR, "clamp", &format!("clamp_backward_{variant}"))
+                .output("dx", &dx, dtype)
+                .input("inside", inside, DType::U32)
+                .u32(width)
+                .launch(Grid::blocks(rows))
+        }
     }
 }

@@ -3,17 +3,22 @@
 //! forward:  ℓ\[c\] = log Σᵥ exp(z\[c,v\]) − z\[c, target(c)\]
 //! backward: z\[c,v\] ← scale·(softmax(z\[c\])\[v\] − \[v = target(c)\])
 //! z `[C, V]`, targets `[C]` u32. Added to `statistics` `[2]` (f64): Σ ℓ and the number of rows whose largest logit is
-//! the target. With scale = 1 / (loss tokens of the step) gradients need no division later.
+//! the target. With scale = 1 / (loss tokens of the step) gradients need no division later. On a GPU targets are
+//! checked by whoever uploads them, not here.
 
 use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 use crate::simd::{maximum, sum, vectorised};
 use crate::step::statistic::{HITS, LOSS_SUM};
+
+/// Threads of the block that has a row of logits on a GPU.
+const THREADS: usize = 512;
 
 /// Adds the chunk's loss and hits to `statistics`, and leaves the gradient, times `scale`, in `logits`.
 pub fn forward_backward(
@@ -47,10 +52,10 @@ fn run(
     let (rows, vocabulary) = check::matrix(OPERATOR, "logits", logits.shape())?;
     check::shape(OPERATOR, "targets", targets.shape(), [rows])?;
     check::shape(OPERATOR, "statistics", statistics.shape(), [2])?;
-    let targets = targets.as_slice::<u32>()?;
-    check::indices(OPERATOR, targets, vocabulary)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, logits, F => {
+            let targets = targets.as_slice::<u32>()?;
+            check::indices(OPERATOR, targets, vocabulary)?;
             let statistics = statistics.as_slice_mut::<f64>()?;
             let rows: Vec<(f64, bool)> = logits
                 .as_slice_mut::<F>()?
@@ -66,7 +71,30 @@ fn run(
             }
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = logits.dtype();
+            let variant = stream.variant(OPERATOR, "logits", dtype)?;
+            let of_rows = rows * DType::F64.size();
+            let (losses, hits) = (0, of_rows);
+            let scratch = stream.scratch(OPERATOR, 2 * of_rows)?;
+            stream
+                .kernel(OPERATOR, "cross_entropy", &format!("cross_entropy_{variant}"))
+                .output("logits", &logits, dtype)
+                .input("targets", targets, DType::U32)
+                .f32(scale.unwrap_or(0.0))
+                .u32(usize::from(scale.is_some()))
+                .scratch(scratch, losses)
+                .scratch(scratch, hits)
+                .u32(vocabulary)
+                .launch(Grid::blocks(rows).threads(THREADS))?;
+            stream
+                .kernel(OPERATOR, "cross_entropy", "cross_entropy_total")
+                .scratch(scratch, losses)
+                .scratch(scratch, hits)
+                .output("statistics", &statistics, DType::F64)
+                .u32(rows)
+                .launch(Grid::blocks(1))
+        }
     }
 }
 

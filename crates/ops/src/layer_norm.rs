@@ -8,7 +8,8 @@
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::{Grid, RowBlocks};
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::{Scattered, for_column_blocks, for_row_blocks, for_row_blocks_of};
 use crate::queue::{Device, Queue};
@@ -46,7 +47,22 @@ pub fn forward(
             normalise(x, weight, mean, inverse_deviation, y);
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let blocks = RowBlocks::new(stream, rows, width, dtype);
+            stream
+                .kernel(OPERATOR, "layer_norm", &format!("layer_norm_forward_{variant}"))
+                .input("x", x, dtype)
+                .input("weight", weight, dtype)
+                .f32(epsilon)
+                .output("y", &y, dtype)
+                .output("mean", &mean, DType::F32)
+                .output("inverse_deviation", &inverse_deviation, DType::F32)
+                .u32(rows)
+                .u32(width)
+                .launch(Grid::blocks(blocks.count).shared(2 * blocks.row_bytes))
+        }
     }
 }
 
@@ -121,7 +137,25 @@ pub fn backward(
             weight_gradient(dy, normed, dweight);
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let blocks = RowBlocks::new(stream, rows, width, dtype);
+            let partial = stream.scratch(OPERATOR, blocks.partial_bytes())?;
+            stream
+                .kernel(OPERATOR, "layer_norm", &format!("layer_norm_backward_{variant}"))
+                .input("dy", dy, dtype)
+                .input("x", x, dtype)
+                .input("weight", weight, dtype)
+                .input("mean", mean, DType::F32)
+                .input("inverse_deviation", inverse_deviation, DType::F32)
+                .output("dx", &dx, dtype)
+                .scratch(partial, 0)
+                .u32(rows)
+                .u32(width)
+                .launch(Grid::blocks(blocks.count).shared(3 * blocks.row_bytes + blocks.sum_bytes))?;
+            blocks.add_partial(stream, OPERATOR, partial, &dweight)
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use crate::adamw::PIECE;
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 use crate::simd::vectorised;
@@ -66,7 +67,23 @@ pub fn update(
                 });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let (elements, (beta1, beta2)) = (parameters.shape().elements(), hyperparameters.betas);
+            stream
+                .kernel(OPERATOR, "lion", "lion")
+                .output("parameters", &parameters, DType::F32)
+                .input("gradient", gradient, DType::F32)
+                .output("moment", &moment, DType::F32)
+                .null()
+                .input("decision", decision, DType::F64)
+                .f64(hyperparameters.learning_rate)
+                .f64(beta1)
+                .f64(beta2)
+                .f64(hyperparameters.decay)
+                .u64(decayed)
+                .u64(elements)
+                .launch(Grid::flat(stream, DType::F32, elements))
+        }
     }
 }
 

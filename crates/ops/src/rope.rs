@@ -4,10 +4,12 @@
 //! p·f\[i\]. The backward turns the gradient by the opposite angle. Both work in place on the first `heads` heads of each
 //! row of x `[T, width]`, width ≥ heads·D: in a row of queries, keys and values, the first two are turned in one call.
 //! The angles come from a table `[positions, D]` of D/2 cosines, then D/2 sines; positions `[T]` u32. Nothing is kept.
+//! On a GPU the table is fp32 where x is bf16, and positions are checked by whoever uploads them, not here.
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
@@ -66,8 +68,6 @@ fn rotate(
     let (rows, width) = check::matrix(OPERATOR, "x", x.shape())?;
     let (known_positions, head_size) = check::matrix(OPERATOR, "table", table.shape())?;
     check::shape(OPERATOR, "positions", positions.shape(), [rows])?;
-    let positions = positions.as_slice::<u32>()?;
-    check::indices(OPERATOR, positions, known_positions)?;
     if !head_size.is_multiple_of(2) {
         let expected = "an even number of columns".into();
         let found = table.shape().extents().to_vec();
@@ -79,7 +79,8 @@ fn rotate(
     }
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, table, F => {
-            let table = table.as_slice::<F>()?;
+            let (table, positions) = (table.as_slice::<F>()?, positions.as_slice::<u32>()?);
+            check::indices(OPERATOR, positions, known_positions)?;
             let direction = F::from_f64(direction);
             for_row_blocks_of(x.as_slice_mut::<F>()?, width, |first, rows| vectorised(#[inline(always)] || {
                 for (row, &position) in rows.chunks_exact_mut(width).zip(&positions[first..]) {
@@ -91,7 +92,20 @@ fn rotate(
             }));
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            stream
+                .kernel(OPERATOR, "rope", &format!("rope_{variant}"))
+                .output("x", &x, dtype)
+                .u32(heads)
+                .input("positions", positions, DType::U32)
+                .input("table", table, DType::F32)
+                .u32(width)
+                .u32(head_size)
+                .f32(direction)
+                .launch(Grid::blocks(rows).shared(head_size * DType::F32.size()))
+        }
     }
 }
 

@@ -6,12 +6,13 @@ use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 use crate::simd::{LANES, sum, vectorised};
 
-/// Elements summed by one task.
+/// Elements summed by one task, or one block of a GPU.
 const PIECE: usize = 1 << 16;
 
 /// n += Σ xᵢ².
@@ -38,6 +39,22 @@ pub fn add(queue: &Queue, x: View<'_>, mut total: ViewMut<'_>) -> Result<(), OpE
             total[0] += pieces.iter().sum::<f64>();
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let elements = x.shape().elements();
+            let pieces = elements.div_ceil(PIECE);
+            let partial = stream.scratch(OPERATOR, pieces * DType::F64.size())?;
+            stream
+                .kernel(OPERATOR, "squared_norm", "squared_norm_pieces")
+                .input("x", x, DType::F32)
+                .scratch(partial, 0)
+                .u64(elements)
+                .launch(Grid::blocks(pieces))?;
+            stream
+                .kernel(OPERATOR, "squared_norm", "squared_norm_total")
+                .scratch(partial, 0)
+                .output("total", &total, DType::F64)
+                .u32(pieces)
+                .launch(Grid::blocks(1))
+        }
     }
 }

@@ -6,6 +6,8 @@
 
 use crate::buffer::{View, ViewMut};
 use crate::check;
+use crate::cuda::Grid;
+use crate::dtype::DType;
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 
@@ -72,7 +74,12 @@ pub fn decide(
             }
             Ok(())
         }
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => stream
+            .kernel(OPERATOR, "step", "step_decide")
+            .input("statistics", statistics, DType::F64)
+            .f64(max_norm)
+            .output("decision", &decision, DType::F64)
+            .launch(Grid::blocks(1).threads(1)),
     }
 }
 

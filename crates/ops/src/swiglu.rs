@@ -7,6 +7,7 @@
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
+use crate::cuda::Grid;
 use crate::dtype::Float;
 use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
@@ -32,7 +33,16 @@ pub fn forward(queue: &Queue, gate_up: View<'_>, mut activation: ViewMut<'_>) ->
             }));
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = gate_up.dtype();
+            let variant = stream.variant(OPERATOR, "gate_up", dtype)?;
+            stream
+                .kernel(OPERATOR, "swiglu", &format!("swiglu_forward_{variant}"))
+                .input("gate_up", gate_up, dtype)
+                .output("activation", &activation, dtype)
+                .u32(width)
+                .launch(Grid::blocks(rows))
+        }
     }
 }
 
@@ -54,7 +64,16 @@ pub fn backward(queue: &Queue, dactivation: View<'_>, mut gate_up: ViewMut<'_>) 
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = dactivation.dtype();
+            let variant = stream.variant(OPERATOR, "dactivation", dtype)?;
+            stream
+                .kernel(OPERATOR, "swiglu", &format!("swiglu_backward_{variant}"))
+                .input("dactivation", dactivation, dtype)
+                .output("gate_up", &gate_up, dtype)
+                .u32(width)
+                .launch(Grid::blocks(rows))
+        }
     }
 }
 

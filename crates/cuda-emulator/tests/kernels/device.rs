@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::path::Path;
 
 use bytemuck::Pod;
-use tessera_cuda_emulator::{Argument as DeviceArgument, DevicePointer, Emulator, Module, Options, Report};
+use tessera_cuda_emulator::{Argument as DeviceArgument, Emulator, Module, Options, Report};
 
 /// What a kernel is given.
 pub enum Argument<'a> {
@@ -12,19 +12,12 @@ pub enum Argument<'a> {
     Input(&'a [u8]),
     /// Memory that comes back as the kernel left it.
     Output(&'a mut [u8]),
-    /// Memory to read, so many bytes behind a place that wide accesses could begin at.
-    Shifted(&'a [u8], usize),
-    /// A number, or a null pointer.
+    /// A number.
     Value(DeviceArgument),
 }
 
 pub fn input<T: Pod>(values: &[T]) -> Argument<'_> {
     Argument::Input(bytemuck::cast_slice(values))
-}
-
-/// As `input`, one element behind an aligned place.
-pub fn shifted<T: Pod>(values: &[T]) -> Argument<'_> {
-    Argument::Shifted(bytemuck::cast_slice(values), size_of::<T>())
 }
 
 pub fn output<T: Pod>(values: &mut [T]) -> Argument<'_> {
@@ -45,11 +38,6 @@ pub fn float(value: f64) -> Argument<'static> {
 
 pub fn double(value: f64) -> Argument<'static> {
     Argument::Value(value.into())
-}
-
-/// A pointer to nothing.
-pub fn null() -> Argument<'static> {
-    Argument::Value(DevicePointer(0).into())
 }
 
 /// The geometry of a launch: 256 threads in a block unless it says otherwise.
@@ -147,17 +135,13 @@ impl Kernels {
         let bytes: &[u8] = match argument {
             Argument::Input(bytes) => bytes,
             Argument::Output(bytes) => bytes,
-            Argument::Shifted(bytes, shift) => {
-                let whole: Vec<u8> = std::iter::repeat_n(0, *shift).chain(bytes.iter().copied()).collect();
-                return self.emulator.upload(&whole).unwrap().offset(*shift as u64).into();
-            }
             Argument::Value(value) => return value.clone(),
         };
         self.emulator.upload(bytes).unwrap().into()
     }
 
     fn download(&mut self, kernel: &str, argument: &mut Argument<'_>, on_device: &DeviceArgument) {
-        let DeviceArgument::Pointer(mut pointer) = *on_device else { return };
+        let DeviceArgument::Pointer(pointer) = *on_device else { return };
         match argument {
             Argument::Input(bytes) => {
                 let found = self.emulator.read(pointer, bytes.len()).unwrap();
@@ -166,8 +150,6 @@ impl Kernels {
             Argument::Output(bytes) => {
                 bytes.copy_from_slice(&self.emulator.read(pointer, bytes.len()).unwrap())
             }
-            Argument::Shifted(_, shift) => pointer = DevicePointer(pointer.0 - *shift as u64),
-            // A null pointer.
             Argument::Value(_) => return,
         }
         self.emulator.free(pointer).unwrap();

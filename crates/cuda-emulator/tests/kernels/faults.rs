@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::device::with_kernels;
-use crate::{attention, elementwise, experts, norms, products, rows};
+use crate::{attention, experts, products, trials};
 
 /// The kernels' sources.
 fn sources() -> PathBuf {
@@ -67,7 +67,7 @@ fn a_missing_barrier_is_seen() {
         "    __syncthreads();\n    const uint32_t own = first_column",
         "    const uint32_t own = first_column",
     );
-    must_fail("bias", "bias.cu", barrier, norms::bias_follows_the_cpu, "race in shared memory");
+    must_fail("bias", "bias.cu", barrier, trials::columns_are_summed, "race in shared memory");
     let barrier = ("        next += all;\n        __syncthreads();\n", "        next += all;\n");
     must_fail(
         "experts/sort",
@@ -102,7 +102,7 @@ fn a_missing_wait_for_a_copy_is_seen() {
 fn a_length_that_is_off_by_one_is_seen() {
     let length =
         ("column < width; column += blockDim.x * N) body", "column <= width; column += blockDim.x * N) body");
-    must_fail("rows", "common/rows.cuh", length, rows::rows_are_picked_and_put_back, "");
+    must_fail("rows", "common/rows.cuh", length, trials::rows_are_picked, "");
     let causal = ("const bool seen = at <= query", "const bool seen = at < query");
     let test = attention::tensor_core_attention_follows_the_cpu;
     must_fail("attention/forward", "attention/forward.cu", causal, test, "");
@@ -115,7 +115,7 @@ fn a_swapped_stride_is_seen() {
     let test = products::products_on_tensor_cores_follow_the_cpu;
     must_fail("experts/linear", "experts/linear.cu", stride, test, "");
     let stride = ("row + index / packs * 2 * half + column", "row + index / packs * half + column");
-    must_fail("rope", "rope.cu", stride, elementwise::rope_follows_the_cpu, "");
+    must_fail("rope", "rope.cu", stride, trials::heads_are_turned, "");
 }
 
 #[test]

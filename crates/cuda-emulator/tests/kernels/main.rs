@@ -1,4 +1,5 @@
-//! The kernels in `kernels/` on the emulator, each against the operator on the CPU in fp64: fp32 to 1e-5, bf16 to 2e-2.
+//! The kernels in `kernels/` on the emulator: the bytes that they move, how they feed tensor cores, and faults planted in
+//! copies. What they compute is tested with the operators that launch them, by `crates/ops/tests/cuda`.
 //!
 //! They are compiled by nvcc, which cargo does not have: `scripts/test-cuda` compiles them and runs these tests.
 
@@ -6,13 +7,10 @@
 
 mod attention;
 mod device;
-mod elementwise;
 mod experts;
 mod faults;
 mod loss;
-mod norms;
-mod optimizers;
 mod products;
-mod rows;
 mod support;
 mod traffic;
+mod trials;

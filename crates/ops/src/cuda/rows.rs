@@ -36,7 +36,7 @@ impl RowBlocks {
         Self { width, count, row_bytes: padded(dtype.size()), sum_bytes: padded(DType::F32.size()) }
     }
 
-    /// Bytes of scratch for a sum of each block.
+    /// Bytes of scratch for a sum of each block. A sum fits into a block's shared memory, so a stream has room for all.
     pub fn partial_bytes(&self) -> usize {
         self.count * self.width * DType::F32.size()
     }

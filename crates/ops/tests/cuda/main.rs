@@ -6,6 +6,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod elementwise;
+mod loss;
 mod norms;
+mod optimizers;
 mod products;
+mod rows;
 mod support;

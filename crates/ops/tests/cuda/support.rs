@@ -95,6 +95,11 @@ impl Random {
         (0..count).map(|_| self.below(bound) as u32).collect()
     }
 
+    /// A number of rows: as [`Random::extent`], or none.
+    pub fn rows(&mut self, largest: usize) -> usize {
+        if self.below(8) == 0 { 0 } else { self.extent(largest) }
+    }
+
     /// An extent of 1 to `largest`; 1, `largest`, and multiples of 8 (which take 16-byte accesses) come often.
     pub fn extent(&mut self, largest: usize) -> usize {
         let any = 1 + self.below(largest);
@@ -120,22 +125,41 @@ pub fn upload<T: Element>(queue: &Queue, values: &[T]) -> Buffer {
     buffer
 }
 
+/// As [`upload`], but in some cases one element behind a place where wide accesses could begin.
+pub fn scattered<T: Element>(queue: &Queue, random: &mut Random, values: &[T]) -> Buffer {
+    let in_front = usize::from(random.below(8) == 0);
+    let mut buffer = Buffer::on(queue, in_front * size_of::<T>() + size_of_val(values)).unwrap();
+    fill::copy(queue, View::of(values), buffer.view_mut(T::DTYPE).range(in_front, values.len()).unwrap())
+        .unwrap();
+    buffer
+}
+
 /// What is in a buffer of the GPU, when all that was issued has run.
 pub fn download<T: Element>(queue: &Queue, buffer: &Buffer) -> Vec<T> {
-    let mut values = vec![T::zeroed(); buffer.len() / size_of::<T>()];
-    fill::copy(queue, buffer.view(T::DTYPE), ViewMut::of(&mut values)).unwrap();
+    download_last(queue, buffer, buffer.len() / size_of::<T>())
+}
+
+/// The last `count` elements of what [`download`] gives: all but what [`scattered`] left in front.
+pub fn download_last<T: Element>(queue: &Queue, buffer: &Buffer, count: usize) -> Vec<T> {
+    let mut values = vec![T::zeroed(); count];
+    fill::copy(queue, on::<T>(buffer, [count]), ViewMut::of(&mut values)).unwrap();
     queue.synchronize().unwrap();
     values
 }
 
-/// A buffer under a shape.
+/// A buffer under a shape, without what [`scattered`] left in front.
 pub fn on<T: Element>(buffer: &Buffer, shape: impl Into<Shape>) -> View<'_> {
-    buffer.view(T::DTYPE).reshape(shape).unwrap()
+    let (shape, all) = (shape.into(), buffer.view(T::DTYPE));
+    let elements = shape.elements();
+    all.range(all.shape().elements() - elements, elements).unwrap().reshape(shape).unwrap()
 }
 
-/// A buffer under a shape, mutable.
+/// As [`on`], mutable.
 pub fn on_mut<T: Element>(buffer: &mut Buffer, shape: impl Into<Shape>) -> ViewMut<'_> {
-    buffer.view_mut(T::DTYPE).reshape(shape).unwrap()
+    let (shape, all) = (shape.into(), buffer.view_mut(T::DTYPE));
+    let elements = shape.elements();
+    let in_front = all.shape().elements() - elements;
+    all.range(in_front, elements).unwrap().reshape(shape).unwrap()
 }
 
 /// `values` under a shape.
@@ -172,7 +196,7 @@ pub fn assert_close<V: Variant>(what: &str, found: &[V], expected: &[f64]) {
 
 /// Asserts that what the GPU has in a buffer is as close as its variant allows.
 pub fn assert_on_gpu<V: Variant>(queue: &Queue, what: &str, found: &Buffer, expected: &[f64]) {
-    assert_close(what, &download::<V>(queue, found), expected);
+    assert_close(what, &download_last::<V>(queue, found, expected.len()), expected);
 }
 
 /// Asserts that an operator refused its arguments, in these words.
