@@ -18,7 +18,7 @@ mod stream;
 
 pub(crate) use blas::{Operand, Product};
 pub use gpu::{Gpu, count};
-pub(crate) use launch::{Grid, Kernel};
+pub(crate) use launch::{Grid, Kernel, is_aligned};
 pub(crate) use memory::{DeviceMemory, PinnedMemory};
 pub(crate) use rows::{RowBlocks, column_grid};
 pub use stream::{SCRATCH_BYTES, Stream, StreamEvent, WORKSPACE_BYTES};

@@ -5,7 +5,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod attention;
+mod decode;
 mod elementwise;
 mod norms;
 mod products;
+mod split;
 mod support;
