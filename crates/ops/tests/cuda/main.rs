@@ -8,6 +8,8 @@
 mod attention;
 mod decode;
 mod elementwise;
+mod expert_products;
+mod experts;
 mod norms;
 mod products;
 mod split;
