@@ -12,6 +12,7 @@ mod expert_products;
 mod experts;
 mod load_balance;
 mod norms;
+mod order;
 mod products;
 mod router;
 mod split;
