@@ -62,12 +62,14 @@ pub(crate) fn matrix(
     }
 }
 
+/// Fails unless `index` is below `bound`.
+pub(crate) fn index(operator: &'static str, index: usize, bound: usize) -> Result<(), OpError> {
+    if index < bound { Ok(()) } else { Err(OpError::Index { operator, index, bound }) }
+}
+
 /// Fails unless every index is below `bound`.
 pub(crate) fn indices(operator: &'static str, indices: &[u32], bound: usize) -> Result<(), OpError> {
-    match indices.iter().find(|&&index| index as usize >= bound) {
-        None => Ok(()),
-        Some(&index) => Err(OpError::Index { operator, index: index as usize, bound }),
-    }
+    indices.iter().try_for_each(|&found| index(operator, found as usize, bound))
 }
 
 /// Runs `$body` with the type name `$float` standing for the Rust type of a floating-point dtype.

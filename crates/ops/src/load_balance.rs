@@ -7,6 +7,7 @@
 //! tokens' probabilities of e; both `[R, E]`, f64. Tokens lie one row after the other: row r has the tokens
 //! row_starts\[r\]..row_starts\[r + 1\], `[R + 1]` u32 from 0 to T. An empty row has no loss. The counts have no gradient.
 //! A rank may hold only the tokens `part` of the rows: its shares are then summed over the ranks before they are used.
+//! On a GPU probabilities and their gradients are fp32, and nobody checks what `row_starts` and `chosen` hold.
 //!
 //! Taken for each row, a row's loss does not depend on the rows that share its micro-batch.
 
@@ -16,10 +17,14 @@ use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
+
+/// The kernels of a GPU.
+const FILE: &str = "load_balance";
 
 /// Adds one layer's share, its `probabilities` `[t, E]` and `chosen` experts `[t, k]` of the t tokens `part`, to `counts`
 /// and `sums`.
@@ -36,14 +41,14 @@ pub fn add(
     let (tokens, experts) = check::matrix(OPERATOR, "probabilities", probabilities.shape())?;
     let (_, choices) = check::matrix(OPERATOR, "chosen", chosen.shape())?;
     check::shape(OPERATOR, "chosen", chosen.shape(), [tokens, choices])?;
-    let rows = Rows::new(OPERATOR, row_starts)?;
-    rows.must_hold(OPERATOR, &part, tokens)?;
-    check::shape(OPERATOR, "counts", counts.shape(), [rows.count(), experts])?;
-    check::shape(OPERATOR, "sums", sums.shape(), [rows.count(), experts])?;
-    let chosen = chosen.as_slice::<u32>()?;
-    check::indices(OPERATOR, chosen, experts)?;
+    let row_count = row_count(OPERATOR, row_starts, &part, tokens)?;
+    check::shape(OPERATOR, "counts", counts.shape(), [row_count, experts])?;
+    check::shape(OPERATOR, "sums", sums.shape(), [row_count, experts])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, probabilities, F => {
+            let rows = Rows::new(OPERATOR, row_starts, &part)?;
+            let chosen = chosen.as_slice::<u32>()?;
+            check::indices(OPERATOR, chosen, experts)?;
             let probabilities = probabilities.as_slice::<F>()?;
             let counts = counts.as_slice_mut::<f64>()?.par_chunks_exact_mut(experts);
             let sums = sums.as_slice_mut::<f64>()?.par_chunks_exact_mut(experts);
@@ -56,7 +61,18 @@ pub fn add(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => stream
+            .kernel(OPERATOR, FILE, "load_balance_add")
+            .input("probabilities", probabilities, DType::F32)
+            .input("chosen", chosen, DType::U32)
+            .input("row_starts", row_starts, DType::U32)
+            .u32(part.start)
+            .u32(tokens)
+            .output("counts", &counts, DType::F64)
+            .output("sums", &sums, DType::F64)
+            .u32(experts)
+            .u32(choices)
+            .launch(Grid::blocks(row_count)),
     }
 }
 
@@ -81,12 +97,13 @@ pub fn loss(
 ) -> Result<(), OpError> {
     const OPERATOR: &str = "load_balance::loss";
     let (_, experts) = check::matrix(OPERATOR, "counts", counts.shape())?;
-    let rows = Rows::new(OPERATOR, row_starts)?;
-    check::shape(OPERATOR, "counts", counts.shape(), [rows.count(), experts])?;
-    check::shape(OPERATOR, "sums", sums.shape(), [rows.count(), experts])?;
+    let row_count = row_count(OPERATOR, row_starts, &(0..0), 0)?;
+    check::shape(OPERATOR, "counts", counts.shape(), [row_count, experts])?;
+    check::shape(OPERATOR, "sums", sums.shape(), [row_count, experts])?;
     check::shape(OPERATOR, "total", total.shape(), [1])?;
     match queue.device() {
         Device::Cpu => {
+            let rows = Rows::new(OPERATOR, row_starts, &(0..0))?;
             let (counts, sums) = (counts.as_slice::<f64>()?, sums.as_slice::<f64>()?);
             let total = total.as_slice_mut::<f64>()?;
             for (row, (counts, sums)) in
@@ -97,7 +114,17 @@ pub fn loss(
             }
             Ok(())
         }
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => stream
+            .kernel(OPERATOR, FILE, "load_balance_loss")
+            .input("counts", counts, DType::F64)
+            .input("sums", sums, DType::F64)
+            .input("row_starts", row_starts, DType::U32)
+            .u32(layers)
+            .f64(scale)
+            .output("total", &total, DType::F64)
+            .u32(row_count)
+            .u32(experts)
+            .launch(Grid::blocks(1).threads(1)),
     }
 }
 
@@ -113,11 +140,11 @@ pub fn backward(
 ) -> Result<(), OpError> {
     const OPERATOR: &str = "load_balance::backward";
     let (tokens, experts) = check::matrix(OPERATOR, "dprobabilities", dprobabilities.shape())?;
-    let rows = Rows::new(OPERATOR, row_starts)?;
-    rows.must_hold(OPERATOR, &part, tokens)?;
-    check::shape(OPERATOR, "counts", counts.shape(), [rows.count(), experts])?;
+    let row_count = row_count(OPERATOR, row_starts, &part, tokens)?;
+    check::shape(OPERATOR, "counts", counts.shape(), [row_count, experts])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dprobabilities, F => {
+            let rows = Rows::new(OPERATOR, row_starts, &part)?;
             let counts = counts.as_slice::<f64>()?;
             for_row_blocks_of(dprobabilities.as_slice_mut::<F>()?, experts, |first, gradients| {
                 for (token, gradient) in (part.start + first..).zip(gradients.chunks_exact_mut(experts)) {
@@ -130,8 +157,32 @@ pub fn backward(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => stream
+            .kernel(OPERATOR, FILE, "load_balance_backward")
+            .input("counts", counts, DType::F64)
+            .input("row_starts", row_starts, DType::U32)
+            .u32(part.start)
+            .u32(layers)
+            .f64(scale)
+            .output("dprobabilities", &dprobabilities, DType::F32)
+            .u32(row_count)
+            .u32(experts)
+            .launch(Grid::blocks(tokens).threads(32)),
     }
+}
+
+/// The number of packed rows R; fails unless the `tokens` tokens can be the `part` of them.
+fn row_count(
+    operator: &'static str,
+    row_starts: View<'_>,
+    part: &Range<usize>,
+    tokens: usize,
+) -> Result<usize, OpError> {
+    let length = check::vector(operator, "row_starts", row_starts.shape())?;
+    if length > usize::from(tokens > 0) && part.len() == tokens && part.start <= part.end {
+        return Ok(length - 1);
+    }
+    Err(refusal(operator, vec![length], format!("rows that hold tokens {part:?}, which are {tokens}")))
 }
 
 /// The packed rows of a micro-batch: where in its tokens each begins, and the end of the last.
@@ -141,28 +192,15 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Fails unless `row_starts` rises from 0.
-    fn new(operator: &'static str, row_starts: View<'a>) -> Result<Self, OpError> {
-        check::vector(operator, "row_starts", row_starts.shape())?;
+    /// Fails unless `row_starts` rises from 0 and holds the tokens `part`.
+    fn new(operator: &'static str, row_starts: View<'a>, part: &Range<usize>) -> Result<Self, OpError> {
         let starts = row_starts.as_slice::<u32>()?;
-        if starts.first() == Some(&0) && starts.is_sorted() {
+        let end = starts.last().map_or(0, |&end| end as usize);
+        if starts.first() == Some(&0) && starts.is_sorted() && part.end <= end {
             return Ok(Self { starts });
         }
-        Err(refusal(operator, starts, "a rising list from 0".into()))
-    }
-
-    /// Fails unless `part` is a stretch of the rows' tokens with `tokens` of them.
-    fn must_hold(self, operator: &'static str, part: &Range<usize>, tokens: usize) -> Result<(), OpError> {
-        let holds = self.starts.last().is_some_and(|&end| part.end <= end as usize);
-        if holds && part.len() == tokens && part.start <= part.end {
-            return Ok(());
-        }
-        let expected = format!("rows that hold tokens {part:?}, which are {tokens}");
-        Err(refusal(operator, self.starts, expected))
-    }
-
-    fn count(self) -> usize {
-        self.starts.len() - 1
+        let expected = format!("a rising list from 0 to {} or more", part.end);
+        Err(refusal(operator, vec![starts.len(), end], expected))
     }
 
     fn tokens(self, row: usize) -> Range<usize> {
@@ -190,8 +228,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// What is wrong with `row_starts`: their number, their end, and what they should be.
-fn refusal(operator: &'static str, starts: &[u32], expected: String) -> OpError {
-    let end = starts.last().map_or(0, |&end| end as usize);
-    OpError::Shape { operator, argument: "row_starts", found: vec![starts.len(), end], expected }
+/// What is wrong with `row_starts`: their number, their end where that is known, and what they should be.
+fn refusal(operator: &'static str, found: Vec<usize>, expected: String) -> OpError {
+    OpError::Shape { operator, argument: "row_starts", found, expected }
 }

@@ -6,10 +6,12 @@
 //! z, p `[T, E]`, c `[T, k]` u32, w `[T, k]`. Kept for the backward: p, in place of z, and c. The choice itself has no
 //! gradient. Source: `transformers`, where Mixtral divides by the sum (p = 1) and DBRX by the norm that
 //! `moe_normalize_expert_weights` names. The norm is taken in fp64: it is k values of a token.
+//! On a GPU all is fp32, the norm too, and there are at most 1024 experts.
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::{for_row_blocks, for_row_blocks_of};
 use crate::queue::{Device, Queue};
@@ -42,8 +44,30 @@ pub fn forward(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            check_experts(OPERATOR, experts)?;
+            stream
+                .kernel(OPERATOR, "router", "router_forward")
+                .output("logits", &logits, DType::F32)
+                .f32(weight_norm.unwrap_or(0.0))
+                .output("chosen", &chosen, DType::U32)
+                .output("weights", &weights, DType::F32)
+                .u32(tokens)
+                .u32(experts)
+                .u32(choices)
+                .launch(grid(tokens))
+        }
     }
+}
+
+/// Fails where a warp's lanes cannot note in the bits of a register which experts are taken.
+fn check_experts(operator: &'static str, experts: usize) -> Result<(), OpError> {
+    if experts <= 1024 { Ok(()) } else { Err(OpError::Extent { operator, value: experts }) }
+}
+
+/// A warp for each token.
+fn grid(tokens: usize) -> Grid {
+    Grid::blocks(tokens.div_ceil(8))
 }
 
 /// The number of choices that each of `tokens` tokens has in `chosen`.
@@ -101,7 +125,7 @@ fn norm<T: Float>(values: impl Iterator<Item = T>, power: f64) -> f64 {
 }
 
 /// The gradient of the logits, given that of the weights and, in `dprobabilities`, what else the probabilities went
-/// into (the load-balancing loss; zeros if nothing), which it replaces.
+/// into (the load-balancing loss; zeros if nothing), which it replaces. On a GPU nobody checks that the choices are experts.
 pub fn backward(
     queue: &Queue,
     dweights: View<'_>,
@@ -115,10 +139,10 @@ pub fn backward(
     let choices = choices(OPERATOR, chosen, tokens, experts)?;
     check::shape(OPERATOR, "dweights", dweights.shape(), [tokens, choices])?;
     check::shape(OPERATOR, "dprobabilities", dprobabilities.shape(), [tokens, experts])?;
-    let chosen = chosen.as_slice::<u32>()?;
-    check::indices(OPERATOR, chosen, experts)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, probabilities, F => {
+            let chosen = chosen.as_slice::<u32>()?;
+            check::indices(OPERATOR, chosen, experts)?;
             let (probabilities, dweights) = (probabilities.as_slice::<F>()?, dweights.as_slice::<F>()?);
             for_row_blocks_of(dprobabilities.as_slice_mut::<F>()?, experts, |first, gradients| {
                 let probabilities = probabilities[first * experts..].chunks_exact(experts);
@@ -132,7 +156,17 @@ pub fn backward(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => stream
+            .kernel(OPERATOR, "router", "router_backward")
+            .input("dweights", dweights, DType::F32)
+            .input("probabilities", probabilities, DType::F32)
+            .input("chosen", chosen, DType::U32)
+            .f32(weight_norm.unwrap_or(0.0))
+            .output("dprobabilities", &dprobabilities, DType::F32)
+            .u32(tokens)
+            .u32(experts)
+            .u32(choices)
+            .launch(grid(tokens)),
     }
 }
 

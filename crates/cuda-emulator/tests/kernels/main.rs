@@ -9,7 +9,6 @@ mod attention;
 mod device;
 mod experts;
 mod faults;
-mod loss;
 mod products;
 mod support;
 mod traffic;

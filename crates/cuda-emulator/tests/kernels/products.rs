@@ -1,7 +1,5 @@
-//! The experts' products, on tensor cores and without.
-
-use std::marker::PhantomData;
-use std::ops::Range;
+//! The experts' products on tensor cores: what faults.rs plants its faults in. Groups of experts, and the plain kernels, are
+//! in the tests of the operators.
 
 use half::bf16;
 use tessera_cuda_emulator::Random;
@@ -10,166 +8,91 @@ use tessera_ops::experts::linear::{self, WeightLayout};
 
 use crate::device::{Kernels, Launch, input, output, unsigned};
 use crate::experts::Routing;
-use crate::support::{Values, Variant, assert_close, below, view, view_mut};
+use crate::support::{Values, assert_close, view, view_mut};
 
-/// One of the two kernels of linear.cu and linear_plain.cu that multiply rows, or the one for the weight.
-struct Products<'a, V> {
+/// The kernels of linear.cu, for all experts of a routing.
+struct Products<'a> {
     kernels: Kernels,
-    /// Rows and columns of a block's tile.
-    tile: usize,
-    plain: bool,
     routing: &'a Routing,
-    variant: PhantomData<V>,
 }
 
-impl<V: Variant> Products<'_, V> {
-    fn launch(&self, columns: usize, rows: usize, experts: usize) -> Launch {
-        let shared = if self.plain { 0 } else { 4 * 128 * 64 * size_of::<bf16>() };
-        Launch::grid([columns.div_ceil(self.tile), rows, experts]).shared(shared)
+impl Products<'_> {
+    fn launch(columns: usize, rows: usize, experts: usize) -> Launch {
+        Launch::grid([columns.div_ceil(128), rows, experts]).shared(4 * 128 * 64 * size_of::<bf16>())
     }
 
-    /// y = x·M for the rows of `experts`, whose weights are [outputs, inputs] where `transposed`.
-    fn rows(
-        &mut self,
-        x: &[V],
-        weight: &[V],
-        experts: &Range<usize>,
-        transposed: bool,
-        y: &mut [V],
-        inputs: usize,
-    ) {
-        let outputs = y.len() / self.routing.count();
-        let launch = self.launch(outputs, self.routing.count().div_ceil(self.tile) + experts.len(), 1);
-        let offsets = &self.routing.offsets[experts.start..=experts.end];
-        let mut arguments = vec![
-            input(x),
-            input(weight),
-            input(offsets),
-            unsigned(experts.len()),
-            output(y),
-            unsigned(inputs),
-            unsigned(outputs),
-        ];
-        let name = match (self.plain, transposed) {
-            (true, _) => format!("experts_linear_plain_rows_{}", V::SUFFIX),
-            (false, true) => "experts_linear_rows_transposed".into(),
-            (false, false) => "experts_linear_rows_straight".into(),
-        };
-        if self.plain {
-            arguments.push(unsigned(usize::from(transposed)));
-        }
-        self.kernels.run(&name, launch, &mut arguments);
+    /// y = x·M, where weights lie as `[outputs, inputs]` if `transposed`.
+    fn rows(&mut self, x: &[bf16], weight: &[bf16], transposed: bool, y: &mut [bf16], inputs: usize) {
+        let (count, experts) = (self.routing.count(), self.routing.experts().len());
+        let outputs = y.len() / count;
+        let way = if transposed { "transposed" } else { "straight" };
+        self.kernels.run(
+            &format!("experts_linear_rows_{way}"),
+            Self::launch(outputs, count.div_ceil(128) + experts, 1),
+            &mut [
+                input(x),
+                input(weight),
+                input(&self.routing.offsets),
+                unsigned(experts),
+                output(y),
+                unsigned(inputs),
+                unsigned(outputs),
+            ],
+        );
     }
 
-    /// dM += aᵀ·b for each of `experts`.
+    /// dM += aᵀ·b.
     fn weight(
         &mut self,
-        (a, a_width): (&[V], usize),
-        (b, b_width): (&[V], usize),
-        experts: &Range<usize>,
+        (a, a_width): (&[bf16], usize),
+        (b, b_width): (&[bf16], usize),
         dweight: &mut [f32],
     ) {
-        let launch = self.launch(b_width, a_width.div_ceil(self.tile), experts.len());
-        let offsets = &self.routing.offsets[experts.start..=experts.end];
-        let name = if self.plain {
-            format!("experts_linear_plain_weight_{}", V::SUFFIX)
-        } else {
-            "experts_linear_weight".into()
-        };
+        let offsets = input(&self.routing.offsets);
         self.kernels.run(
-            &name,
-            launch,
-            &mut [input(a), input(b), input(offsets), output(dweight), unsigned(a_width), unsigned(b_width)],
+            "experts_linear_weight",
+            Self::launch(b_width, a_width.div_ceil(128), self.routing.experts().len()),
+            &mut [input(a), input(b), offsets, output(dweight), unsigned(a_width), unsigned(b_width)],
         );
     }
 
     /// The three products of a layer against the CPU's.
     fn check(&mut self, random: &mut Random, inputs: usize, outputs: usize, layout: WeightLayout) {
-        let (routing, count) = (self.routing, self.routing.count());
+        let (routing, count, experts) = (self.routing, self.routing.count(), self.routing.experts().len());
         let transposed = layout == WeightLayout::OutputsInputs;
-        for experts in routing.groups() {
-            let (x, dy) =
-                (Values::<V>::random(random, count * inputs), Values::<V>::random(random, count * outputs));
-            let weight = Values::<V>::random(random, experts.len() * inputs * outputs);
-            let dweight = Values::<f32>::random(random, weight.exact.len());
-            let (y, dx) =
-                (Values::<V>::random(random, dy.exact.len()), Values::<V>::random(random, x.exact.len()));
-            let (mut found_y, mut found_dx) = (y.rounded.clone(), dx.rounded.clone());
-            let mut found_dweight = dweight.rounded.clone();
-            self.rows(&x.rounded, &weight.rounded, &experts, transposed, &mut found_y, inputs);
-            self.rows(&dy.rounded, &weight.rounded, &experts, !transposed, &mut found_dx, outputs);
-            let (left, right) = ((&x.rounded[..], inputs), (&dy.rounded[..], outputs));
-            let (left, right) = if transposed { (right, left) } else { (left, right) };
-            self.weight(left, right, &experts, &mut found_dweight);
+        let [x, dx] = [(); 2].map(|()| Values::<bf16>::random(random, count * inputs));
+        let [dy, y] = [(); 2].map(|()| Values::<bf16>::random(random, count * outputs));
+        let weight = Values::<bf16>::random(random, experts * inputs * outputs);
+        let dweight = Values::<f32>::random(random, weight.exact.len());
+        let [mut found_y, mut found_dx] = [&y, &dx].map(|values| values.rounded.clone());
+        let mut found_dweight = dweight.rounded.clone();
+        self.rows(&x.rounded, &weight.rounded, transposed, &mut found_y, inputs);
+        self.rows(&dy.rounded, &weight.rounded, !transposed, &mut found_dx, outputs);
+        let (left, right) = ((&x.rounded[..], inputs), (&dy.rounded[..], outputs));
+        let (left, right) = if transposed { (right, left) } else { (left, right) };
+        self.weight(left, right, &mut found_dweight);
 
-            let (queue, group) = (Queue::cpu(), routing.group(&experts));
-            let shape = if transposed {
-                [experts.len() * outputs, inputs]
-            } else {
-                [experts.len() * inputs, outputs]
-            };
-            let (mut expected_y, mut expected_dx) = (y.exact.clone(), dx.exact.clone());
-            let mut expected_dweight = dweight.exact.clone();
-            let (x, dy) = (view(&x.exact, [count, inputs]), view(&dy.exact, [count, outputs]));
-            let weight = view(&weight.exact, shape);
-            linear::forward(&queue, x, weight, layout, &group, view_mut(&mut expected_y, [count, outputs]))
-                .unwrap();
-            linear::backward_input(
-                &queue,
-                dy,
-                weight,
-                layout,
-                &group,
-                view_mut(&mut expected_dx, [count, inputs]),
-            )
-            .unwrap();
-            linear::backward_weight(&queue, dy, x, layout, &group, view_mut(&mut expected_dweight, shape))
-                .unwrap();
-            assert_close("y", &found_y, &expected_y);
-            assert_close("dx", &found_dx, &expected_dx);
-            assert_close("dweight", &found_dweight, &expected_dweight);
-        }
+        let (queue, group) = (&Queue::cpu(), &routing.group());
+        let shape = if transposed { [experts * outputs, inputs] } else { [experts * inputs, outputs] };
+        let [mut y, mut dx, mut dweight] = [y.exact, dx.exact, dweight.exact];
+        let (x, dy) = (view(&x.exact, [count, inputs]), view(&dy.exact, [count, outputs]));
+        let weight = view(&weight.exact, shape);
+        linear::forward(queue, x, weight, layout, group, view_mut(&mut y, [count, outputs])).unwrap();
+        linear::backward_input(queue, dy, weight, layout, group, view_mut(&mut dx, [count, inputs])).unwrap();
+        linear::backward_weight(queue, dy, x, layout, group, view_mut(&mut dweight, shape)).unwrap();
+        assert_close("y", &found_y, &y);
+        assert_close("dx", &found_dx, &dx);
+        assert_close("dweight", &found_dweight, &dweight);
     }
 }
 
-const LAYOUTS: [WeightLayout; 2] = [WeightLayout::OutputsInputs, WeightLayout::InputsOutputs];
-
-/// Widths below, at and above a tile, and inner dimensions that end inside of a stage.
+/// Widths above a tile, and inner dimensions that end inside of a stage.
 #[test]
 pub fn products_on_tensor_cores_follow_the_cpu() {
     let mut random = Random::new(7);
     let routing = Routing::random(&mut random, 150, 2, 3);
-    let mut products = Products::<bf16> {
-        kernels: Kernels::load("experts_linear"),
-        tile: 128,
-        plain: false,
-        routing: &routing,
-        variant: PhantomData,
-    };
-    for ((inputs, outputs), layout) in
-        [(72, 136), (8, 40)].into_iter().flat_map(|sizes| LAYOUTS.map(|layout| (sizes, layout)))
-    {
-        products.check(&mut random, inputs, outputs, layout);
+    let mut products = Products { kernels: Kernels::load("experts_linear"), routing: &routing };
+    for layout in [WeightLayout::OutputsInputs, WeightLayout::InputsOutputs] {
+        products.check(&mut random, 72, 136, layout);
     }
-}
-
-fn plain_products_follow<V: Variant>(random: &mut Random) {
-    let routing = Routing::random(random, 40, 2, 4);
-    let mut products = Products::<V> {
-        kernels: Kernels::load("experts_linear_plain"),
-        tile: 64,
-        plain: true,
-        routing: &routing,
-        variant: PhantomData,
-    };
-    for layout in LAYOUTS {
-        let (inputs, outputs) = (1 + below(random, 70), 1 + below(random, 70));
-        products.check(random, inputs, outputs, layout);
-    }
-}
-
-#[test]
-fn plain_products_follow_the_cpu() {
-    plain_products_follow::<f32>(&mut Random::new(8));
-    plain_products_follow::<bf16>(&mut Random::new(9));
 }

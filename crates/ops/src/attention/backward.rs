@@ -1,14 +1,16 @@
-//! The backward of attention: one task for each head of each document.
+//! The backward of attention: on the CPU one task for each head of each document.
 //!
 //! Query heads that share keys would add into the same gradient. Each writes its own dK and dV into scratch instead, and
-//! these are summed afterwards in the order of the heads: no sum depends on which task came first.
+//! these are summed afterwards in the order of the heads: no sum depends on which task came first. A GPU's blocks walk over
+//! all query heads that share their keys, and have rowsum(dO∘O) in the front of the scratch.
 
 use rayon::prelude::*;
 
-use super::{BLOCK, Document, Heads, documents};
+use super::kernels::{Kernels, Pass};
+use super::{BLOCK, Document, Heads, document_count, documents};
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
 use crate::parallel::{Scattered, for_row_blocks_of};
@@ -42,9 +44,10 @@ pub fn backward(
     check::shape(OPERATOR, "doutput", doutput.shape(), output.shape())?;
     check::shape(OPERATOR, "log_sum_exp", log_sum_exp.shape(), [rows, heads.query])?;
     check::shape(OPERATOR, "scratch", scratch.shape(), [backward_scratch(heads, rows)])?;
-    let documents = documents(OPERATOR, cu_seqlens, rows)?;
+    let count = document_count(OPERATOR, cu_seqlens, rows)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, qkv, F => {
+            let documents = documents(OPERATOR, cu_seqlens, rows)?;
             let (dk, dv) = scratch.as_slice_mut::<F>()?.split_at_mut(rows * heads.output_width());
             let dqkv = dqkv.as_slice_mut::<F>()?;
             let layer = Layer {
@@ -69,7 +72,23 @@ pub fn backward(
             sum_groups(heads, rows, dk, dv, dqkv);
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let (dtype, matrices) = (qkv.dtype(), [doutput, qkv, output, dqkv.as_view()]);
+            let kernels = Kernels::new(OPERATOR, stream, heads, (rows, count), dtype, &matrices);
+            let (delta, _) = scratch.split_at(rows * heads.query)?;
+            kernels.fill_delta(doutput, output, &delta)?;
+            [Pass::KeyGradients, Pass::QueryGradients].into_iter().try_for_each(|pass| {
+                kernels.launch(pass, |kernel| {
+                    kernel
+                        .input("doutput", doutput, dtype)
+                        .input("qkv", qkv, dtype)
+                        .input("log_sum_exp", log_sum_exp, DType::F32)
+                        .input("scratch", delta.as_view(), DType::F32)
+                        .input("cu_seqlens", cu_seqlens, DType::U32)
+                        .output("dqkv", &dqkv, dtype)
+                })
+            })
+        }
     }
 }
 

@@ -2,16 +2,22 @@
 
 use rayon::prelude::*;
 
-use super::{Heads, documents};
+use super::{Heads, document_count, documents};
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 use crate::simd::{dot, maximum, sum, vectorised};
 
+/// The kernels of a GPU, and the threads of their blocks.
+const FILE: &str = "attention_decode";
+const THREADS: usize = 128;
+
 /// Appends the keys and values of `qkv` `[B, (Hq + 2·Hkv)·D]` to the `cache` `[B, capacity, 2·Hkv·D]` at position
-/// `lengths` `[B]` u32 of each sequence, and writes the attention of the new token in `output` `[B, Hq·D]`.
+/// `lengths` `[B]` u32 of each sequence, and writes the attention of the new token in `output` `[B, Hq·D]`. On a GPU nobody
+/// checks that the lengths are below the capacity.
 pub fn decode(
     queue: &Queue,
     qkv: View<'_>,
@@ -29,10 +35,10 @@ pub fn decode(
     let row_width = 2 * heads.key_value * heads.size;
     let capacity = cache.shape().extents().get(1).copied().unwrap_or(0);
     check::shape(OPERATOR, "cache", cache.shape(), [rows, capacity, row_width])?;
-    let lengths = lengths.as_slice::<u32>()?;
-    check::indices(OPERATOR, lengths, capacity)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, qkv, F => {
+            let lengths = lengths.as_slice::<u32>()?;
+            check::indices(OPERATOR, lengths, capacity)?;
             let qkv = qkv.as_slice::<F>()?.par_chunks(heads.row_width());
             let cache = cache.as_slice_mut::<F>()?.par_chunks_mut((capacity * row_width).max(1));
             let output = output.as_slice_mut::<F>()?.par_chunks_mut(heads.output_width());
@@ -46,12 +52,37 @@ pub fn decode(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = qkv.dtype();
+            let variant = stream.variant(OPERATOR, "qkv", dtype)?;
+            let Heads { query, key_value, size, window } = heads;
+            stream
+                .kernel(OPERATOR, FILE, &format!("attention_append_{variant}"))
+                .input("qkv", qkv, dtype)
+                .input("lengths", lengths, DType::U32)
+                .output("cache", &cache, dtype)
+                .u32(capacity)
+                .u32(heads.output_width())
+                .u32(row_width)
+                .launch(Grid::blocks(rows).threads(THREADS))?;
+            stream
+                .kernel(OPERATOR, FILE, &format!("attention_decode_{variant}"))
+                .input("qkv", qkv, dtype)
+                .input("cache", cache.as_view(), dtype)
+                .input("lengths", lengths, DType::U32)
+                .output("output", &output, dtype)
+                .u32(capacity)
+                .u32(query)
+                .u32(key_value)
+                .u32(window.unwrap_or(0))
+                .u32(size)
+                .launch(Grid::of([query, rows, 1]).threads(THREADS).shared(5 * size * DType::F32.size()))
+        }
     }
 }
 
 /// Copies the keys and values of the documents that `cu_seqlens` describes in `qkv` `[T, (Hq + 2·Hkv)·D]` to the front of
-/// each one's part of the `cache` `[documents, capacity, 2·Hkv·D]`.
+/// each one's part of the `cache` `[documents, capacity, 2·Hkv·D]`. On a GPU nobody checks that they have room there.
 pub fn fill_cache(
     queue: &Queue,
     qkv: View<'_>,
@@ -63,18 +94,19 @@ pub fn fill_cache(
     heads.check(OPERATOR)?;
     let (rows, width) = check::matrix(OPERATOR, "qkv", qkv.shape())?;
     check::shape(OPERATOR, "qkv", qkv.shape(), [rows, heads.row_width()])?;
-    let documents: Vec<_> = documents(OPERATOR, cu_seqlens, rows)?.collect();
+    let count = document_count(OPERATOR, cu_seqlens, rows)?;
     let row_width = 2 * heads.key_value * heads.size;
     let capacity = cache.shape().extents().get(1).copied().unwrap_or(0);
-    check::shape(OPERATOR, "cache", cache.shape(), [documents.len(), capacity, row_width])?;
-    if let Some(document) = documents.iter().find(|document| document.length > capacity) {
-        return Err(OpError::Index { operator: OPERATOR, index: document.length - 1, bound: capacity });
-    }
+    check::shape(OPERATOR, "cache", cache.shape(), [count, capacity, row_width])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, qkv, F => {
+            let documents = documents(OPERATOR, cu_seqlens, rows)?;
+            if let Some(document) = documents.clone().find(|document| document.length > capacity) {
+                return Err(OpError::Index { operator: OPERATOR, index: document.length - 1, bound: capacity });
+            }
             let qkv = qkv.as_slice::<F>()?;
             let cache = cache.as_slice_mut::<F>()?.chunks_exact_mut((capacity * row_width).max(1));
-            for (document, cache) in documents.iter().zip(cache) {
+            for (document, cache) in documents.zip(cache) {
                 let rows = qkv[document.start * width..].chunks_exact(width).take(document.length);
                 for (row, cache) in rows.zip(cache.chunks_exact_mut(row_width)) {
                     cache.copy_from_slice(&row[heads.output_width()..]);
@@ -82,7 +114,20 @@ pub fn fill_cache(
             }
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = qkv.dtype();
+            let variant = stream.variant(OPERATOR, "qkv", dtype)?;
+            stream
+                .kernel(OPERATOR, FILE, &format!("attention_fill_cache_{variant}"))
+                .input("qkv", qkv, dtype)
+                .input("cu_seqlens", cu_seqlens, DType::U32)
+                .output("cache", &cache, dtype)
+                .u32(count)
+                .u32(capacity)
+                .u32(heads.output_width())
+                .u32(row_width)
+                .launch(Grid::blocks(rows).threads(THREADS))
+        }
     }
 }
 

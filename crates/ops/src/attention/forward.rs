@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{BLOCK, Document, Heads, documents};
+use super::kernels::{Kernels, Pass};
+use super::{BLOCK, Document, Heads, document_count, documents};
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
 use crate::parallel::Scattered;
@@ -27,9 +28,10 @@ pub fn forward(
     check::shape(OPERATOR, "qkv", qkv.shape(), [rows, heads.row_width()])?;
     check::shape(OPERATOR, "output", output.shape(), [rows, heads.output_width()])?;
     check::shape(OPERATOR, "log_sum_exp", log_sum_exp.shape(), [rows, heads.query])?;
-    let documents = documents(OPERATOR, cu_seqlens, rows)?;
+    let count = document_count(OPERATOR, cu_seqlens, rows)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, qkv, F => {
+            let documents = documents(OPERATOR, cu_seqlens, rows)?;
             let layer = Layer {
                 qkv: qkv.as_slice::<F>()?,
                 width,
@@ -49,7 +51,17 @@ pub fn forward(
             );
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let (dtype, matrices) = (qkv.dtype(), [qkv, output.as_view()]);
+            let kernels = Kernels::new(OPERATOR, stream, heads, (rows, count), dtype, &matrices);
+            kernels.launch(Pass::Output, |kernel| {
+                kernel
+                    .input("qkv", qkv, dtype)
+                    .input("cu_seqlens", cu_seqlens, DType::U32)
+                    .output("output", &output, dtype)
+                    .output("log_sum_exp", &log_sum_exp, DType::F32)
+            })
+        }
     }
 }
 

@@ -7,11 +7,14 @@
 //! P = exp(S − L);  dV = PᵀdO;  dS = P∘(dO·Vᵀ − rowsum(dO∘O));  dQ = dS·K/√D;  dK = dSᵀ·Q/√D.
 //!
 //! A row of `qkv` `[T, (Hq + 2·Hkv)·D]` holds the query heads, the key heads, the value heads, as one product with the
-//! joined weight leaves them. `cu_seqlens` `[documents + 1]` u32 holds the token at which each document starts, then T.
+//! joined weight leaves them. `cu_seqlens` `[documents + 1]` u32 holds the token at which each document starts, then T: it
+//! rises from 0. On a GPU nobody checks that it does, but whoever uploads it.
+//! On a GPU rows are fp32 or bf16; L, and the scratch of the backward, are fp32 with either.
 
 mod backward;
 mod decode;
 mod forward;
+mod kernels;
 pub mod split;
 
 pub use backward::{backward, backward_scratch};
@@ -92,26 +95,35 @@ struct Document {
     length: usize,
 }
 
+/// The number of documents that `cu_seqlens` describes: one at least, unless there are no rows.
+fn document_count(operator: &'static str, cu_seqlens: View<'_>, rows: usize) -> Result<usize, OpError> {
+    match check::vector(operator, "cu_seqlens", cu_seqlens.shape())? {
+        bounds if bounds > usize::from(rows > 0) => Ok(bounds - 1),
+        bounds => Err(no_documents(operator, vec![bounds], rows)),
+    }
+}
+
 /// The documents that `cu_seqlens` describes; they must cover the rows `0..rows` in order.
 fn documents(
     operator: &'static str,
     cu_seqlens: View<'_>,
     rows: usize,
 ) -> Result<impl Iterator<Item = Document> + Clone, OpError> {
-    check::vector(operator, "cu_seqlens", cu_seqlens.shape())?;
     let bounds = cu_seqlens.as_slice::<u32>()?;
     let covers = bounds.first() == Some(&0)
         && bounds.last().is_some_and(|&last| last as usize == rows)
         && bounds.is_sorted();
     if !covers {
-        return Err(OpError::Shape {
-            operator,
-            argument: "cu_seqlens",
-            found: vec![bounds.len(), bounds.last().map_or(0, |&last| last as usize)],
-            expected: format!("a rising list from 0 to {rows}"),
-        });
+        let found = vec![bounds.len(), bounds.last().map_or(0, |&last| last as usize)];
+        return Err(no_documents(operator, found, rows));
     }
     Ok(bounds
         .windows(2)
         .map(|bounds| Document { start: bounds[0] as usize, length: (bounds[1] - bounds[0]) as usize }))
+}
+
+/// What is wrong with `cu_seqlens`: its length, and its end where that is known.
+fn no_documents(operator: &'static str, found: Vec<usize>, rows: usize) -> OpError {
+    let expected = format!("a rising list from 0 to {rows}");
+    OpError::Shape { operator, argument: "cu_seqlens", found, expected }
 }

@@ -11,6 +11,7 @@
 use super::Heads;
 use crate::buffer::{Shape, View, ViewMut};
 use crate::check::{self, for_float};
+use crate::cuda::{Grid, Kernel};
 use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
@@ -106,6 +107,12 @@ impl Columns {
         })
     }
 
+    /// Tells a kernel what it takes last.
+    fn describe<'a>(&self, kernel: Kernel<'a>) -> Kernel<'a> {
+        let [queries, keys, values] = self.sections;
+        kernel.u32(queries).u32(keys).u32(values).u32(self.head_size).u32(self.ranks)
+    }
+
     /// S, if `blocks` is `[C, S, w]` with room for `tokens` rows.
     fn block_rows(&self, operator: &'static str, blocks: Shape, tokens: usize) -> Result<usize, OpError> {
         let (ranks, width) = (self.ranks, self.share_width());
@@ -149,7 +156,16 @@ pub fn pack(queue: &Queue, columns: Columns, x: View<'_>, mut blocks: ViewMut<'_
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let kernel = stream
+                .kernel(OPERATOR, "attention_split", &format!("attention_split_pack_{variant}"))
+                .input("x", x, dtype)
+                .output("blocks", &blocks, dtype)
+                .u32(rows);
+            columns.describe(kernel).launch(Grid::of([tokens, columns.ranks, 1]))
+        }
     }
 }
 
@@ -182,6 +198,15 @@ pub fn unpack(queue: &Queue, columns: Columns, blocks: View<'_>, mut y: ViewMut<
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = blocks.dtype();
+            let variant = stream.variant(OPERATOR, "blocks", dtype)?;
+            let kernel = stream
+                .kernel(OPERATOR, "attention_split", &format!("attention_split_unpack_{variant}"))
+                .input("blocks", blocks, dtype)
+                .output("y", &y, dtype)
+                .u32(rows);
+            columns.describe(kernel).launch(Grid::blocks(tokens))
+        }
     }
 }

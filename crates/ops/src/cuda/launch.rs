@@ -10,7 +10,7 @@ use super::stream::Stream;
 use crate::buffer::{View, ViewMut};
 use crate::dtype::DType;
 use crate::error::OpError;
-use crate::memory::DeviceBytes;
+use crate::memory::{Bytes, DeviceBytes};
 
 /// Threads of a block, unless a kernel says otherwise.
 const THREADS: usize = 256;
@@ -48,6 +48,14 @@ impl Grid {
     pub fn shared(self, shared: usize) -> Self {
         Self { shared, ..self }
     }
+}
+
+/// Whether all of these begin where a thread moves 16 bytes at a time. What lies on the host is refused at the launch.
+pub(crate) fn is_aligned(views: &[View<'_>]) -> bool {
+    views.iter().all(|view| match view.bytes() {
+        Bytes::Device(bytes) => bytes.address().is_multiple_of(ACCESS_BYTES as u64),
+        Bytes::Host(_) => true,
+    })
 }
 
 /// A kernel that is about to be launched. The first thing that is wrong is told by [`Kernel::launch`].

@@ -18,11 +18,7 @@ mod stream;
 
 pub(crate) use blas::{Operand, Product};
 pub use gpu::{Gpu, count, name, total_memory};
-pub(crate) use launch::Grid;
+pub(crate) use launch::{Grid, Kernel, is_aligned};
 pub(crate) use memory::{DeviceMemory, PinnedMemory};
 pub(crate) use rows::{RowBlocks, column_grid};
 pub use stream::{SCRATCH_BYTES, Stream, StreamEvent, WORKSPACE_BYTES};
-
-pub(crate) fn lacking() -> crate::OpError {
-    crate::OpError::NoCuda("this operator has no CUDA path yet".to_owned())
-}

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
@@ -18,6 +19,9 @@ use crate::simd::{LANES, sum, vectorised};
 use crate::swiglu::sigmoid;
 
 use super::{ExpertRows, Group};
+
+/// The kernels of a GPU.
+const FILE: &str = "experts_activation";
 
 /// a = w·silu(g)·u.
 pub fn forward(
@@ -32,9 +36,11 @@ pub fn forward(
     let (count, width) = check::matrix(OPERATOR, "activation", activation.shape())?;
     check::shape(OPERATOR, "gate_up", gate_up.shape(), [count, 2 * width])?;
     check_weights(OPERATOR, "weights", weights, count)?;
-    let (group, slots) = group_slots(OPERATOR, rows, slots, count)?;
+    check::shape(OPERATOR, "slots", slots.shape(), [count])?;
+    rows.len(OPERATOR)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, gate_up, F => {
+            let (group, slots) = group_slots(OPERATOR, rows, slots, count)?;
             let gate_up = &gate_up.as_slice::<F>()?[group.elements(2 * width)];
             let weights = weights.as_slice::<F>()?;
             let activation = &mut activation.as_slice_mut::<F>()?[group.elements(width)];
@@ -50,7 +56,17 @@ pub fn forward(
             }));
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = gate_up.dtype();
+            let variant = stream.variant(OPERATOR, "gate_up", dtype)?;
+            let kernel = stream
+                .kernel(OPERATOR, FILE, &format!("experts_activation_forward_{variant}"))
+                .input("gate_up", gate_up, dtype)
+                .input("weights", weights, DType::F32)
+                .input("slots", slots, DType::U32);
+            let kernel = rows.describe(kernel).output("activation", &activation, dtype).u32(width);
+            kernel.launch(Grid::blocks(count))
+        }
     }
 }
 
@@ -69,9 +85,11 @@ pub fn backward(
     check::shape(OPERATOR, "gate_up", gate_up.shape(), [count, 2 * width])?;
     check_weights(OPERATOR, "weights", weights, count)?;
     check::shape(OPERATOR, "dweights", dweights.shape(), weights.shape())?;
-    let (group, slots) = group_slots(OPERATOR, rows, slots, count)?;
+    check::shape(OPERATOR, "slots", slots.shape(), [count])?;
+    rows.len(OPERATOR)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dactivation, F => {
+            let (group, slots) = group_slots(OPERATOR, rows, slots, count)?;
             let dactivation = &dactivation.as_slice::<F>()?[group.elements(width)];
             let gate_up = &mut gate_up.as_slice_mut::<F>()?[group.elements(2 * width)];
             let (weights, dweights) = (weights.as_slice::<F>()?, dweights.as_slice_mut::<F>()?);
@@ -88,7 +106,17 @@ pub fn backward(
             }
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = dactivation.dtype();
+            let variant = stream.variant(OPERATOR, "dactivation", dtype)?;
+            let kernel = stream
+                .kernel(OPERATOR, FILE, &format!("experts_activation_backward_{variant}"))
+                .input("dactivation", dactivation, dtype)
+                .input("weights", weights, DType::F32)
+                .input("slots", slots, DType::U32);
+            let kernel = rows.describe(kernel).output("gate_up", &gate_up, dtype);
+            kernel.output("dweights", &dweights, DType::F32).u32(width).launch(Grid::blocks(count))
+        }
     }
 }
 
@@ -111,14 +139,13 @@ fn check_weights(
     })
 }
 
-/// The group, and the slots of its rows, which must be below `count`.
+/// The group, and the slots of its rows, which must be below `count`; both on the host.
 fn group_slots<'a>(
     operator: &'static str,
     rows: &ExpertRows<'a>,
     slots: View<'a>,
     count: usize,
 ) -> Result<(Group<'a>, &'a [u32]), OpError> {
-    check::shape(operator, "slots", slots.shape(), [count])?;
     let group = rows.resolve(operator, count)?;
     let slots = &slots.as_slice::<u32>()?[group.rows()];
     check::indices(operator, slots, count)?;

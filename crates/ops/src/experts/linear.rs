@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use crate::buffer::{Shape, View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::{Grid, Kernel, Stream, is_aligned};
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
 use crate::queue::{Device, Queue};
@@ -56,17 +57,21 @@ pub fn forward(
     let (count, inputs) = check::matrix(OPERATOR, "x", x.shape())?;
     let (_, outputs) = check::matrix(OPERATOR, "y", y.shape())?;
     check::shape(OPERATOR, "y", y.shape(), [count, outputs])?;
-    let group = rows.resolve(OPERATOR, count)?;
-    check::shape(OPERATOR, "weight", weight.shape(), layout.shape(group.len(), inputs, outputs))?;
+    let experts = rows.len(OPERATOR)?;
+    check::shape(OPERATOR, "weight", weight.shape(), layout.shape(experts, inputs, outputs))?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, x, F => {
+            let group = rows.resolve(OPERATOR, count)?;
             let weight = weight.as_slice::<F>()?;
             multiply_rows(group, (x.as_slice::<F>()?, inputs), (y.as_slice_mut::<F>()?, outputs), |expert| {
                 layout.matrix(weight, expert, inputs, outputs)
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let kernels = Kernels::new(OPERATOR, stream, rows, [x, y.as_view()], weight)?;
+            kernels.multiply_rows(x, weight, layout == WeightLayout::OutputsInputs, &y)
+        }
     }
 }
 
@@ -83,17 +88,21 @@ pub fn backward_input(
     let (count, outputs) = check::matrix(OPERATOR, "dy", dy.shape())?;
     let (_, inputs) = check::matrix(OPERATOR, "dx", dx.shape())?;
     check::shape(OPERATOR, "dx", dx.shape(), [count, inputs])?;
-    let group = rows.resolve(OPERATOR, count)?;
-    check::shape(OPERATOR, "weight", weight.shape(), layout.shape(group.len(), inputs, outputs))?;
+    let experts = rows.len(OPERATOR)?;
+    check::shape(OPERATOR, "weight", weight.shape(), layout.shape(experts, inputs, outputs))?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dy, F => {
+            let group = rows.resolve(OPERATOR, count)?;
             let weight = weight.as_slice::<F>()?;
             multiply_rows(group, (dy.as_slice::<F>()?, outputs), (dx.as_slice_mut::<F>()?, inputs), |expert| {
                 layout.matrix(weight, expert, inputs, outputs).transposed()
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let kernels = Kernels::new(OPERATOR, stream, rows, [dy, dx.as_view()], weight)?;
+            kernels.multiply_rows(dy, weight, layout == WeightLayout::InputsOutputs, &dx)
+        }
     }
 }
 
@@ -110,10 +119,11 @@ pub fn backward_weight(
     let (count, outputs) = check::matrix(OPERATOR, "dy", dy.shape())?;
     let (_, inputs) = check::matrix(OPERATOR, "x", x.shape())?;
     check::shape(OPERATOR, "x", x.shape(), [count, inputs])?;
-    let group = rows.resolve(OPERATOR, count)?;
-    check::shape(OPERATOR, "dweight", dweight.shape(), layout.shape(group.len(), inputs, outputs))?;
+    let experts = rows.len(OPERATOR)?;
+    check::shape(OPERATOR, "dweight", dweight.shape(), layout.shape(experts, inputs, outputs))?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, dy, F => {
+            let group = rows.resolve(OPERATOR, count)?;
             let (dy, x) = ((dy.as_slice::<F>()?, outputs), (x.as_slice::<F>()?, inputs));
             let dweight = dweight.as_slice_mut::<F>()?;
             match layout {
@@ -122,7 +132,13 @@ pub fn backward_weight(
             }
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let kernels = Kernels::new(OPERATOR, stream, rows, [dy, x], dweight.as_view())?;
+            match layout {
+                WeightLayout::OutputsInputs => kernels.add_products(dy, x, &dweight),
+                WeightLayout::InputsOutputs => kernels.add_products(x, dy, &dweight),
+            }
+        }
     }
 }
 
@@ -177,5 +193,109 @@ fn run<T: Float>(products: Vec<(MatrixMut<'_, T>, Matrix<'_, T>, Matrix<'_, T>)>
         products.into_iter().for_each(run);
     } else {
         products.into_par_iter().with_max_len(1).for_each(run);
+    }
+}
+
+/// Elements of bf16 in 16 bytes.
+const WIDE: usize = 8;
+
+/// The kernels of a GPU: on tensor cores for bf16 whose rows all begin at 16 bytes, plain ones for all else.
+struct Kernels<'a> {
+    stream: &'a Stream,
+    operator: &'static str,
+    dtype: DType,
+    /// The group's own, which only the kernels read.
+    offsets: View<'a>,
+    experts: usize,
+    /// Sorted rows of all groups: as many as this one can have.
+    rows: usize,
+    on_tensor_cores: bool,
+}
+
+impl<'a> Kernels<'a> {
+    /// For a group's rows of two matrices, and its weight or the gradient of that.
+    fn new(
+        operator: &'static str,
+        stream: &'a Stream,
+        group: &ExpertRows<'a>,
+        [left, right]: [View<'_>; 2],
+        weight: View<'_>,
+    ) -> Result<Self, OpError> {
+        let dtype = left.dtype();
+        let (rows, left_width) = check::matrix(operator, "rows", left.shape())?;
+        let (_, right_width) = check::matrix(operator, "rows", right.shape())?;
+        let is_wide = left_width.is_multiple_of(WIDE) && right_width.is_multiple_of(WIDE);
+        let on_tensor_cores = dtype == DType::BF16 && is_wide && is_aligned(&[left, right, weight]);
+        let (offsets, experts) = (group.own_offsets(operator)?, group.len(operator)?);
+        Ok(Self { stream, operator, dtype, offsets, experts, rows, on_tensor_cores })
+    }
+
+    /// Rows and columns of a block's tile of the result.
+    fn side(&self) -> usize {
+        if self.on_tensor_cores { 128 } else { 64 }
+    }
+
+    /// A grid of blocks that have each a tile; those on tensor cores have two stages of two tiles 128×64 of operands.
+    fn grid(&self, columns: usize, rows_of_tiles: usize, experts: usize) -> Grid {
+        let shared = if self.on_tensor_cores { 2 * 2 * 128 * 64 * DType::BF16.size() } else { 0 };
+        Grid::of([columns.div_ceil(self.side()), rows_of_tiles, experts]).shared(shared)
+    }
+
+    /// y = x·M for each expert, where M lies as `[outputs, inputs]` if `transposed`.
+    fn multiply_rows(
+        &self,
+        x: View<'_>,
+        weight: View<'_>,
+        transposed: bool,
+        y: &ViewMut<'_>,
+    ) -> Result<(), OpError> {
+        let (_, inputs) = check::matrix(self.operator, "x", x.shape())?;
+        let (_, outputs) = check::matrix(self.operator, "y", y.shape())?;
+        let kernel = match (self.on_tensor_cores, transposed) {
+            (true, true) => self.kernel("experts_linear", "experts_linear_rows_transposed"),
+            (true, false) => self.kernel("experts_linear", "experts_linear_rows_straight"),
+            (false, _) => self.plain_kernel("experts_linear_plain_rows")?,
+        };
+        let kernel = kernel
+            .input("x", x, self.dtype)
+            .input("weight", weight, self.dtype)
+            .input("offsets", self.offsets, DType::U32)
+            .u32(self.experts)
+            .output("y", y, self.dtype)
+            .u32(inputs)
+            .u32(outputs);
+        // There are no more tiles than that, since each expert has at most one that is not full.
+        let grid = self.grid(outputs, self.rows.div_ceil(self.side()) + self.experts, 1);
+        match self.on_tensor_cores {
+            true => kernel.launch(grid),
+            false => kernel.u32(usize::from(transposed)).launch(grid),
+        }
+    }
+
+    /// dm += aᵀ·b for each expert.
+    fn add_products(&self, a: View<'_>, b: View<'_>, dm: &ViewMut<'_>) -> Result<(), OpError> {
+        let (_, a_width) = check::matrix(self.operator, "a", a.shape())?;
+        let (_, b_width) = check::matrix(self.operator, "b", b.shape())?;
+        let kernel = match self.on_tensor_cores {
+            true => self.kernel("experts_linear", "experts_linear_weight"),
+            false => self.plain_kernel("experts_linear_plain_weight")?,
+        };
+        kernel
+            .input("a", a, self.dtype)
+            .input("b", b, self.dtype)
+            .input("offsets", self.offsets, DType::U32)
+            .output("dweight", dm, DType::F32)
+            .u32(a_width)
+            .u32(b_width)
+            .launch(self.grid(b_width, a_width.div_ceil(self.side()), self.experts))
+    }
+
+    fn kernel(&self, file: &'static str, name: &str) -> Kernel<'a> {
+        self.stream.kernel(self.operator, file, name)
+    }
+
+    fn plain_kernel(&self, name: &str) -> Result<Kernel<'a>, OpError> {
+        let variant = self.stream.variant(self.operator, "x", self.dtype)?;
+        Ok(self.kernel("experts_linear_plain", &format!("{name}_{variant}")))
     }
 }

@@ -9,11 +9,17 @@
 //! A layer's experts come in groups, whose weights are gathered one group after the other: everything but the sort
 //! takes an [`ExpertRows`] and reads and writes that group's rows alone. `combine` adds, so the groups need not know of
 //! one another. Gather and combine are each other's backward.
+//!
+//! On a GPU the offsets stay there: launches are as large as any choice of the tokens could need. What the sort made is not
+//! checked again. Rows and weights are fp32 or bf16; routing weights, their gradients and those of the experts' weights are
+//! fp32 with either.
 
 use std::ops::Range;
 
 use crate::buffer::View;
 use crate::check;
+use crate::cuda::Kernel;
+use crate::dtype::DType;
 use crate::error::OpError;
 
 pub mod activation;
@@ -34,22 +40,34 @@ pub struct ExpertRows<'a> {
 }
 
 impl<'a> ExpertRows<'a> {
-    /// The group's bounds among `rows` sorted rows; fails where they lie outside of them or fall.
-    fn resolve(&self, operator: &'static str, rows: usize) -> Result<Group<'a>, OpError> {
-        let below = |index: usize, bound: usize| match index < bound {
-            true => Ok(()),
-            false => Err(OpError::Index { operator, index, bound }),
-        };
+    /// The number of experts in the group; fails where there are no offsets for them.
+    fn len(&self, operator: &'static str) -> Result<usize, OpError> {
         let count = check::vector(operator, "offsets", self.offsets.shape())?;
         let Range { start, end } = self.experts;
-        below(end, count)?;
-        below(start, end + 1)?;
-        let bounds = &self.offsets.as_slice::<u32>()?[start..=end];
+        check::index(operator, end, count)?;
+        check::index(operator, start, end + 1)?;
+        Ok(end - start)
+    }
+
+    /// The group's offsets, one more than it has experts.
+    fn own_offsets(&self, operator: &'static str) -> Result<View<'a>, OpError> {
+        self.offsets.range(self.experts.start, self.len(operator)? + 1)
+    }
+
+    /// The group's bounds among `rows` sorted rows; fails where they lie outside of them or fall, or not on the host.
+    fn resolve(&self, operator: &'static str, rows: usize) -> Result<Group<'a>, OpError> {
+        let bounds = self.own_offsets(operator)?.as_slice::<u32>()?;
         for pair in bounds.windows(2) {
-            below(pair[0] as usize, pair[1] as usize + 1)?;
+            check::index(operator, pair[0] as usize, pair[1] as usize + 1)?;
         }
-        below(bounds[end - start] as usize, rows + 1)?;
+        check::index(operator, bounds[bounds.len() - 1] as usize, rows + 1)?;
         Ok(Group { bounds })
+    }
+
+    /// Gives a kernel what it needs to find the group's rows.
+    fn describe<'k>(&self, kernel: Kernel<'k>) -> Kernel<'k> {
+        let Range { start, end } = self.experts;
+        kernel.input("offsets", self.offsets, DType::U32).u32(start).u32(end)
     }
 }
 
@@ -60,14 +78,9 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// The number of experts.
-    fn len(self) -> usize {
-        self.bounds.len() - 1
-    }
-
     /// The sorted rows of all the group's experts.
     fn rows(self) -> Range<usize> {
-        self.bounds[0] as usize..self.bounds[self.len()] as usize
+        self.bounds[0] as usize..self.bounds[self.bounds.len() - 1] as usize
     }
 
     /// The sorted rows of each expert.

@@ -8,12 +8,16 @@ use std::ops::Range;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
-use crate::dtype::Float;
+use crate::cuda::Grid;
+use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::parallel::for_row_blocks_of;
 use crate::queue::{Device, Queue};
 
 use super::ExpertRows;
+
+/// The kernels of a GPU.
+const FILE: &str = "experts_rows";
 
 /// Writes the group's sorted rows of `y` `[T·k, H]` from `x` `[T, H]`; the other rows stay as they are.
 pub fn gather(
@@ -29,11 +33,12 @@ pub fn gather(
     let count = check::vector(OPERATOR, "slots", slots.shape())?;
     check::shape(OPERATOR, "slots", slots.shape(), [tokens.saturating_mul(k)])?;
     check::shape(OPERATOR, "y", y.shape(), [count, width])?;
-    let group = rows.resolve(OPERATOR, count)?;
-    let slots = &slots.as_slice::<u32>()?[group.rows()];
-    check::indices(OPERATOR, slots, count)?;
+    rows.len(OPERATOR)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, x, F => {
+            let group = rows.resolve(OPERATOR, count)?;
+            let slots = &slots.as_slice::<u32>()?[group.rows()];
+            check::indices(OPERATOR, slots, count)?;
             let x = x.as_slice::<F>()?;
             let y = &mut y.as_slice_mut::<F>()?[group.elements(width)];
             for_row_blocks_of(y, width, |first, block| {
@@ -43,7 +48,15 @@ pub fn gather(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let kernel = stream
+                .kernel(OPERATOR, FILE, &format!("experts_gather_{variant}"))
+                .input("x", x, dtype)
+                .input("slots", slots, DType::U32);
+            rows.describe(kernel).output("y", &y, dtype).u32(k).u32(width).launch(Grid::blocks(count))
+        }
     }
 }
 
@@ -64,11 +77,12 @@ pub fn combine(
     check::shape(OPERATOR, "x", x.shape(), [tokens.saturating_mul(k), width])?;
     check::shape(OPERATOR, "slots", slots.shape(), [count])?;
     check::shape(OPERATOR, "places", places.shape(), [count])?;
-    let group = rows.resolve(OPERATOR, count)?;
-    let places = places.as_slice::<u32>()?;
-    check_inverse(OPERATOR, slots.as_slice::<u32>()?, places, group.rows())?;
+    rows.len(OPERATOR)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, x, F => {
+            let group = rows.resolve(OPERATOR, count)?;
+            let places = places.as_slice::<u32>()?;
+            check_inverse(OPERATOR, slots.as_slice::<u32>()?, places, group.rows())?;
             let x = x.as_slice::<F>()?;
             for_row_blocks_of(y.as_slice_mut::<F>()?, width, |first, block| {
                 for (token, y) in (first..).zip(block.chunks_exact_mut(width)) {
@@ -77,7 +91,16 @@ pub fn combine(
             });
             Ok(())
         }),
-        Device::Cuda(_) => Err(crate::cuda::lacking()),
+        Device::Cuda(stream) => {
+            let dtype = x.dtype();
+            let variant = stream.variant(OPERATOR, "x", dtype)?;
+            let kernel = stream
+                .kernel(OPERATOR, FILE, &format!("experts_combine_{variant}"))
+                .input("x", x, dtype)
+                .input("places", places, DType::U32);
+            let kernel = rows.describe(kernel).output("y", &y, dtype).u32(k).u32(width);
+            kernel.launch(Grid::blocks(tokens).shared(k * DType::U32.size()))
+        }
     }
 }
 

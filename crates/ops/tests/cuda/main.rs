@@ -5,10 +5,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod attention;
+mod decode;
 mod elementwise;
+mod expert_products;
+mod experts;
+mod load_balance;
 mod loss;
 mod norms;
 mod optimizers;
+mod order;
 mod products;
+mod router;
 mod rows;
+mod split;
 mod support;

@@ -112,6 +112,15 @@ impl Random {
     }
 }
 
+/// Where stretches of these lengths begin, one behind the other, and where the last ends.
+pub fn starts(lengths: &[usize]) -> Vec<u32> {
+    let ends = lengths.iter().scan(0, |end, &length| {
+        *end += length as u32;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
+}
+
 /// A stream of its own on the first GPU.
 pub fn stream() -> Queue {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
@@ -145,6 +154,11 @@ pub fn download_last<T: Element>(queue: &Queue, buffer: &Buffer, count: usize) -
     fill::copy(queue, on::<T>(buffer, [count]), ViewMut::of(&mut values)).unwrap();
     queue.synchronize().unwrap();
     values
+}
+
+/// A buffer of the GPU for `count` values, none of them written.
+pub fn unwritten_on<V: Variant>(queue: &Queue, count: usize) -> Buffer {
+    upload(queue, &unwritten::<V>(count))
 }
 
 /// A buffer under a shape, without what [`scattered`] left in front.
