@@ -60,7 +60,6 @@ impl Rows {
             residency: Residency::default(),
             optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
-            on_gpu: false,
         }
     }
 }

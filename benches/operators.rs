@@ -101,8 +101,10 @@ fn attention(criterion: &mut Criterion) {
     let cu_seqlens: Vec<u32> = (0..=TOKENS as u32).step_by(DOCUMENT).collect();
     let (mut output, mut log_sum_exp) =
         (vec![0.0_f32; TOKENS * output_width], vec![0.0_f32; TOKENS * HEADS.query]);
-    let (mut dqkv, mut scratch) =
-        (vec![0.0_f32; TOKENS * width], vec![0.0_f32; attention::backward_scratch(HEADS, TOKENS)]);
+    let (mut dqkv, mut scratch) = (
+        vec![0.0_f32; TOKENS * width],
+        vec![0.0_f32; attention::backward_scratch(tessera_ops::Home::Host, HEADS, TOKENS)],
+    );
     let (qkv, cu_seqlens) = (view(&qkv, [TOKENS, width]), View::of(&cu_seqlens));
     // Half of a document's score matrix is worked on: two products forward, five backward.
     let product = TOKENS * DOCUMENT * output_width;

@@ -20,7 +20,7 @@ mod table;
 pub use balance::{Balance, BalanceGradient, BalanceSums};
 pub use block::{Block, Visit};
 pub use head::{Head, LossScale};
-pub use model::Model;
+pub use model::{Compute, Model};
 pub use names::{Names, Naming};
 pub use sequence::{SequenceExchange, SequenceSplit};
 pub use stage::{Context, DecodeContext, MicroBatch};

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use tessera_ops::DType;
+use tessera_ops::{DType, Home};
 
 use crate::balance::Balance;
 use crate::block::Block;
@@ -11,13 +11,30 @@ use crate::head::Head;
 use crate::names::{Names, Naming};
 use crate::table::{Initial, Segment, UnitTable};
 
+/// What a model computes in, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compute {
+    /// Of gathered weights, of the residual stream, and of what products read and write: fp32, or bf16 with what needs more in
+    /// fp32.
+    pub dtype: DType,
+    /// Whose memory its operators work in.
+    pub home: Home,
+}
+
+/// fp32 on the host.
+impl Default for Compute {
+    fn default() -> Self {
+        Self { dtype: DType::F32, home: Home::Host }
+    }
+}
+
 /// The stages of a model and the table of its units.
 ///
 /// Unit 0 is the embedding; the units of the blocks' stages follow. The head's unit holds the output matrix and the final
 /// norm, in this order: the last unit, or unit 0 where the embedding is also the output matrix.
 pub struct Model {
     config: ModelConfig,
-    compute: DType,
+    compute: Compute,
     names: Names,
     units: Vec<UnitTable>,
     blocks: Vec<Block>,
@@ -36,16 +53,15 @@ impl Model {
 
     /// The model that a config describes, with the tensor names of a folder. It computes in fp32.
     pub fn with_names(config: ModelConfig, names: Names) -> Self {
-        Self::build(config, names, DType::F32)
+        Self::build(config, names, Compute::default())
     }
 
-    /// The same model, computing in `compute`: fp32, or bf16 with what needs more in fp32. It is the dtype of gathered weights,
-    /// of the residual stream, and of what products read and write.
-    pub fn computing_in(self, compute: DType) -> Self {
+    /// The same model, computing as `compute` says.
+    pub fn computing(self, compute: Compute) -> Self {
         Self::build(self.config, self.names, compute)
     }
 
-    fn build(config: ModelConfig, names: Names, compute: DType) -> Self {
+    fn build(config: ModelConfig, names: Names, compute: Compute) -> Self {
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
         let matrix =
             |name: String| Segment::of(name, [vocabulary, hidden], Initial::Normal(config.initializer_range));
@@ -65,7 +81,7 @@ impl Model {
         if !tied {
             units.push(UnitTable::new(vec![matrix(names.output()), final_norm]));
         }
-        let head = Head::new(&config, compute);
+        let head = Head::new(&config, compute.dtype);
         Self { config, compute, names, units, blocks, first_units, head, head_unit }
     }
 
@@ -74,8 +90,8 @@ impl Model {
         &self.config
     }
 
-    /// The dtype of gathered weights and of the residual stream.
-    pub fn compute(&self) -> DType {
+    /// What it computes in, and where.
+    pub fn compute(&self) -> Compute {
         self.compute
     }
 

@@ -14,6 +14,15 @@ pub enum Device<'a> {
     Cuda(&'a Stream),
 }
 
+/// Whose memory operators work in, which decides how much scratch some of them need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// The host's.
+    Host,
+    /// A GPU's.
+    Gpu,
+}
+
 /// An ordered queue of work on a device. On the CPU an operator has run when its call returns; its loops are spread
 /// over the current rayon pool. On a GPU it has been queued on a stream; clones are the same stream.
 #[derive(Clone, Default)]
@@ -52,6 +61,11 @@ impl Queue {
             None => Device::Cpu,
             Some(stream) => Device::Cuda(stream),
         }
+    }
+
+    /// Whose memory its operators work in.
+    pub fn home(&self) -> Home {
+        if self.stream.is_some() { Home::Gpu } else { Home::Host }
     }
 
     /// The end of what has been issued so far.

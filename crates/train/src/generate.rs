@@ -160,6 +160,5 @@ fn asking_only(positions: usize) -> EngineSettings {
         residency: Residency::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 0.0 },
         max_grad_norm: f64::INFINITY,
-        on_gpu: false,
     }
 }

@@ -18,7 +18,7 @@ fn processor_peak() -> f64 {
 
 /// The GPU that this process drives, where its peak is known: all are taken to be of one kind. The figures are those of bf16.
 fn gpu(settings: &Settings) -> Option<&'static Gpu> {
-    let first = settings.gpus.first().filter(|_| settings.compute() == DType::BF16)?;
+    let first = settings.gpus.first().filter(|_| settings.compute().dtype == DType::BF16)?;
     known_gpu(&cuda::name(*first).ok()?)
 }
 

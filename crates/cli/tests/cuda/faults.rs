@@ -31,7 +31,7 @@ fn a_gpu_that_is_lost_ends_the_run_and_nothing_else() {
     on_gpus(&undisturbed, 1, &RUN, &[]).printed();
     let bench = Bench::new();
     let arguments = [&RUN[..], &["save_interval=1ba", "hf_save_interval=1dur"]].concat();
-    for launch in ["0:900", "0:2000"] {
+    for launch in ["0:400", "0:800"] {
         on_gpus(&bench, 1, &arguments, &[("TESSERA_EMULATOR_FAIL", launch)]).failed(3, &["CUDA device 0"]);
     }
     on_gpus(&bench, 1, &arguments, &[]).printed();

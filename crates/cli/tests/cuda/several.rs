@@ -27,9 +27,12 @@ fn close(found: &[f64], expected: &[f64], tolerance: f64) {
 fn four_gpus_train_as_the_cpu_does() {
     let cpu = Bench::new();
     cpu.tessera(&["train", "run.yaml", "devices=cpu"]).printed();
-    for parallel in
-        ["parallel.replicate=1", "parallel.replicate=2", "parallel.context=2", "parallel.reshard_after_forward=false"]
-    {
+    for parallel in [
+        "parallel.replicate=1",
+        "parallel.replicate=2",
+        "parallel.context=2",
+        "parallel.reshard_after_forward=false",
+    ] {
         let bench = Bench::new();
         let arguments = ["train", "run.yaml", "devices=cuda", "precision=fp32", parallel];
         on_gpus(&bench, 4, &arguments, &[]).printed();
@@ -65,7 +68,8 @@ fn a_checkpoint_of_two_gpus_is_gone_on_with_by_three_and_by_the_cpu() {
 fn the_order_of_streams_does_not_touch_the_bits() {
     let weights = |seed: &str| {
         let bench = Bench::new();
-        let arguments = ["train", "run.yaml", "devices=cuda:0,1", "training_duration=3ba", "hf_save_precision=fp32"];
+        let arguments =
+            ["train", "run.yaml", "devices=cuda:0,1", "training_duration=3ba", "hf_save_precision=fp32"];
         on_gpus(&bench, 2, &arguments, &[("TESSERA_EMULATOR_SEED", seed)]).printed();
         bench.read("runs/tiny/huggingface/ba3/model.safetensors")
     };

@@ -9,6 +9,7 @@ use tessera_ops::attention::{self, Heads};
 use tessera_ops::{Arena, DType, OpError, Queue, Shape, View, ViewMut, bias, clamp, fill, linear, rope};
 
 use crate::config::ModelConfig;
+use crate::model::Compute;
 use crate::names::{BlockNames, QueryKeyValue};
 use crate::norm::Norm;
 use crate::sequence::SequenceSplit;
@@ -29,7 +30,7 @@ struct Places {
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     hidden: usize,
-    compute: DType,
+    compute: Compute,
     heads: Heads,
     norm: Norm,
     /// What queries, keys and values are clamped to.
@@ -71,7 +72,7 @@ impl Attention {
     pub(super) fn new(
         config: &ModelConfig,
         names: &BlockNames,
-        compute: DType,
+        compute: Compute,
         segments: &mut Segments,
     ) -> Self {
         let heads = config.heads();
@@ -110,13 +111,13 @@ impl Attention {
         let shared = if core.split { core.tokens } else { 0 };
         [
             (DType::F32, [self.norm.statistics(tokens)].into()),
-            (self.compute, [tokens, self.hidden].into()),
-            (self.compute, [tokens, self.heads.row_width()].into()),
+            (self.compute.dtype, [tokens, self.hidden].into()),
+            (self.compute.dtype, [tokens, self.heads.row_width()].into()),
             (DType::U32, [tokens, words].into()),
-            (self.compute, [tokens, self.heads.output_width()].into()),
+            (self.compute.dtype, [tokens, self.heads.output_width()].into()),
             (DType::F32, [core.tokens, core.heads.query].into()),
-            (self.compute, [shared, core.heads.row_width()].into()),
-            (self.compute, [shared, core.heads.output_width()].into()),
+            (self.compute.dtype, [shared, core.heads.row_width()].into()),
+            (self.compute.dtype, [shared, core.heads.output_width()].into()),
         ]
     }
 
@@ -132,14 +133,14 @@ impl Attention {
             return Ok(0);
         }
         let [qkv, attended] = self.exchange_bytes(tokens, ranks)?;
-        let cost = |bytes: usize| Arena::cost(self.compute, bytes / self.compute.size());
+        let cost = |bytes: usize| Arena::cost(self.compute.dtype, bytes / self.compute.dtype.size());
         Ok(cost(qkv) + cost(attended))
     }
 
     /// Bytes of the queries, keys and values of all tokens that are one rank's share, and of the attended values.
     pub(super) fn exchange_bytes(&self, tokens: usize, ranks: usize) -> Result<[usize; 2], OpError> {
         let heads = share(self.heads, ranks)?;
-        let bytes = |width: usize| tokens * ranks * width * self.compute.size();
+        let bytes = |width: usize| tokens * ranks * width * self.compute.dtype.size();
         Ok([bytes(heads.row_width()), bytes(heads.output_width())])
     }
 
@@ -166,11 +167,11 @@ impl Attention {
 
     /// Bytes of scratch that the backward takes where nothing is split.
     pub(super) fn backward_bytes(&self, tokens: usize) -> usize {
-        let cost = |width: usize| Arena::cost(self.compute, tokens * width);
+        let cost = |width: usize| Arena::cost(self.compute.dtype, tokens * width);
         cost(self.hidden)
             + cost(self.heads.output_width())
             + cost(self.heads.row_width())
-            + Arena::cost(DType::F32, attention::backward_scratch(self.heads, tokens))
+            + Arena::cost(DType::F32, attention::backward_scratch(self.compute.home, self.heads, tokens))
     }
 
     /// Computes m `[T, H]` from x `[T, H]`.
@@ -290,8 +291,8 @@ impl Attention {
         mut scratch: Arena<'_>,
     ) -> Result<(), OpError> {
         let (queue, tokens, places) = (context.queue, context.batch.tokens(), &self.places);
-        let mut dinput = scratch.take(self.compute, [tokens, self.hidden])?;
-        let mut dqkv = scratch.take(self.compute, [tokens, self.heads.row_width()])?;
+        let mut dinput = scratch.take(self.compute.dtype, [tokens, self.hidden])?;
+        let mut dqkv = scratch.take(self.compute.dtype, [tokens, self.heads.row_width()])?;
         self.core_backward(context, weights, kept, gradient.as_view(), gradients, &mut dqkv, scratch)?;
         let input = kept.input.as_view();
         linear::backward_weight(queue, dqkv.as_view(), input, gradients[places.qkv].reborrow())?;
@@ -323,7 +324,7 @@ impl Attention {
         mut scratch: Arena<'_>,
     ) -> Result<(), OpError> {
         let (queue, batch, places) = (context.queue, &context.batch, &self.places);
-        let mut dattended = scratch.take(self.compute, [batch.tokens(), self.heads.output_width()])?;
+        let mut dattended = scratch.take(self.compute.dtype, [batch.tokens(), self.heads.output_width()])?;
         let doutput = gradients[places.output].reborrow();
         linear::backward_weight(queue, dmiddle, kept.attended.as_view(), doutput)?;
         if let Some(place) = places.output_bias {
@@ -350,7 +351,8 @@ impl Attention {
         let queue = context.queue;
         let Core { tokens, heads, .. } = self.core(context.batch.tokens(), context.split)?;
         let (documents, log_sum_exp) = (context.batch.cu_seqlens, kept.log_sum_exp.as_view());
-        let per_head = scratch.take(DType::F32, [attention::backward_scratch(heads, tokens)])?;
+        let per_head =
+            scratch.take(DType::F32, [attention::backward_scratch(self.compute.home, heads, tokens)])?;
         let Some(split) = context.split else {
             let (qkv, attended) = (kept.qkv.as_view(), kept.attended.as_view());
             return attention::backward(
@@ -367,8 +369,8 @@ impl Attention {
         };
         let ranks = split.exchange.ranks();
         let (columns, output) = (Columns::of_qkv(self.heads, ranks)?, Columns::of_output(self.heads, ranks)?);
-        let mut shared_dattended = scratch.take(self.compute, [tokens, heads.output_width()])?;
-        let mut shared_dqkv = scratch.take(self.compute, [tokens, heads.row_width()])?;
+        let mut shared_dattended = scratch.take(self.compute.dtype, [tokens, heads.output_width()])?;
+        let mut shared_dqkv = scratch.take(self.compute.dtype, [tokens, heads.row_width()])?;
         split.scatter(queue, "gradient of attended", output, dattended, shared_dattended.reborrow())?;
         attention::backward(
             queue,

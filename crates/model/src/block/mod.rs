@@ -15,6 +15,7 @@ use tessera_ops::{Arena, DType, OpError, Shape, View, ViewMut, fill};
 
 use crate::balance::{BalanceGradient, BalanceSums};
 use crate::config::ModelConfig;
+use crate::model::Compute;
 use crate::names::BlockNames;
 use crate::sequence::SequenceSplit;
 use crate::stage::{Context, DecodeContext, chunks};
@@ -52,19 +53,19 @@ pub struct Visit {
 }
 
 impl Block {
-    /// The block of a config, computing in `compute`, and the tables of its stages' units.
-    pub fn new(config: &ModelConfig, names: &BlockNames, compute: DType) -> (Self, Vec<UnitTable>) {
+    /// The block of a config, computing as `compute` says, and the tables of its stages' units.
+    pub fn new(config: &ModelConfig, names: &BlockNames, compute: Compute) -> (Self, Vec<UnitTable>) {
         let mut segments = Segments::default();
         let attention = Attention::new(config, names, compute, &mut segments);
         let (feed_forward, groups) = match config.experts {
-            None => (FeedForward::Dense(Dense::new(config, names, compute, &mut segments)), Vec::new()),
+            None => (FeedForward::Dense(Dense::new(config, names, compute.dtype, &mut segments)), Vec::new()),
             Some(experts) => {
-                let (experts, groups) = Experts::new(config, experts, names, compute, &mut segments);
+                let (experts, groups) = Experts::new(config, experts, names, compute.dtype, &mut segments);
                 (FeedForward::Experts(experts), groups)
             }
         };
         let units = std::iter::once(UnitTable::new(segments.into())).chain(groups).collect();
-        (Self { hidden: config.hidden_size, compute, attention, feed_forward }, units)
+        (Self { hidden: config.hidden_size, compute: compute.dtype, attention, feed_forward }, units)
     }
 
     /// The number of stages, each with a unit.

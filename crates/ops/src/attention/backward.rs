@@ -14,12 +14,16 @@ use crate::dtype::{DType, Float};
 use crate::error::OpError;
 use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
 use crate::parallel::{Scattered, for_row_blocks_of};
-use crate::queue::{Device, Queue};
+use crate::queue::{Device, Home, Queue};
 use crate::simd::{dot, vectorised};
 
-/// The number of elements of scratch that [`backward`] needs for `rows` rows.
-pub fn backward_scratch(heads: Heads, rows: usize) -> usize {
-    2 * rows * heads.output_width()
+/// The number of elements of scratch that [`backward`] needs for `rows` rows: on the host dK and dV of each query head, on a
+/// GPU one number for each row and head.
+pub fn backward_scratch(home: Home, heads: Heads, rows: usize) -> usize {
+    match home {
+        Home::Host => 2 * rows * heads.output_width(),
+        Home::Gpu => rows * heads.query,
+    }
 }
 
 /// Writes `dqkv` `[T, (Hq + 2·Hkv)·D]` from `doutput` `[T, Hq·D]` and what the forward kept.
@@ -43,7 +47,7 @@ pub fn backward(
     check::shape(OPERATOR, "output", output.shape(), [rows, heads.output_width()])?;
     check::shape(OPERATOR, "doutput", doutput.shape(), output.shape())?;
     check::shape(OPERATOR, "log_sum_exp", log_sum_exp.shape(), [rows, heads.query])?;
-    check::shape(OPERATOR, "scratch", scratch.shape(), [backward_scratch(heads, rows)])?;
+    check::shape(OPERATOR, "scratch", scratch.shape(), [backward_scratch(queue.home(), heads, rows)])?;
     let count = document_count(OPERATOR, cu_seqlens, rows)?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, qkv, F => {
@@ -75,15 +79,14 @@ pub fn backward(
         Device::Cuda(stream) => {
             let (dtype, matrices) = (qkv.dtype(), [doutput, qkv, output, dqkv.as_view()]);
             let kernels = Kernels::new(OPERATOR, stream, heads, (rows, count), dtype, &matrices);
-            let (delta, _) = scratch.split_at(rows * heads.query)?;
-            kernels.fill_delta(doutput, output, &delta)?;
+            kernels.fill_delta(doutput, output, &scratch)?;
             [Pass::KeyGradients, Pass::QueryGradients].into_iter().try_for_each(|pass| {
                 kernels.launch(pass, |kernel| {
                     kernel
                         .input("doutput", doutput, dtype)
                         .input("qkv", qkv, dtype)
                         .input("log_sum_exp", log_sum_exp, DType::F32)
-                        .input("scratch", delta.as_view(), DType::F32)
+                        .input("scratch", scratch.as_view(), DType::F32)
                         .input("cu_seqlens", cu_seqlens, DType::U32)
                         .output("dqkv", &dqkv, dtype)
                 })

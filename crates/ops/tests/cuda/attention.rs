@@ -81,7 +81,7 @@ impl Layer {
         let mut output = unwritten_on::<V>(queue, shift + rows * heads.output_width());
         let mut dqkv = unwritten_on::<V>(queue, shift + rows * heads.row_width());
         let mut log_sum_exp = unwritten_on::<f32>(queue, rows * heads.query);
-        let mut scratch = unwritten_on::<f32>(queue, attention::backward_scratch(heads, rows));
+        let mut scratch = unwritten_on::<f32>(queue, attention::backward_scratch(Home::Gpu, heads, rows));
 
         let qkv = shifted::<V>(&qkv, shift, self.row_shape());
         let out = shifted_mut::<V>(&mut output, shift, self.output_shape());
@@ -113,7 +113,7 @@ impl Layer {
         let mut output = vec![0.0; rows * heads.output_width()];
         let mut log_sum_exp = vec![0.0; rows * heads.query];
         let mut dqkv = vec![0.0; rows * heads.row_width()];
-        let mut scratch = vec![0.0; attention::backward_scratch(heads, rows)];
+        let mut scratch = vec![0.0; attention::backward_scratch(Home::Host, heads, rows)];
         let sums = view_mut(&mut log_sum_exp, [rows, heads.query]);
         let out = view_mut(&mut output, self.output_shape());
         attention::forward(&queue, qkv, documents, heads, out, sums).unwrap();

@@ -99,7 +99,8 @@ impl<'a> Attention<'a> {
         let mut dnormed = arena.take(BF16, self.normed.shape()).unwrap();
         let (dx, dnorm) = (arena.take(BF16, self.x.shape()).unwrap(), arena.take(F32, [WIDTH]).unwrap());
         let dweight = arena.take(F32, self.weight.shape()).unwrap();
-        let scratch = arena.take(F32, [attention::backward_scratch(HEADS, TOKENS)]).unwrap();
+        let scratch =
+            arena.take(F32, [attention::backward_scratch(tessera_ops::Home::Gpu, HEADS, TOKENS)]).unwrap();
         let (attended, sums) = (self.attended.as_view(), self.log_sum_exp.as_view());
         let (qkv, documents) = (self.qkv.as_view(), self.documents.as_view());
         let to = dqkv.reborrow();

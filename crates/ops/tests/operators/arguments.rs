@@ -202,7 +202,7 @@ fn attention_operators(t: usize) -> Vec<Operator> {
     let log_sum_exp = argument(F32, [t, HEADS.query]);
     // A longer list of zeros is a list of empty documents, right where there are no rows.
     let bounds = argument(U32, [2]).free(0).containing(vec![0, t as u32]);
-    let scratch = argument(F32, [attention::backward_scratch(HEADS, t)]);
+    let scratch = argument(F32, [attention::backward_scratch(tessera_ops::Home::Host, HEADS, t)]);
     let blocks = argument(F32, [2, t, HEADS.output_width() / 2]).free(1);
     let cache = argument(F32, [t, 3, 2 * HEADS.key_value * HEADS.size]).free(1);
     vec![

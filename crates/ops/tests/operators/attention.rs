@@ -53,7 +53,7 @@ impl Layer {
 
     pub fn backward<T: Float>(&self, qkv: &[T], kept: &Kept<T>, doutput: &[T]) -> Vec<T> {
         let (rows, heads, cu_seqlens) = (self.rows(), self.heads, self.cu_seqlens());
-        let elements = attention::backward_scratch(heads, rows);
+        let elements = attention::backward_scratch(tessera_ops::Home::Host, heads, rows);
         let (mut dqkv, mut scratch) = (unwritten(qkv.len()), unwritten::<T>(elements));
         attention::backward(
             &Queue::cpu(),

@@ -24,7 +24,7 @@ pub fn answer_cache_bytes(model: &Model, tokens: usize) -> usize {
 /// Bytes of the keys and values of one token in all blocks.
 fn token_bytes(model: &Model) -> usize {
     let heads = model.config().heads();
-    2 * heads.key_value * heads.size * model.compute().size() * model.blocks().len()
+    2 * heads.key_value * heads.size * model.compute().dtype.size() * model.blocks().len()
 }
 
 /// How the next token is chosen from the logits.
@@ -175,7 +175,7 @@ impl Engine {
     fn cache(&self, sequences: usize, capacity: usize) -> Result<Cache, DistError> {
         let heads = self.model.config().heads();
         let row_width = 2 * heads.key_value * heads.size;
-        let bytes = sequences * capacity * row_width * self.model.compute().size();
+        let bytes = sequences * capacity * row_width * self.model.compute().dtype.size();
         let blocks = self.model.blocks().iter();
         let blocks = blocks.map(|_| Buffer::on(&self.queue, bytes)).collect::<Result<_, _>>()?;
         Ok(Cache { blocks, capacity, row_width })
@@ -189,7 +189,7 @@ impl Engine {
         sequences: usize,
         cache: &mut Cache,
     ) -> Result<Vec<f32>, DistError> {
-        let (share, compute) = (cache.capacity * cache.row_width, self.model.compute());
+        let (share, compute) = (cache.capacity * cache.row_width, self.model.compute().dtype);
         self.last_logits(prompt, |block, context, kept| {
             let whole = cache.blocks[block.0].view_mut(compute).range(0, sequences * share)?;
             let own = whole.range(index * share, share)?.reshape([1, cache.capacity, cache.row_width])?;
@@ -262,7 +262,7 @@ impl Engine {
             units: &self.units,
             context: self.settings.context(&self.queue, batch, rope_table),
         };
-        let (kept, compute) = (&mut kept[0], self.model.compute());
+        let (kept, compute) = (&mut kept[0], self.model.compute().dtype);
         let first = rows(&mut inputs[0], compute, count, hidden)?;
         pass.with_weights(0, Some(1), |weights| {
             Ok(embedding::forward(&self.queue, batch.tokens, weights[0], first)?)

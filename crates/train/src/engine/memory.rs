@@ -2,10 +2,10 @@
 //! engine allocates from it, so what it says before a run is what the run uses.
 
 use tessera_dist::{Degrees, Mesh, SlotPlan, UnitSize};
-use tessera_model::{Block, Head, Model, UnitTable};
+use tessera_model::{Block, Compute, Head, Model, UnitTable};
 use tessera_ops::cuda::{SCRATCH_BYTES, WORKSPACE_BYTES};
 use tessera_ops::step::{decision, statistic};
-use tessera_ops::{Arena, DType, OpError};
+use tessera_ops::{Arena, DType, Home, OpError};
 
 use super::EngineSettings;
 use super::context::ContextBytes;
@@ -85,7 +85,7 @@ impl MemoryPlan {
     pub fn new(model: &Model, sharing: Sharing, settings: &EngineSettings) -> Result<Self, OpError> {
         let sizes = unit_sizes(model);
         let shard: usize = sizes.iter().map(|size| size.shard(sharing.ranks) * DType::F32.size()).sum();
-        let compute = model.compute();
+        let Compute { dtype: compute, home } = model.compute();
         let slots = SlotPlan::new(&sizes, sharing.ranks, sharing.lends, compute, settings.residency);
         let tokens = settings.micro_batch_tokens;
         let blocks = model.blocks();
@@ -110,8 +110,8 @@ impl MemoryPlan {
             rope_table_bytes: settings.positions * model.config().head_dim * DType::F32.size(),
             balance_bytes: model.balance().map_or(0, |balance| balance.bytes(settings.micro_batch_rows)),
             scalar_bytes: (statistic::COUNT + decision::COUNT) * DType::F64.size(),
-            batch_bytes: BatchRoom::bytes(settings),
-            stream_bytes: if settings.on_gpu { SCRATCH_BYTES + WORKSPACE_BYTES } else { 0 },
+            batch_bytes: BatchRoom::bytes(settings, home),
+            stream_bytes: if home == Home::Gpu { SCRATCH_BYTES + WORKSPACE_BYTES } else { 0 },
         })
     }
 

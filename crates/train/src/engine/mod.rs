@@ -48,8 +48,6 @@ pub struct EngineSettings {
     pub recompute: bool,
     /// How long gathered weights stay.
     pub residency: Residency,
-    /// Whether the engine works on a GPU, which has memory of its own.
-    pub on_gpu: bool,
     /// The update rule.
     pub optimizer: Optimizer,
     /// What the global gradient norm is clipped to; infinite clips nothing.
@@ -104,7 +102,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates, where `queue` works, everything that `settings` call for. Weights are zero until they are loaded or
+    /// Allocates, where `queue` works, as `model` must be told, everything that `settings` call for. Weights are zero until they are loaded or
     /// initialised.
     ///
     /// # Errors
@@ -120,7 +118,7 @@ impl Engine {
         let sizes = unit_sizes(&model).into_iter();
         let units = sizes.map(|size| Unit::zeroed(&queue, size, world_size, moments));
         let units = units.collect::<Result<_, _>>()?;
-        let units = Units::new(&queue, mesh, units, model.compute(), settings.residency)?;
+        let units = Units::new(&queue, mesh, units, model.compute().dtype, settings.residency)?;
         let plan = MemoryPlan::new(&model, Sharing::of(units.mesh()), &settings)?;
         let buffer = |bytes: usize| Buffer::on(&queue, bytes);
         let buffers =
@@ -132,7 +130,7 @@ impl Engine {
             scratch: buffer(plan.scratch_bytes())?,
             balance: buffer(plan.balance_bytes)?,
             exchange: plan.context.buffers(&queue)?,
-            batch: BatchRoom::new(&queue, &settings, model.config())?,
+            batch: BatchRoom::new(&queue, &settings, &model)?,
         };
         let mut rope_table = buffer(plan.rope_table_bytes)?;
         let frequencies = model.config().rope.inverse_frequencies(model.config().head_dim);

@@ -177,7 +177,7 @@ impl Pass<'_> {
 
     /// The `[T, H]` front of a buffer.
     pub(super) fn stream<'b>(&self, buffer: &'b mut Buffer) -> Result<ViewMut<'b>, OpError> {
-        let (dtype, width) = (self.model.compute(), self.model.config().hidden_size);
+        let (dtype, width) = (self.model.compute().dtype, self.model.config().hidden_size);
         rows(buffer, dtype, self.context.batch.tokens(), width)
     }
 }

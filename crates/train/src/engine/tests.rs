@@ -40,7 +40,6 @@ fn settings(context: usize, recompute: bool, residency: Residency) -> EngineSett
         residency,
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
         max_grad_norm: 1.0,
-        on_gpu: false,
     }
 }
 

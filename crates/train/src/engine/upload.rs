@@ -1,9 +1,8 @@
 //! Where a micro-batch lies while stages work on it: on the CPU as it came, on a GPU in memory that is there for it.
 
 use tessera_dist::DistError;
-use tessera_model::MicroBatch;
-use tessera_model::config::ModelConfig;
-use tessera_ops::{Arena, Buffer, DType, OpError, Queue, View, fill};
+use tessera_model::{MicroBatch, Model};
+use tessera_ops::{Arena, Buffer, DType, Home, OpError, Queue, View, fill};
 
 use super::EngineSettings;
 
@@ -23,8 +22,8 @@ struct Bounds {
 
 impl BatchRoom {
     /// Bytes of the room.
-    pub(super) fn bytes(settings: &EngineSettings) -> usize {
-        if !settings.on_gpu {
+    pub(super) fn bytes(settings: &EngineSettings, home: Home) -> usize {
+        if home == Home::Host {
             return 0;
         }
         let (tokens, rows) = (settings.micro_batch_tokens, settings.micro_batch_rows);
@@ -34,13 +33,10 @@ impl BatchRoom {
         4 * cost(tokens) + cost(rows * settings.positions + 1) + cost(rows + 1)
     }
 
-    pub(super) fn new(
-        queue: &Queue,
-        settings: &EngineSettings,
-        config: &ModelConfig,
-    ) -> Result<Self, OpError> {
-        let memory = Buffer::on(queue, Self::bytes(settings))?;
-        Ok(Self { memory, bounds: Bounds { tokens: config.vocab_size, positions: settings.positions } })
+    pub(super) fn new(queue: &Queue, settings: &EngineSettings, model: &Model) -> Result<Self, OpError> {
+        let memory = Buffer::on(queue, Self::bytes(settings, model.compute().home))?;
+        let bounds = Bounds { tokens: model.config().vocab_size, positions: settings.positions };
+        Ok(Self { memory, bounds })
     }
 
     /// The micro-batch where the operators of `queue` can read it. They cannot look whether its indices are right, so that is

@@ -188,7 +188,7 @@ impl Resolved {
             Some(saved) => saved.names(&config),
             None => state::names(&settings, &source, &config)?,
         };
-        let model = Model::with_names(config.clone(), names).computing_in(settings.compute());
+        let model = Model::with_names(config.clone(), names).computing(settings.compute());
         let tokenizer = TextTokenizer::with_date(
             &source.tokenizer_json,
             source.tokenizer_config.as_ref(),
@@ -282,7 +282,6 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
         },
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,
-        on_gpu: settings.on_gpus(),
     }
 }
 

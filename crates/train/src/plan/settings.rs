@@ -10,8 +10,9 @@ use tessera_checkpoint::StoredDType;
 use tessera_data::{DataSettings, Task};
 use tessera_dist::Degrees;
 use tessera_files::{Digest, Sha256, sha256_hex};
+use tessera_model::Compute;
 use tessera_model::config::{ModelConfig, TorchDType};
-use tessera_ops::DType;
+use tessera_ops::{DType, Home};
 
 use crate::engine::check_context;
 use crate::error::TrainError;
@@ -282,12 +283,13 @@ impl Settings {
         !self.gpus.is_empty()
     }
 
-    /// The dtype of gathered weights and of the residual stream.
-    pub fn compute(&self) -> DType {
-        match self.precision {
+    /// What the model computes in, and where.
+    pub fn compute(&self) -> Compute {
+        let dtype = match self.precision {
             Precision::AmpBf16 => DType::BF16,
             Precision::Auto | Precision::Fp32 => DType::F32,
-        }
+        };
+        Compute { dtype, home: if self.on_gpus() { Home::Gpu } else { Home::Host } }
     }
 
     /// How `world_size` ranks share the work.

@@ -160,7 +160,7 @@ impl Part<'_> {
             None => (None, &Silent),
         };
         let model = Model::with_names(prepared.config.clone(), prepared.names);
-        let model = model.computing_in(plan.settings.compute());
+        let model = model.computing(plan.settings.compute());
         let mut engine = Engine::new(queue, model, mesh, plan.engine_settings())?;
         let identity = prepared.train.identity();
         let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;

@@ -114,7 +114,6 @@ impl Golden {
             residency: Residency::default(),
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
-            on_gpu: false,
         }
     }
 

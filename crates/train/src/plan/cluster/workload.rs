@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use tessera_dist::{Degrees, Residency};
-use tessera_model::Model;
 use tessera_model::catalogue;
 use tessera_model::config::{ModelConfig, TrainingWork};
-use tessera_ops::DType;
+use tessera_model::{Compute, Model};
+use tessera_ops::{DType, Home};
 
 use super::{ClusterError, Layout};
 use crate::engine::EngineSettings;
@@ -65,7 +65,8 @@ impl Workload {
         spec.devices = Some(Devices::ONE_CPU);
         spec.precision = None;
         let settings = Settings::resolve(spec, &config, || None)?;
-        Ok(Self { settings, model: Model::new(config).computing_in(DType::BF16), batch_is_given })
+        let compute = Compute { dtype: DType::BF16, home: Home::Gpu };
+        Ok(Self { settings, model: Model::new(config).computing(compute), batch_is_given })
     }
 
     /// The model's name as it was given.
@@ -113,7 +114,7 @@ impl Workload {
     /// The engine's settings for micro-batches of `rows` rows, each shared by `context` ranks.
     pub fn engine_settings(&self, rows: usize, context: usize) -> EngineSettings {
         let micro_batch_tokens = (rows * self.context_length()).div_ceil(context);
-        EngineSettings { micro_batch_tokens, on_gpu: true, ..engine_settings(&self.settings, rows) }
+        EngineSettings { micro_batch_tokens, ..engine_settings(&self.settings, rows) }
     }
 
     /// Whether blocks are computed again on the way back.
