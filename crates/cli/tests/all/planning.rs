@@ -103,6 +103,25 @@ fn what_cannot_be_planned_is_refused() {
 }
 
 #[test]
+fn processes_need_room_to_pack_for_one_another() {
+    let bench = Bench::new();
+    let plan = |arguments: &[&str]| {
+        let keys = ["device_train_microbatch_size=1"];
+        let plan = bench.tessera(&[&["plan", "run.yaml", "--json"], arguments, &keys].concat()).json();
+        let part = |name: &str| plan["memory_bytes"][name].as_u64().unwrap_or(0);
+        (part("weights"), part("exchange_between_processes"), plan["memory_total_bytes"].as_u64().unwrap())
+    };
+    let (alone, one_of_two) = (plan(&[]), plan(&["--processes", "2"]));
+    assert_eq!(one_of_two.0, alone.0 / 2);
+    assert_eq!((alone.1, one_of_two.1), (0, 2 << 22));
+    let threads = plan(&["devices=cpu:2"]);
+    assert_eq!((threads.1, threads.2), (0, 2 * (one_of_two.2 - one_of_two.1)), "two ranks, in one process");
+    // Where the run file names them the number of processes is known.
+    assert_eq!(plan(&["parallel.shard=2"]), one_of_two);
+    bench.tessera(&["plan", "run.yaml", "--processes", "3", "parallel.shard=2"]).refused(&["parallel", "3"]);
+}
+
+#[test]
 fn ranks_of_one_process_need_their_memory_together() {
     let bench = Bench::new();
     let memory = |devices: &str| {

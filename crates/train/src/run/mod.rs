@@ -110,11 +110,10 @@ pub fn train(
     stop: &StopSignal,
 ) -> Result<Outcome, TrainError> {
     let silent: Arc<dyn Observer> = Arc::new(Silent);
-    let mut resolved = resolve(spec, if launch.leads() { observer } else { &silent })?;
-    resolved.ranks *= launch.processes;
+    let mut resolved =
+        resolve(spec, if launch.leads() { observer } else { &silent })?.over(launch.processes)?;
     let settings = &resolved.settings;
     let deadline = Deadline::new(settings.startup_timeout());
-    settings.degrees(resolved.ranks, resolved.config())?;
     let ranks = match settings.on_gpus() {
         true => launch.join_gpus(&settings.gpus)?,
         false => launch.join(settings.local_ranks(), &deadline)?,

@@ -47,6 +47,7 @@ fn plan(config: &ModelConfig) -> RunPlan {
         length,
         memory: MemoryPlan::new(&model, alone, &engine_settings(&settings, 1)).unwrap(),
         answer_bytes: 0,
+        process_scratch_bytes: 0,
         settings,
     }
 }
