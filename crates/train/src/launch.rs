@@ -1,8 +1,9 @@
 //! Who started this process, and which of how many it is.
 //!
-//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, MPICH's `mpiexec`, and `torchrun`, whose
-//! names manifests use too. A run file never says it: the same file runs anywhere. What the variables say is held against
-//! what MPI finds, so that processes which do not see one another never train into one folder.
+//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, MPICH's `mpiexec`, `prterun`, and `torchrun`,
+//! whose names manifests use too; what one of them leaves open is said on the command line. A run file never says it: the same
+//! file runs anywhere. What is said is held against what MPI finds, so that processes which do not see one another never train
+//! into one folder.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -24,14 +25,24 @@ pub struct Launch {
     pub processes: usize,
 }
 
-/// The variables of the launchers: this process, all processes. The first pair that is set counts: `mpirun` below `srun`
-/// leaves both.
-const LAUNCHERS: [(&str, &str, &str); 4] = [
-    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-    ("torchrun or a manifest", "RANK", "WORLD_SIZE"),
+/// The variables of the launchers: this process, all processes. The first that say it count: `mpirun` below `srun` leaves those
+/// of both, and both leave PMIx's, which has no variable for the number of processes.
+const LAUNCHERS: [(&str, &str, Option<&str>); 5] = [
+    ("mpirun", "OMPI_COMM_WORLD_RANK", Some("OMPI_COMM_WORLD_SIZE")),
+    ("mpiexec (PMI)", "PMI_RANK", Some("PMI_SIZE")),
+    ("srun", "SLURM_PROCID", Some("SLURM_STEP_NUM_TASKS")),
+    ("torchrun or a manifest", "RANK", Some("WORLD_SIZE")),
+    ("a launcher over PMIx", "PMIX_RANK", None),
 ];
+
+/// What the command line says of a launch; it comes before what the environment says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Given {
+    /// This process, counted from 0 over all nodes: `--rank`.
+    pub rank: Option<usize>,
+    /// All processes of the run: `--world-size`.
+    pub world_size: Option<usize>,
+}
 
 impl Launch {
     /// A process that nobody launched as one of several.
@@ -39,36 +50,55 @@ impl Launch {
         Self { launcher: "no launcher", process: 0, processes: 1 }
     }
 
-    /// Reads the launcher's variables, of which `variable` gives the values.
+    /// Puts together what was `given` and the launcher's variables, of which `variable` gives the values.
     ///
     /// # Errors
-    /// When a variable is no number, or the process is none of the processes.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, TrainError> {
-        for (launcher, process_name, processes_name) in LAUNCHERS {
-            let (Some(process), Some(processes)) = (variable(process_name), variable(processes_name)) else {
-                continue;
-            };
-            let number = |name: &'static str, text: &str| {
-                let unfit = || TrainError::Launch { launcher, name, found: text.to_owned() };
-                text.trim().parse::<usize>().map_err(|_| unfit())
-            };
-            let process = number(process_name, &process)?;
-            let processes = number(processes_name, &processes)?;
-            if process >= processes {
-                let found = format!("{process} of {processes}");
-                return Err(TrainError::Launch { launcher, name: process_name, found });
-            }
-            return Ok(Self { launcher, process, processes });
+    /// When a variable is no number, one of the two numbers is not said, or the process is none of the processes.
+    pub fn read(given: Given, variable: impl Fn(&str) -> Option<String>) -> Result<Self, TrainError> {
+        if let Given { rank: Some(process), world_size: Some(processes) } = given {
+            return Self::of("the command line", "--rank", process, processes);
         }
-        Ok(Self::alone())
+        for (launcher, process_name, processes_name) in LAUNCHERS {
+            let number = |name: &'static str| {
+                let number = variable(name).map(|text| text.trim().parse::<usize>().map_err(|_| text));
+                number.transpose().map_err(|found| TrainError::Launch { launcher, name, found })
+            };
+            let process = given.rank.map_or_else(|| number(process_name), |rank| Ok(Some(rank)))?;
+            let processes = match (given.world_size, processes_name) {
+                (Some(processes), _) => Some(processes),
+                (None, Some(name)) => number(name)?,
+                (None, None) => None,
+            };
+            match (process, processes, processes_name) {
+                (Some(process), Some(processes), _) => {
+                    return Self::of(launcher, process_name, process, processes);
+                }
+                (Some(_), None, None) => return Err(TrainError::LaunchedOfUnknown { launcher }),
+                _ => {}
+            }
+        }
+        if given == Given::default() { Ok(Self::alone()) } else { Err(TrainError::LaunchedHalf) }
     }
 
-    /// Reads the environment.
+    fn of(
+        launcher: &'static str,
+        name: &'static str,
+        process: usize,
+        processes: usize,
+    ) -> Result<Self, TrainError> {
+        if process >= processes {
+            let found = format!("{process} of {processes}");
+            return Err(TrainError::Launch { launcher, name, found });
+        }
+        Ok(Self { launcher, process, processes })
+    }
+
+    /// Puts together what was `given` and the environment.
     ///
     /// # Errors
     /// As [`Launch::read`].
-    pub fn from_environment() -> Result<Self, TrainError> {
-        Self::read(|name| std::env::var(name).ok())
+    pub fn find(given: Given) -> Result<Self, TrainError> {
+        Self::read(given, |name| std::env::var(name).ok())
     }
 
     /// Ends the other processes of the run too, which would wait for this one; does nothing where there are none.
@@ -221,10 +251,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
-        Launch::read(|name| {
+    fn read_with(given: Given, variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
+        Launch::read(given, |name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
+    }
+
+    fn read(variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
+        read_with(Given::default(), variables)
     }
 
     #[test]
@@ -233,6 +267,7 @@ mod tests {
         let launched = read(&[
             ("SLURM_PROCID", "0"),
             ("SLURM_STEP_NUM_TASKS", "1"),
+            ("PMIX_RANK", "2"),
             ("OMPI_COMM_WORLD_RANK", "2"),
             ("OMPI_COMM_WORLD_SIZE", "4"),
         ]);
@@ -242,6 +277,29 @@ mod tests {
         let slurm = read(&[("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")]).unwrap();
         assert_eq!((slurm.launcher, slurm.process, slurm.processes), ("srun", 1, 2));
         assert_eq!(read(&[("SLURM_PROCID", "0")]).unwrap(), Launch::alone(), "a batch script without srun");
+    }
+
+    #[test]
+    fn the_command_line_says_what_the_launcher_does_not() {
+        let given = |rank, world_size| Given { rank, world_size };
+        let place = |launch: Result<Launch, TrainError>| {
+            let launch = launch.unwrap();
+            (launch.process, launch.processes)
+        };
+        // As prterun leaves it.
+        let pmix = [("PMIX_RANK", "2")];
+        let error = read(&pmix).unwrap_err().to_string();
+        assert!(error.contains("a launcher over PMIx") && error.contains("--world-size"), "{error}");
+        assert_eq!(place(read_with(given(None, Some(4)), &pmix)), (2, 4));
+        let torch = [("RANK", "1"), ("WORLD_SIZE", "2")];
+        assert_eq!(place(read_with(given(Some(3), Some(5)), &torch)), (3, 5));
+        assert_eq!(place(read_with(given(Some(0), None), &torch)), (0, 2));
+        for half in [given(Some(0), None), given(None, Some(2))] {
+            let error = read_with(half, &[]).unwrap_err().to_string();
+            assert!(error.contains("--rank") && error.contains("--world-size"), "{error}");
+        }
+        let error = read_with(given(Some(4), Some(4)), &[]).unwrap_err().to_string();
+        assert!(error.contains("4 of 4"), "{error}");
     }
 
     #[test]
