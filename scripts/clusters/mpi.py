@@ -63,6 +63,30 @@ def another_number_of_processes(folder: Folder) -> None:
     folder.close_run("moved", "one", 1e-4)
 
 
+def stopped_through_mpirun(folder: Folder) -> None:
+    """mpirun told to stop: SIGUSR1 reaches the ranks at once, SIGTERM where it leaves them time; both save, and the run goes on"""
+    run = ["training_duration=400ba", "save_interval=1dur", "global_train_batch_size=96"]
+    with mpi(folder, RANKS, "whole", *run) as job:
+        job.succeeds()
+    # It ends with the ranks' own code, or with 1 because it has ended them. It waits so long before it tells them, and then
+    # again before it kills them.
+    patience = ["--mca", "odls_base_sigkill_timeout", "2"]
+    for number, options, code in ((signal.SIGUSR1, [], 143), (signal.SIGTERM, patience, 1)):
+        line = mpirun(RANKS, *training("stopped", *run))
+        line[1:1] = options
+        with Job(folder, line) as job:
+            job.trains("stopped", 5)
+            before = folder.whole_checkpoints("stopped")
+            kill(job.process.pid, number)
+            found = job.wait(20)
+            expect(found == code, f"{number.name}: ended with {found}:\n{job.said()[-3000:]}")
+        saved = folder.whole_checkpoints("stopped")
+        expect(len(saved) == len(before) + 1, f"{number.name}: {saved} after {before}:\n{job.said()[-3000:]}")
+    with mpi(folder, RANKS, "stopped", *run) as job:
+        job.succeeds()
+    folder.same_run("stopped", "whole")
+
+
 def killed_at_random(folder: Folder) -> None:
     """a rank killed at random moments, 24 times: the culprit is named, the run ends with the same weights"""
     # Batches in which there is more to compute than to wait for.
@@ -260,6 +284,7 @@ def main() -> None:
         stands_still,
         stands_still_and_mpirun_ends_it,
         stands_still_before_it_trains,
+        stopped_through_mpirun,
         killed_while_saving,
         killed_at_random,
     )

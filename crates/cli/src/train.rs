@@ -22,7 +22,7 @@ use reporter::Reporter;
 
 /// Trains what a run file describes, or goes on with it where it was interrupted.
 ///
-/// The first Ctrl-C (SIGINT) or SIGTERM finishes the batch, saves, and ends with 130 or 143; a second one leaves at once.
+/// The first Ctrl-C (SIGINT), SIGTERM or SIGUSR1 finishes the batch, saves, and ends with 130 or 143; a second one leaves at once.
 /// The same command then goes on from the newest whole checkpoint.
 #[derive(Debug, Args)]
 #[command(
