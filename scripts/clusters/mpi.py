@@ -170,11 +170,11 @@ def killed_while_saving(folder: Folder) -> None:
         expect(not hidden, f"{call} on {file}: {hidden} stayed")
 
 
-def struck(folder: Folder, victim: int, call: str, file: Path, command: list[str]) -> list[str]:
-    """A command line for ranks of which the victim is killed when it comes to a system call on a file."""
+def struck(folder: Folder, victim: int, call: str, file: Path, command: list[str], fault: str = "signal=KILL") -> list[str]:
+    """A command line for ranks of which the victim is killed, or has another fault, when it comes to a system call on a file."""
     # The tracer compares paths as they are written; those of open files are whole.
     paths = ["-P", os.path.relpath(file, folder.path), "-P", str(file)]
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL"]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
     parts = [(victim, command), (1, strace + command), (RANKS - victim - 1, command)]
     groups = [["-n", str(count), *part] for count, part in parts if count]
     line = mpirun(0)[:-2] + groups[0]
@@ -195,6 +195,8 @@ def stands_still(folder: Folder) -> None:
             process = job.rank(victim)
             job.trains(name)
             kill(process, signal.SIGSTOP)
+            # Whoever waits for it is told to stop meanwhile, and cannot: that is no reason to wait longer.
+            kill(job.rank(2), signal.SIGTERM)
             began = time.monotonic()
             others = [folder.path / f"code-{rank}" for rank in range(RANKS) if rank != victim]
             while not all(path.exists() and path.read_text() for path in others):
@@ -233,12 +235,25 @@ def stands_still_and_mpirun_ends_it(folder: Folder) -> None:
 
 
 def stands_still_before_it_trains(folder: Folder) -> None:
-    """rank 0 stands still while it prepares: the others end with 4 at the deadline of the start and name it"""
+    """a rank that stands still before it joins, or while it prepares: the others end with 4 at the deadline and name it"""
     starting = ["dist_startup_timeout=2", *LONG]
-    with mpi(folder, RANKS, "stopped", *starting) as job:
-        kill(job.rank(0), signal.SIGSTOP)
-        expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
-        expect(not folder.numbers("stopped"), "it trained before it was stopped")
+    for victim, file, message in (
+        (1, folder.path / "model/config.json", "nothing is seen of rank 1"),
+        (0, folder.path / "train.jsonl", "rank 0 did not come to it"),
+    ):
+        name = f"stopped{victim}"
+        with Job(folder, struck(folder, victim, "openat", file, training(name, *starting), "signal=STOP")) as job:
+            expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
+            job.says(message)
+            expect(not folder.numbers(name), "it trained before it was stopped")
+
+
+def comes_late(folder: Folder) -> None:
+    """a rank that comes to the start long after the others: it is named, and the run trains"""
+    late = struck(folder, 2, "openat", folder.path / "model/config.json", training("late", *SAVED), "delay_enter=12s")
+    with Job(folder, late) as job:
+        job.succeeds()
+        job.says("warning: rank 2 on", "s after the first rank to the start of the run")
 
 
 def refuses_differences(folder: Folder) -> None:
@@ -284,6 +299,7 @@ def main() -> None:
         stands_still,
         stands_still_and_mpirun_ends_it,
         stands_still_before_it_trains,
+        comes_late,
         stopped_through_mpirun,
         killed_while_saving,
         killed_at_random,

@@ -17,6 +17,7 @@ mod host;
 mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod presence;
 mod pulse;
 mod recorder;
 mod single;
@@ -31,6 +32,7 @@ pub use error::DistError;
 pub use explain::{Explanation, Finding, explain};
 pub use group::{Exchange, Group, Pending};
 pub use mesh::{Degrees, Mesh};
+pub use presence::Presence;
 pub use recorder::{Call, Label, Operation, Record, Recorder, Totals};
 pub use single::Single;
 pub use slots::{PROCESS_SCRATCH_BYTES, Residency, SlotPlan};

@@ -6,13 +6,19 @@
 //! into one folder.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tessera_dist::{Deadline, Group, Single, threads};
+use serde::{Deserialize, Serialize};
+use tessera_dist::{Deadline, Group, Pending, Single, threads};
 use tessera_ops::Queue;
 use tessera_ops::cuda::Gpu;
 
 use crate::error::TrainError;
+
+/// Lateness that a launcher does not explain: a machine is slow, or busy with something else.
+const LATE: Duration = Duration::from_secs(10);
 
 /// What a launcher tells a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +79,9 @@ impl Launch {
                 (Some(process), Some(processes), _) => {
                     return Self::of(launcher, process_name, process, processes);
                 }
-                (Some(_), None, None) => return Err(TrainError::LaunchedOfUnknown { launcher }),
+                (Some(_), None, None) if given.rank.is_none() => {
+                    return Err(TrainError::LaunchedOfUnknown { launcher });
+                }
                 _ => {}
             }
         }
@@ -129,16 +137,22 @@ impl Launch {
         }
     }
 
-    /// Joins the other ranks, with `local_ranks` ranks of this process.
+    /// Joins the other ranks, with `local_ranks` ranks of this process. Those that do not come are named by what is seen of them
+    /// beside `folder`, the run's.
     ///
     /// # Errors
     /// When this build has no engine for several processes, one of them does not come, or a thread or the launcher's
     /// library fails.
-    pub fn join(&self, local_ranks: NonZeroUsize, deadline: &Deadline) -> Result<Ranks, TrainError> {
+    pub fn join(
+        &self,
+        local_ranks: NonZeroUsize,
+        deadline: &Deadline,
+        folder: &Path,
+    ) -> Result<Ranks, TrainError> {
         match (self.processes, local_ranks.get()) {
             (1, 1) => Ok(Ranks::of(vec![Box::new(Single)])),
             (1, ranks) => Ok(Ranks::of(threads::groups(ranks, deadline)?)),
-            (_, 1) => self.join_processes(deadline),
+            (_, 1) => self.join_processes(deadline, folder),
             (processes, ranks) => Err(TrainError::unsupported(
                 "devices",
                 format!("cpu:{ranks}"),
@@ -148,8 +162,10 @@ impl Launch {
     }
 
     #[cfg(feature = "mpi")]
-    fn join_processes(&self, deadline: &Deadline) -> Result<Ranks, TrainError> {
-        let (group, session) = tessera_dist::mpi::connect(deadline.get())?;
+    fn join_processes(&self, deadline: &Deadline, folder: &Path) -> Result<Ranks, TrainError> {
+        let presence = tessera_dist::Presence::show(folder, self.process)?;
+        let connected = tessera_dist::mpi::connect(deadline.get());
+        let (group, session) = connected.map_err(|error| presence.name_missing(error, self.processes))?;
         if group.world_size() != self.processes {
             return Err(TrainError::Unlaunched {
                 launcher: self.launcher,
@@ -161,8 +177,47 @@ impl Launch {
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn join_processes(&self, _: &Deadline) -> Result<Ranks, TrainError> {
+    fn join_processes(&self, _: &Deadline, _: &Path) -> Result<Ranks, TrainError> {
         Err(TrainError::NoProcesses { launcher: self.launcher, processes: self.processes })
+    }
+}
+
+/// What a process tells of itself when it meets the others.
+#[derive(Serialize, Deserialize)]
+struct Arrival {
+    /// The boot of the kernel that it runs on: processes with the same share a machine.
+    boot: String,
+    host: String,
+    /// For how many seconds it has waited for the others.
+    waited: f64,
+}
+
+/// How the processes of a run came together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckIn {
+    /// Those on this machine, which share its memory.
+    pub processes_here: usize,
+    /// A line for each that came late.
+    pub late: Vec<String>,
+}
+
+impl CheckIn {
+    /// A process without others.
+    const ALONE: Self = Self { processes_here: 1, late: Vec::new() };
+
+    /// Of processes with so many ranks each. All met at one time: who waited least came last.
+    fn of(own: &Arrival, all: &[Arrival], ranks_each: usize) -> Self {
+        let longest = all.iter().map(|arrival| arrival.waited).fold(0.0, f64::max);
+        let late = all.iter().enumerate().step_by(ranks_each).filter_map(|(rank, Arrival { host, waited, .. })| {
+            let behind = longest - waited;
+            (behind >= LATE.as_secs_f64()).then(|| {
+                format!(
+                    "rank {rank} on {host} came {behind:.0} s after the first rank to the start of the run"
+                )
+            })
+        });
+        let here = all.iter().filter(|arrival| arrival.boot == own.boot);
+        Self { processes_here: here.count() / ranks_each, late: late.collect() }
     }
 }
 
@@ -197,21 +252,35 @@ impl Ranks {
         Ok(self.gpus.iter().map(Queue::cuda).collect::<Result<_, _>>()?)
     }
 
-    /// How many processes of the run share this machine: those that name the same boot of a kernel. All processes call it.
+    /// Meets all ranks for the first time, in a process that has waited for them `since` it came. All processes call it.
     ///
     /// # Errors
     /// When a rank is not there.
-    pub fn processes_here(&self, processes: usize) -> Result<usize, TrainError> {
+    pub fn check_in(&self, processes: usize, since: Instant) -> Result<CheckIn, TrainError> {
         if processes == 1 {
-            return Ok(1);
+            return Ok(CheckIn::ALONE);
         }
-        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let calls = self.groups.iter().map(|group| group.all_gather_bytes("machine", boot.clone()));
-        let mut ranks_here = 0;
-        for call in calls.collect::<Result<Vec<_>, _>>()? {
-            ranks_here = call.wait()?.iter().filter(|other| **other == boot).count();
+        let met: Vec<_> =
+            self.groups.iter().map(|group| group.barrier("start-up check")).collect::<Result<_, _>>()?;
+        met.into_iter().try_for_each(Pending::wait)?;
+        let kernel = |name: &str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+            text.trim().to_owned()
+        };
+        let own = Arrival {
+            boot: kernel("random/boot_id"),
+            host: kernel("hostname"),
+            waited: since.elapsed().as_secs_f64(),
+        };
+        let told = serde_json::to_vec(&own)?;
+        let told = self.groups.iter().map(|group| group.all_gather_bytes("who came when", told.clone()));
+        let mut all = Vec::new();
+        for told in told.collect::<Result<Vec<_>, _>>()? {
+            all = told.wait()?;
         }
-        Ok(ranks_here / self.groups.len().max(1))
+        let all: Vec<Arrival> =
+            all.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?;
+        Ok(CheckIn::of(&own, &all, self.groups.len()))
     }
 
     /// Sends bytes from rank 0, which alone needs to have them, to all ranks. All processes call it.
@@ -310,12 +379,23 @@ mod tests {
         assert!(error.contains("2 of 2"), "{error}");
     }
 
+    #[test]
+    fn who_comes_late_is_named() {
+        let arrival =
+            |boot: &str, host: &str, waited| Arrival { boot: boot.into(), host: host.into(), waited };
+        let all = [arrival("a", "n1", 40.0), arrival("b", "n2", 0.5), arrival("a", "n1", 31.0)];
+        let late = vec!["rank 1 on n2 came 40 s after the first rank to the start of the run".to_owned()];
+        assert_eq!(CheckIn::of(&all[0], &all, 1), CheckIn { processes_here: 2, late: late.clone() });
+        assert_eq!(CheckIn::of(&all[1], &all, 1), CheckIn { processes_here: 1, late });
+    }
+
     #[cfg(not(feature = "mpi"))]
     #[test]
     fn several_processes_need_an_engine() {
         let launch = Launch { launcher: "mpirun", process: 1, processes: 4 };
-        let deadline = Deadline::new(std::time::Duration::from_secs(1));
-        let error = launch.join(NonZeroUsize::MIN, &deadline).err().unwrap().to_string();
+        let deadline = Deadline::new(Duration::from_secs(1));
+        let error =
+            launch.join(NonZeroUsize::MIN, &deadline, Path::new("runs/one")).err().unwrap().to_string();
         assert!(error.contains("mpirun") && error.contains("--features mpi"), "{error}");
     }
 }
