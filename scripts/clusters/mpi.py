@@ -47,7 +47,8 @@ def hybrid(folder: Folder) -> None:
 
 def another_number_of_processes(folder: Folder) -> None:
     """a run goes on with 4, then 2, then 3 processes, then one, and ends with the weights of one rank"""
-    length = ["training_duration=150ba", "save_interval=1dur", "learning_rate=1.0e-3"]
+    # Large batches, so that a busy machine does not come to the last of them before it has told a rank to stop.
+    length = ["training_duration=150ba", "global_train_batch_size=96", "save_interval=1dur", "learning_rate=1.0e-3"]
     folder.train("one", *length)
     for ranks in (4, 2, 3):
         with mpi(folder, ranks, "moved", *length) as job:
