@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tessera_data::MicroBatch;
-use tessera_dist::{DistError, Mesh, Residency, Single};
+use tessera_dist::{DistError, Mesh, Residency, Single, Wire};
 use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model};
 use tessera_ops::Queue;
@@ -66,6 +66,7 @@ impl Rows {
             chunk_tokens: CHUNK_TOKENS,
             recompute,
             residency: Residency::default(),
+            wire: Wire::default(),
             optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
             on_gpu: false,

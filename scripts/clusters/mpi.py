@@ -37,12 +37,14 @@ def same_as_threads_and_one_process(folder: Folder) -> None:
 
 
 def hybrid(folder: Folder) -> None:
-    """2 copies over 2 processes each: the bits of as many threads"""
-    layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2"]
-    with mpi(folder, 4, "mpi", *layout) as job:
-        job.succeeds()
-    folder.train("threads", *layout, "devices=cpu:4")
-    folder.same_run("mpi", "threads")
+    """2 copies over 2 processes each, gradients in fp32 and in bf16: the bits of as many threads"""
+    for dtype in ("fp32", "bf16"):
+        layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2", f"parallel.reduce_dtype={dtype}"]
+        with mpi(folder, 4, f"mpi-{dtype}", *layout) as job:
+            job.succeeds()
+        folder.train(f"threads-{dtype}", *layout, "devices=cpu:4")
+        folder.same_run(f"mpi-{dtype}", f"threads-{dtype}")
+    expect(folder.weights("mpi-fp32") != folder.weights("mpi-bf16"), "nothing was rounded")
 
 
 def another_number_of_processes(folder: Folder) -> None:

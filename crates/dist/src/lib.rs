@@ -27,6 +27,7 @@ mod unit;
 mod units;
 mod waiting;
 mod watchdog;
+mod wire;
 
 pub use error::DistError;
 pub use explain::{Explanation, Finding, explain};
@@ -39,3 +40,4 @@ pub use slots::{PROCESS_SCRATCH_BYTES, Residency, SlotPlan};
 pub use unit::{Unit, UnitSize, UnitState};
 pub use units::{Gradient, Units, Weights};
 pub use watchdog::{Alarm, Deadline, Reason, Watchdog};
+pub use wire::Wire;

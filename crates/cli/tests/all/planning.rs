@@ -61,6 +61,11 @@ fn a_run_file_is_planned_for_a_cluster_without_its_data_or_weights() {
     assert_eq!(shared["parallel"], json!({"shard": 2, "replicate": 1, "context": 2}));
     assert_eq!(shared["saving"]["pinned_bytes"], 0);
     assert!(shared["links"]["exchanged"]["nvlink_bytes"].as_u64().unwrap() > 0);
+    let rounded = plan(&["parallel.reduce_dtype=bf16"]);
+    let sent = |plan: &Value, what: &str| plan["links"][what]["nvlink_bytes"].as_u64().unwrap();
+    assert_eq!(2 * sent(&rounded, "reduced"), sent(&short, "reduced"));
+    assert_eq!(sent(&rounded, "gathered"), sent(&short, "gathered"));
+    assert_eq!((&short["reduce_dtype"], &rounded["reduce_dtype"]), (&json!("fp32"), &json!("bf16")));
 }
 
 #[test]

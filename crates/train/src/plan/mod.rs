@@ -285,6 +285,7 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
             true => Residency::WhileUsed,
             false => Residency::WholeStep,
         },
+        wire: settings.parallel.reduce_dtype.into(),
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,
         on_gpu: settings.on_gpus(),
