@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tessera_data::MicroBatch;
-use tessera_dist::{DistError, Residency, Single};
+use tessera_dist::{DistError, Mesh, Residency, Single, Wire};
 use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model};
 use tessera_ops::Queue;
@@ -43,8 +43,16 @@ impl Rows {
     /// # Panics
     /// When `config` is none, or there is not enough memory.
     pub fn engine(self, config: &str, recompute: bool) -> Engine {
+        self.engine_on(Single, config, recompute)
+    }
+
+    /// The same as one of several ranks. All of them call it.
+    ///
+    /// # Panics
+    /// As [`Rows::engine`].
+    pub fn engine_on(self, mesh: impl Into<Mesh>, config: &str, recompute: bool) -> Engine {
         let config = ModelConfig::parse(config, Path::new("config.json")).expect("the config is valid");
-        let engine = Engine::new(Queue::cpu(), Model::new(config), Single, self.settings(recompute))
+        let engine = Engine::new(Queue::cpu(), Model::new(config), mesh, self.settings(recompute))
             .expect("there is memory");
         engine.initialise(17).expect("weights can be drawn");
         engine
@@ -58,6 +66,7 @@ impl Rows {
             chunk_tokens: CHUNK_TOKENS,
             recompute,
             residency: Residency::default(),
+            wire: Wire::default(),
             optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
         }

@@ -37,17 +37,20 @@ def same_as_threads_and_one_process(folder: Folder) -> None:
 
 
 def hybrid(folder: Folder) -> None:
-    """2 copies over 2 processes each: the bits of as many threads"""
-    layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2"]
-    with mpi(folder, 4, "mpi", *layout) as job:
-        job.succeeds()
-    folder.train("threads", *layout, "devices=cpu:4")
-    folder.same_run("mpi", "threads")
+    """2 copies over 2 processes each, gradients in fp32 and in bf16: the bits of as many threads"""
+    for dtype in ("fp32", "bf16"):
+        layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2", f"parallel.reduce_dtype={dtype}"]
+        with mpi(folder, 4, f"mpi-{dtype}", *layout) as job:
+            job.succeeds()
+        folder.train(f"threads-{dtype}", *layout, "devices=cpu:4")
+        folder.same_run(f"mpi-{dtype}", f"threads-{dtype}")
+    expect(folder.weights("mpi-fp32") != folder.weights("mpi-bf16"), "nothing was rounded")
 
 
 def another_number_of_processes(folder: Folder) -> None:
     """a run goes on with 4, then 2, then 3 processes, then one, and ends with the weights of one rank"""
-    length = ["training_duration=150ba", "save_interval=1dur", "learning_rate=1.0e-3"]
+    # Large batches, so that a busy machine does not come to the last of them before it has told a rank to stop.
+    length = ["training_duration=150ba", "global_train_batch_size=96", "save_interval=1dur", "learning_rate=1.0e-3"]
     folder.train("one", *length)
     for ranks in (4, 2, 3):
         with mpi(folder, ranks, "moved", *length) as job:
@@ -61,6 +64,30 @@ def another_number_of_processes(folder: Folder) -> None:
         expect(shards == ranks, f"{newest} has {shards} shards")
     folder.train("moved", *length)
     folder.close_run("moved", "one", 1e-4)
+
+
+def stopped_through_mpirun(folder: Folder) -> None:
+    """mpirun told to stop: SIGUSR1 reaches the ranks at once, SIGTERM where it leaves them time; both save, and the run goes on"""
+    run = ["training_duration=400ba", "save_interval=1dur", "global_train_batch_size=96"]
+    with mpi(folder, RANKS, "whole", *run) as job:
+        job.succeeds()
+    # It ends with the ranks' own code, or with 1 because it has ended them. It waits so long before it tells them, and then
+    # again before it kills them.
+    patience = ["--mca", "odls_base_sigkill_timeout", "2"]
+    for number, options, code in ((signal.SIGUSR1, [], 143), (signal.SIGTERM, patience, 1)):
+        line = mpirun(RANKS, *training("stopped", *run))
+        line[1:1] = options
+        with Job(folder, line) as job:
+            job.trains("stopped", 5)
+            before = folder.whole_checkpoints("stopped")
+            kill(job.process.pid, number)
+            found = job.wait(20)
+            expect(found == code, f"{number.name}: ended with {found}:\n{job.said()[-3000:]}")
+        saved = folder.whole_checkpoints("stopped")
+        expect(len(saved) == len(before) + 1, f"{number.name}: {saved} after {before}:\n{job.said()[-3000:]}")
+    with mpi(folder, RANKS, "stopped", *run) as job:
+        job.succeeds()
+    folder.same_run("stopped", "whole")
 
 
 def killed_at_random(folder: Folder) -> None:
@@ -146,11 +173,11 @@ def killed_while_saving(folder: Folder) -> None:
         expect(not hidden, f"{call} on {file}: {hidden} stayed")
 
 
-def struck(folder: Folder, victim: int, call: str, file: Path, command: list[str]) -> list[str]:
-    """A command line for ranks of which the victim is killed when it comes to a system call on a file."""
+def struck(folder: Folder, victim: int, call: str, file: Path, command: list[str], fault: str = "signal=KILL") -> list[str]:
+    """A command line for ranks of which the victim is killed, or has another fault, when it comes to a system call on a file."""
     # The tracer compares paths as they are written; those of open files are whole.
     paths = ["-P", os.path.relpath(file, folder.path), "-P", str(file)]
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL"]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
     parts = [(victim, command), (1, strace + command), (RANKS - victim - 1, command)]
     groups = [["-n", str(count), *part] for count, part in parts if count]
     line = mpirun(0)[:-2] + groups[0]
@@ -171,6 +198,8 @@ def stands_still(folder: Folder) -> None:
             process = job.rank(victim)
             job.trains(name)
             kill(process, signal.SIGSTOP)
+            # Whoever waits for it is told to stop meanwhile, and cannot: that is no reason to wait longer.
+            kill(job.rank(2), signal.SIGTERM)
             began = time.monotonic()
             others = [folder.path / f"code-{rank}" for rank in range(RANKS) if rank != victim]
             while not all(path.exists() and path.read_text() for path in others):
@@ -209,12 +238,25 @@ def stands_still_and_mpirun_ends_it(folder: Folder) -> None:
 
 
 def stands_still_before_it_trains(folder: Folder) -> None:
-    """rank 0 stands still while it prepares: the others end with 4 at the deadline of the start and name it"""
+    """a rank that stands still before it joins, or while it prepares: the others end with 4 at the deadline and name it"""
     starting = ["dist_startup_timeout=2", *LONG]
-    with mpi(folder, RANKS, "stopped", *starting) as job:
-        kill(job.rank(0), signal.SIGSTOP)
-        expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
-        expect(not folder.numbers("stopped"), "it trained before it was stopped")
+    for victim, file, message in (
+        (1, folder.path / "model/config.json", "nothing is seen of rank 1"),
+        (0, folder.path / "train.jsonl", "rank 0 did not come to it"),
+    ):
+        name = f"stopped{victim}"
+        with Job(folder, struck(folder, victim, "openat", file, training(name, *starting), "signal=STOP")) as job:
+            expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
+            job.says(message)
+            expect(not folder.numbers(name), "it trained before it was stopped")
+
+
+def comes_late(folder: Folder) -> None:
+    """a rank that comes to the start long after the others: it is named, and the run trains"""
+    late = struck(folder, 2, "openat", folder.path / "model/config.json", training("late", *SAVED), "delay_enter=12s")
+    with Job(folder, late) as job:
+        job.succeeds()
+        job.says("warning: rank 2 on", "s after the first rank to the start of the run")
 
 
 def refuses_differences(folder: Folder) -> None:
@@ -260,6 +302,8 @@ def main() -> None:
         stands_still,
         stands_still_and_mpirun_ends_it,
         stands_still_before_it_trains,
+        comes_late,
+        stopped_through_mpirun,
         killed_while_saving,
         killed_at_random,
     )

@@ -166,14 +166,15 @@ def dies_before_it_joins(folder: Folder) -> None:
     shell = ["sh", "-c", script, *training("alone", "dist_startup_timeout=2")]
     with Job(folder, ["srun", "--nodes=2", "--ntasks=2", "--mpi=pmix", "--kill-on-bad-exit=0", *shell]) as job:
         job.wait(2 + SLACK + 5)
-        job.says("task 0: Exited with exit code 4", "not all processes of the job have joined within 2 s")
+        job.says("task 0: Exited with exit code 4", "joined within 2 s (dist_startup_timeout): nothing is seen of rank 1")
 
 
-def submit(folder: Folder, name: str, *overrides: str) -> str:
+def submit(folder: Folder, name: str, *overrides: str, binary: str = BINARY, requeue_after: int = 0) -> str:
     """Submits the job file that the README shows; returns the job's number."""
-    environment = os.environ | {"TESSERA": BINARY, "RAYON_NUM_THREADS": "1"}
+    settings = {"TESSERA": binary, "RAYON_NUM_THREADS": "1", "TESSERA_REQUEUE_AFTER": str(requeue_after)}
+    environment = os.environ | settings
     script = [str(ROOT / "configs/slurm.sbatch"), "run.yaml", f"run_name={name}", *overrides]
-    line = ["sbatch", "--parsable", "--export=ALL,TESSERA_REQUEUE_AFTER=0", f"--output={folder.path}/slurm-{name}.log", *script]
+    line = ["sbatch", "--parsable", f"--output={folder.path}/slurm-{name}.log", *script]
     ran = subprocess.run(line, cwd=folder.path, env=environment, capture_output=True, text=True, check=False)
     expect(ran.returncode == 0, f"sbatch: {ran.stderr}")
     return ran.stdout.strip()
@@ -193,6 +194,41 @@ def ends(folder: Folder, job: str, name: str) -> None:
         return "Done: 600 batches." in said or "all 600 batches are done" in said
 
     until(f"the end of job {job}, whose log is {log}", 120, lambda: done() and not job_state(job))
+
+
+def not_requeued(folder: Folder) -> None:
+    """a job whose rank is lost in its first minutes is not started again: it would end the same way"""
+    job, log = submit(folder, "early", *LONG, requeue_after=300), folder.path / "slurm-early.log"
+    until("a batch", 60, lambda: folder.numbers("early"))
+    slurm("scancel", "--signal=KILL", f"{job}.0")
+    until(f"the end of job {job}", 60, lambda: not job_state(job))
+    expect("not requeued" in log.read_text(), f"{log} does not say why the job ended")
+
+
+# What stands for the binary where one rank of a job is to be given something else.
+ODD_RANK = """\
+#!/bin/sh
+[ "$SLURM_PROCID" != 1 ] || set -- "$@" {override}
+exec {binary} "$@"
+"""
+
+
+def refused(folder: Folder) -> None:
+    """a rank whose input is at fault, before it joins the others or after: the job ends with 2 and is not started again"""
+    cases = {
+        "unread": ("nonsense=1", "nonsense"),
+        "absent": ("model=absent", "absent"),
+        "differs": ("seed=18", "rank 1 sees another seed than rank 0"),
+    }
+    for name, (override, message) in cases.items():
+        binary = folder.path / f"tessera-{name}"
+        binary.write_text(ODD_RANK.format(override=override, binary=BINARY))
+        binary.chmod(0o755)
+        job, log = submit(folder, name, *LONG, binary=str(binary)), folder.path / f"slurm-{name}.log"
+        until(f"the end of job {job}", 60, lambda: not job_state(job))
+        state, said = slurm("scontrol", "-o", "show", "job", job), log.read_text()
+        expect("Restarts=0" in state and "ExitCode=2:0" in state, f"{name}: {state}\n{said}")
+        expect(message in said, f"{name}: {said}")
 
 
 def requeued(folder: Folder) -> None:
@@ -218,7 +254,7 @@ def main() -> None:
     for tool in ("munged", "slurmctld", "slurmd", "srun", "sbatch"):
         expect(shutil.which(tool) is not None, f"{tool} is not installed")
     with Cluster():
-        run_cases(same_as_threads, stands_still, dies_before_it_joins, requeued)
+        run_cases(same_as_threads, stands_still, dies_before_it_joins, not_requeued, refused, requeued)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ class Folder:
     def numbers(self, name: str) -> list[dict]:
         """The lines of a run's metrics, each without what may vary."""
         path = self.run(name) / "metrics.jsonl"
-        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        # The last line of a run that works may still be on its way.
+        text = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        lines = map(json.loads, text.splitlines())
         return [{key: value for key, value in line.items() if not key.startswith(VARYING)} for line in lines]
 
     def weights(self, name: str) -> bytes:

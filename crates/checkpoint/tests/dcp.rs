@@ -310,6 +310,29 @@ fn any_number_of_ranks_writes_the_same_tensors() {
     }
 }
 
+/// What a rank does not ask for it does not read, be it ever so damaged.
+#[test]
+fn a_rank_reads_its_own_range_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, _, _, values) = &parameters()[0];
+    write_metadata(folder.path(), write(folder.path(), &parameters(), 3)).unwrap();
+    for other in [0, 2] {
+        let shard = folder.path().join(format!("__{other}_0.distcp"));
+        let length = fs::metadata(&shard).unwrap().len();
+        fs::write(&shard, vec![0; length as usize]).unwrap();
+    }
+    let name = StatePath::weight("model.embed_tokens.weight").to_string();
+    let reader = DcpReader::open(folder.path()).unwrap();
+    let (start, end) = (values.len().div_ceil(9), (values.len() * 4).div_ceil(9));
+    let mut own = vec![0.0; end - start];
+    reader.read_elements(&name, start, &mut own).unwrap();
+    assert_eq!(own, values[start..end]);
+    for (beyond, shard) in [(start - 1, "__0_0.distcp"), (end, "__2_0.distcp")] {
+        let error = reader.read_elements(&name, beyond, &mut [0.0]).unwrap_err().to_string();
+        assert!(error.contains(shard), "{error}");
+    }
+}
+
 #[test]
 fn tied_weights_are_stored_once() {
     let folder = tempfile::tempdir().unwrap();

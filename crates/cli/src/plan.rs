@@ -3,6 +3,8 @@
 mod catalogue;
 mod cluster;
 
+use std::num::NonZeroUsize;
+
 use clap::Args;
 use tessera_train::plan::cluster::{Cluster, ClusterError, ClusterPlan, Workload, find_gpu};
 
@@ -15,6 +17,7 @@ use crate::text::{Align, bytes, count, counted, table};
 const EXAMPLES: &str = "\
 Examples:
   tessera plan run.yaml global_train_batch_size=32 save_async=false
+  tessera plan run.yaml --processes 4
   tessera plan run.yaml --nodes 8 --gpus 8 --gpu h100
   tessera plan --model meta-llama/Meta-Llama-3.1-70B --nodes 4 --gpu-mtbf-hours 50000 parallel.replicate=2
   tessera plan --catalogue
@@ -41,6 +44,9 @@ pub struct PlanArguments {
     /// Tokens of a row
     #[arg(long, value_name = "TOKENS")]
     context_length: Option<usize>,
+    /// Plan for one of so many processes, as mpirun or srun start them
+    #[arg(long, conflicts_with_all = ["model", "nodes", "gpus", "gpu"])]
+    processes: Option<NonZeroUsize>,
     /// Machines of the cluster [default: 1]
     #[arg(long)]
     nodes: Option<usize>,
@@ -57,7 +63,7 @@ pub struct PlanArguments {
     #[arg(long, value_name = "HOURS")]
     gpu_mtbf_hours: Option<f64>,
     /// Say for every model of the catalogue what is the smallest cluster that fine-tunes it
-    #[arg(long, conflicts_with_all = ["run_file", "model", "context_length", "nodes", "gpus", "network_gbit", "gpu_mtbf_hours"])]
+    #[arg(long, conflicts_with_all = ["run_file", "model", "context_length", "nodes", "gpus", "network_gbit", "gpu_mtbf_hours", "processes"])]
     catalogue: bool,
     /// Print the plan as JSON
     #[arg(long)]
@@ -111,7 +117,7 @@ impl PlanArguments {
 
     fn plan_machine(self) -> Result<(), Failure> {
         let run_file = RunFile::new(self.run_file.unwrap_or_default(), self.overrides);
-        let plan = run_file.prepare()?.plan;
+        let plan = run_file.prepare_over(self.processes)?.plan;
         if self.json {
             return print_json(&plan_json(&plan));
         }

@@ -1,12 +1,13 @@
 //! The run file with the arguments laid over it: what four commands begin with.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use tessera_train::TrainError;
 use tessera_train::observe::Observer;
-use tessera_train::plan::{Prepared, prepare};
+use tessera_train::plan::{Prepared, resolve};
 use tessera_train::spec::RunSpec;
 
 use crate::failure::Failure;
@@ -37,9 +38,18 @@ impl RunFile {
 
     /// Everything up to the start of the run, with progress on standard error.
     pub fn prepare(&self) -> Result<Prepared, Failure> {
+        self.prepare_over(None)
+    }
+
+    /// The same for one of so many processes, where their number is known.
+    pub fn prepare_over(&self, processes: Option<NonZeroUsize>) -> Result<Prepared, Failure> {
         let watcher = Arc::new(Watcher::default());
         let observer: Arc<dyn Observer> = watcher.clone();
-        let prepared = prepare(self.load()?, &observer);
+        let mut resolved = resolve(self.load()?, &observer);
+        if let Some(processes) = processes {
+            resolved = resolved.and_then(|resolved| resolved.over(processes.get()));
+        }
+        let prepared = resolved.and_then(|resolved| resolved.prepare(&observer));
         watcher.clear();
         Ok(prepared?)
     }

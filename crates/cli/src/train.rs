@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tessera_train::launch::Launch;
+use tessera_train::launch::{Given, Launch};
 use tessera_train::observe::{EvaluationReport, Observer};
 use tessera_train::run::{self, Finished, Outcome, StopSignal};
 
@@ -22,7 +22,7 @@ use reporter::Reporter;
 
 /// Trains what a run file describes, or goes on with it where it was interrupted.
 ///
-/// The first Ctrl-C (SIGINT) or SIGTERM finishes the batch, saves, and ends with 130 or 143; a second one leaves at once.
+/// The first Ctrl-C (SIGINT), SIGTERM or SIGUSR1 finishes the batch, saves, and ends with 130 or 143; a second one leaves at once.
 /// The same command then goes on from the newest whole checkpoint.
 #[derive(Debug, Args)]
 #[command(
@@ -31,6 +31,12 @@ use reporter::Reporter;
 pub struct TrainArguments {
     #[command(flatten)]
     run_file: RunFile,
+    /// Which of the run's processes this is, from 0, where no launcher says it in its environment
+    #[arg(long, value_name = "NUMBER")]
+    rank: Option<usize>,
+    /// How many processes the run has, where no launcher says it
+    #[arg(long, value_name = "PROCESSES")]
+    world_size: Option<usize>,
     /// Print how the run ended as JSON on standard output; all else goes to standard error
     #[arg(long)]
     json: bool,
@@ -40,7 +46,7 @@ impl TrainArguments {
     /// Trains, and says where everything is.
     pub fn run(self) -> Result<ExitCode, Failure> {
         let spec = self.run_file.load()?;
-        let launch = Launch::from_environment()?;
+        let launch = Launch::find(Given { rank: self.rank, world_size: self.world_size })?;
         let reporter = Arc::new(Reporter::new(self.json));
         let stop = StopSignal::default();
         signals::watch(stop.clone(), reporter.clone()).map_err(Failure::Signals)?;

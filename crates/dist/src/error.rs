@@ -62,12 +62,14 @@ pub enum DistError {
     },
     /// The processes of a job did not find one another.
     #[error(
-        "not all processes of the job have joined within {seconds} s (dist_startup_timeout): one did not start, or ended \
-         before it could join"
+        "not all processes of the job have joined within {seconds} s (dist_startup_timeout){}",
+        missing_from_the_start(missing)
     )]
     Unjoined {
         /// The deadline.
         seconds: f64,
+        /// Those that show no sign of life, where that is known.
+        missing: Vec<usize>,
     },
     /// The processes of a job did not leave it together.
     #[error(
@@ -173,6 +175,17 @@ impl DistError {
                 | Self::Broken { .. }
                 | Self::Ended { .. }
         )
+    }
+}
+
+fn missing_from_the_start(missing: &[usize]) -> String {
+    match missing {
+        [] => ": one did not start, or ended before it could join".to_owned(),
+        ranks => format!(
+            ": nothing is seen of {}, which did not start, ended before it could join, stands still, or sees another \
+             save_folder",
+            name_ranks(ranks)
+        ),
     }
 }
 

@@ -12,6 +12,7 @@ use tessera_ops::{Buffer, DType, Queue, ViewMut};
 use crate::error::DistError;
 use crate::recorder::Recorder;
 use crate::unit::UnitState;
+use crate::wire::Wire;
 
 /// A collective under way, and the `T` that it gives back.
 #[must_use = "a collective is complete only when it has been waited for"]
@@ -77,7 +78,8 @@ pub trait Group: Send + Sync {
         full: Buffer,
     ) -> Result<Pending<Buffer>, DistError>;
 
-    /// shard += this rank's slice of the sum over all ranks of the first `elements` of `full`; after `queue`.
+    /// shard += this rank's slice of the sum over all ranks of the first `elements` of `full`, which travel as `wire` says;
+    /// after `queue`.
     fn reduce_scatter(
         &self,
         queue: &Queue,
@@ -85,13 +87,16 @@ pub trait Group: Send + Sync {
         elements: usize,
         full: Buffer,
         shard: &Arc<Mutex<Buffer>>,
+        wire: Wire,
     ) -> Result<Pending<Buffer>, DistError>;
 
-    /// gradient = the sum of `gradient` over all ranks; after the reductions that were issued before.
+    /// gradient = the sum of `gradient` over all ranks, the same on each; contributions and sums travel as `wire` says. After
+    /// the reductions that were issued before.
     fn all_reduce_gradient(
         &self,
         unit: usize,
         gradient: &Arc<Mutex<Buffer>>,
+        wire: Wire,
     ) -> Result<Pending<()>, DistError>;
 
     /// values = the sum of `values` (f64, a few of them) over all ranks, in the order of `queue` as an operator's

@@ -17,6 +17,7 @@ mod host;
 mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod presence;
 mod pulse;
 mod recorder;
 mod single;
@@ -26,14 +27,17 @@ mod unit;
 mod units;
 mod waiting;
 mod watchdog;
+mod wire;
 
 pub use error::DistError;
 pub use explain::{Explanation, Finding, explain};
 pub use group::{Exchange, Group, Pending};
 pub use mesh::{Degrees, Mesh};
+pub use presence::Presence;
 pub use recorder::{Call, Label, Operation, Record, Recorder, Totals};
 pub use single::Single;
 pub use slots::{PROCESS_SCRATCH_BYTES, Residency, SlotPlan};
 pub use unit::{Unit, UnitSize, UnitState};
 pub use units::{Gradient, Units, Weights};
 pub use watchdog::{Alarm, Deadline, Reason, Watchdog};
+pub use wire::Wire;

@@ -153,6 +153,16 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// What was added since an earlier look.
+    pub fn since(&self, before: Self) -> Self {
+        Self {
+            calls: self.calls - before.calls,
+            bytes_sent: self.bytes_sent - before.bytes_sent,
+            ran: self.ran - before.ran,
+            waited: self.waited - before.waited,
+        }
+    }
+
     /// The share of the time that was hidden behind compute; 1 if nothing ran.
     pub fn hidden_share(&self) -> f64 {
         if self.ran.is_zero() {

@@ -8,6 +8,7 @@ use crate::error::DistError;
 use crate::group::{Exchange, Group, Pending};
 use crate::recorder::Recorder;
 use crate::unit::UnitState;
+use crate::wire::Wire;
 
 /// The group of one rank.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,13 +57,19 @@ impl Group for Single {
         elements: usize,
         full: Buffer,
         shard: &Arc<Mutex<Buffer>>,
+        _: Wire,
     ) -> Result<Pending<Buffer>, DistError> {
         let mut shard = shard.lock().map_err(|_| DistError::Abandoned { unit })?;
         fill::add(queue, full.view(DType::F32).range(0, elements)?, shard.view_mut(DType::F32))?;
         Ok(Pending::completed(full))
     }
 
-    fn all_reduce_gradient(&self, _: usize, _: &Arc<Mutex<Buffer>>) -> Result<Pending<()>, DistError> {
+    fn all_reduce_gradient(
+        &self,
+        _: usize,
+        _: &Arc<Mutex<Buffer>>,
+        _: Wire,
+    ) -> Result<Pending<()>, DistError> {
         Ok(Pending::completed(()))
     }
 

@@ -11,6 +11,7 @@ use crate::group::Group;
 use crate::mesh::Mesh;
 use crate::slots::{GradientSlot, Residency, SlotPlan, WeightSlots};
 use crate::unit::{Unit, UnitSize, UnitState};
+use crate::wire::Wire;
 
 /// The units of a model, as one rank holds them.
 pub struct Units {
@@ -24,19 +25,23 @@ pub struct Units {
     gradients: Vec<Mutex<GradientSlot>>,
     /// Gradients handed out so far: they take the slots in turn.
     turn: AtomicUsize,
+    /// How gradients travel.
+    wire: Wire,
     /// Whether gradients came that the other replicas have not seen.
     replicas_differ: AtomicBool,
 }
 
 impl Units {
     /// Takes the units, of which each rank of the mesh's shard group owns a slice, and allocates, where `queue` works, the slots
-    /// that they pass through. Gathered weights are in `compute` and stay for as long as `residency` says.
+    /// that they pass through. Gathered weights are in `compute` and stay for as long as `residency` says; gradients travel as
+    /// `wire` says.
     pub fn new(
         queue: &Queue,
         mesh: impl Into<Mesh>,
         units: Vec<Unit>,
         compute: DType,
         residency: Residency,
+        wire: Wire,
     ) -> Result<Self, DistError> {
         let mesh = mesh.into();
         let sizes: Vec<UnitSize> = units.iter().map(Unit::size).collect();
@@ -48,6 +53,7 @@ impl Units {
             weights: Mutex::new(WeightSlots::new(queue, &plan.weights, residency)?),
             gradients: gradients.collect::<Result<_, _>>()?,
             turn: AtomicUsize::new(0),
+            wire,
             replicas_differ: AtomicBool::new(false),
             mesh,
             units,
@@ -180,7 +186,7 @@ impl Units {
         self.replicas_differ.store(true, Ordering::Relaxed);
         let Target::Slot(mut slot) = gradient.target else { return Ok(()) };
         let (elements, shard) = (self.padded(index), &self.units[index].gradient);
-        slot.leave(|full| self.group().reduce_scatter(queue, index, elements, full, shard))
+        slot.leave(|full| self.group().reduce_scatter(queue, index, elements, full, shard, self.wire))
     }
 
     /// Ends the reductions of a step: when this returns, every shard has the sum over all ranks and replicas. Only then
@@ -194,7 +200,7 @@ impl Units {
             return Ok(());
         }
         let sums = self.units.iter().enumerate();
-        let sums = sums.map(|(index, unit)| replicate.all_reduce_gradient(index, &unit.gradient));
+        let sums = sums.map(|(index, unit)| replicate.all_reduce_gradient(index, &unit.gradient, self.wire));
         sums.collect::<Result<Vec<_>, _>>()?.into_iter().try_for_each(|sum| sum.wait())
     }
 }

@@ -119,6 +119,12 @@ pub enum TrainError {
     )]
     Launch { launcher: &'static str, name: &'static str, found: String },
     #[error(
+        "{launcher} started this process as one of several, but does not say of how many; give --world-size"
+    )]
+    LaunchedOfUnknown { launcher: &'static str },
+    #[error("--rank and --world-size belong together where no launcher says the other; give both or neither")]
+    LaunchedHalf,
+    #[error(
         "{launcher} started {processes} processes, but this build joins none to another; build it with --features mpi, or \
          start one process"
     )]

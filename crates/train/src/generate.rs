@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tessera_checkpoint::dcp::ComposerWeights;
 use tessera_data::{Task, TextTokenizer};
-use tessera_dist::{Residency, Single};
+use tessera_dist::{Residency, Single, Wire};
 use tessera_model::Model;
 use tessera_ops::Queue;
 
@@ -158,6 +158,7 @@ fn asking_only(positions: usize) -> EngineSettings {
         chunk_tokens: CHUNK_TOKENS,
         recompute: true,
         residency: Residency::default(),
+        wire: Wire::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 0.0 },
         max_grad_norm: f64::INFINITY,
     }

@@ -1,17 +1,24 @@
 //! Who started this process, and which of how many it is.
 //!
-//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, MPICH's `mpiexec`, and `torchrun`, whose
-//! names manifests use too. A run file never says it: the same file runs anywhere. What the variables say is held against
-//! what MPI finds, so that processes which do not see one another never train into one folder.
+//! Launchers tell it by environment variables: Open MPI's `mpirun`, Slurm's `srun`, MPICH's `mpiexec`, `prterun`, and `torchrun`,
+//! whose names manifests use too; what one of them leaves open is said on the command line. A run file never says it: the same
+//! file runs anywhere. What is said is held against what MPI finds, so that processes which do not see one another never train
+//! into one folder.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tessera_dist::{Deadline, Group, Single, threads};
+use serde::{Deserialize, Serialize};
+use tessera_dist::{Deadline, Group, Pending, Single, threads};
 use tessera_ops::Queue;
 use tessera_ops::cuda::Gpu;
 
 use crate::error::TrainError;
+
+/// Lateness that a launcher does not explain: a machine is slow, or busy with something else.
+const LATE: Duration = Duration::from_secs(10);
 
 /// What a launcher tells a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,14 +31,24 @@ pub struct Launch {
     pub processes: usize,
 }
 
-/// The variables of the launchers: this process, all processes. The first pair that is set counts: `mpirun` below `srun`
-/// leaves both.
-const LAUNCHERS: [(&str, &str, &str); 4] = [
-    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-    ("torchrun or a manifest", "RANK", "WORLD_SIZE"),
+/// The variables of the launchers: this process, all processes. The first that say it count: `mpirun` below `srun` leaves those
+/// of both, and both leave PMIx's, which has no variable for the number of processes.
+const LAUNCHERS: [(&str, &str, Option<&str>); 5] = [
+    ("mpirun", "OMPI_COMM_WORLD_RANK", Some("OMPI_COMM_WORLD_SIZE")),
+    ("mpiexec (PMI)", "PMI_RANK", Some("PMI_SIZE")),
+    ("srun", "SLURM_PROCID", Some("SLURM_STEP_NUM_TASKS")),
+    ("torchrun or a manifest", "RANK", Some("WORLD_SIZE")),
+    ("a launcher over PMIx", "PMIX_RANK", None),
 ];
+
+/// What the command line says of a launch; it comes before what the environment says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Given {
+    /// This process, counted from 0 over all nodes: `--rank`.
+    pub rank: Option<usize>,
+    /// All processes of the run: `--world-size`.
+    pub world_size: Option<usize>,
+}
 
 impl Launch {
     /// A process that nobody launched as one of several.
@@ -39,36 +56,57 @@ impl Launch {
         Self { launcher: "no launcher", process: 0, processes: 1 }
     }
 
-    /// Reads the launcher's variables, of which `variable` gives the values.
+    /// Puts together what was `given` and the launcher's variables, of which `variable` gives the values.
     ///
     /// # Errors
-    /// When a variable is no number, or the process is none of the processes.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, TrainError> {
-        for (launcher, process_name, processes_name) in LAUNCHERS {
-            let (Some(process), Some(processes)) = (variable(process_name), variable(processes_name)) else {
-                continue;
-            };
-            let number = |name: &'static str, text: &str| {
-                let unfit = || TrainError::Launch { launcher, name, found: text.to_owned() };
-                text.trim().parse::<usize>().map_err(|_| unfit())
-            };
-            let process = number(process_name, &process)?;
-            let processes = number(processes_name, &processes)?;
-            if process >= processes {
-                let found = format!("{process} of {processes}");
-                return Err(TrainError::Launch { launcher, name: process_name, found });
-            }
-            return Ok(Self { launcher, process, processes });
+    /// When a variable is no number, one of the two numbers is not said, or the process is none of the processes.
+    pub fn read(given: Given, variable: impl Fn(&str) -> Option<String>) -> Result<Self, TrainError> {
+        if let Given { rank: Some(process), world_size: Some(processes) } = given {
+            return Self::of("the command line", "--rank", process, processes);
         }
-        Ok(Self::alone())
+        for (launcher, process_name, processes_name) in LAUNCHERS {
+            let number = |name: &'static str| {
+                let number = variable(name).map(|text| text.trim().parse::<usize>().map_err(|_| text));
+                number.transpose().map_err(|found| TrainError::Launch { launcher, name, found })
+            };
+            let process = given.rank.map_or_else(|| number(process_name), |rank| Ok(Some(rank)))?;
+            let processes = match (given.world_size, processes_name) {
+                (Some(processes), _) => Some(processes),
+                (None, Some(name)) => number(name)?,
+                (None, None) => None,
+            };
+            match (process, processes, processes_name) {
+                (Some(process), Some(processes), _) => {
+                    return Self::of(launcher, process_name, process, processes);
+                }
+                (Some(_), None, None) if given.rank.is_none() => {
+                    return Err(TrainError::LaunchedOfUnknown { launcher });
+                }
+                _ => {}
+            }
+        }
+        if given == Given::default() { Ok(Self::alone()) } else { Err(TrainError::LaunchedHalf) }
     }
 
-    /// Reads the environment.
+    fn of(
+        launcher: &'static str,
+        name: &'static str,
+        process: usize,
+        processes: usize,
+    ) -> Result<Self, TrainError> {
+        if process >= processes {
+            let found = format!("{process} of {processes}");
+            return Err(TrainError::Launch { launcher, name, found });
+        }
+        Ok(Self { launcher, process, processes })
+    }
+
+    /// Puts together what was `given` and the environment.
     ///
     /// # Errors
     /// As [`Launch::read`].
-    pub fn from_environment() -> Result<Self, TrainError> {
-        Self::read(|name| std::env::var(name).ok())
+    pub fn find(given: Given) -> Result<Self, TrainError> {
+        Self::read(given, |name| std::env::var(name).ok())
     }
 
     /// Ends the other processes of the run too, which would wait for this one; does nothing where there are none.
@@ -99,16 +137,22 @@ impl Launch {
         }
     }
 
-    /// Joins the other ranks, with `local_ranks` ranks of this process.
+    /// Joins the other ranks, with `local_ranks` ranks of this process. Those that do not come are named by what is seen of them
+    /// beside `folder`, the run's.
     ///
     /// # Errors
     /// When this build has no engine for several processes, one of them does not come, or a thread or the launcher's
     /// library fails.
-    pub fn join(&self, local_ranks: NonZeroUsize, deadline: &Deadline) -> Result<Ranks, TrainError> {
+    pub fn join(
+        &self,
+        local_ranks: NonZeroUsize,
+        deadline: &Deadline,
+        folder: &Path,
+    ) -> Result<Ranks, TrainError> {
         match (self.processes, local_ranks.get()) {
             (1, 1) => Ok(Ranks::of(vec![Box::new(Single)])),
             (1, ranks) => Ok(Ranks::of(threads::groups(ranks, deadline)?)),
-            (_, 1) => self.join_processes(deadline),
+            (_, 1) => self.join_processes(deadline, folder),
             (processes, ranks) => Err(TrainError::unsupported(
                 "devices",
                 format!("cpu:{ranks}"),
@@ -118,8 +162,10 @@ impl Launch {
     }
 
     #[cfg(feature = "mpi")]
-    fn join_processes(&self, deadline: &Deadline) -> Result<Ranks, TrainError> {
-        let (group, session) = tessera_dist::mpi::connect(deadline.get())?;
+    fn join_processes(&self, deadline: &Deadline, folder: &Path) -> Result<Ranks, TrainError> {
+        let presence = tessera_dist::Presence::show(folder, self.process)?;
+        let connected = tessera_dist::mpi::connect(deadline.get());
+        let (group, session) = connected.map_err(|error| presence.name_missing(error, self.processes))?;
         if group.world_size() != self.processes {
             return Err(TrainError::Unlaunched {
                 launcher: self.launcher,
@@ -131,8 +177,48 @@ impl Launch {
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn join_processes(&self, _: &Deadline) -> Result<Ranks, TrainError> {
+    fn join_processes(&self, _: &Deadline, _: &Path) -> Result<Ranks, TrainError> {
         Err(TrainError::NoProcesses { launcher: self.launcher, processes: self.processes })
+    }
+}
+
+/// What a process tells of itself when it meets the others.
+#[derive(Serialize, Deserialize)]
+struct Arrival {
+    /// The boot of the kernel that it runs on: processes with the same share a machine.
+    boot: String,
+    host: String,
+    /// For how many seconds it has waited for the others.
+    waited: f64,
+}
+
+/// How the processes of a run came together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckIn {
+    /// Those on this machine, which share its memory.
+    pub processes_here: usize,
+    /// A line for each that came late.
+    pub late: Vec<String>,
+}
+
+impl CheckIn {
+    /// A process without others.
+    const ALONE: Self = Self { processes_here: 1, late: Vec::new() };
+
+    /// Of processes with so many ranks each. All met at one time: who waited least came last.
+    fn of(own: &Arrival, all: &[Arrival], ranks_each: usize) -> Self {
+        let longest = all.iter().map(|arrival| arrival.waited).fold(0.0, f64::max);
+        let late =
+            all.iter().enumerate().step_by(ranks_each).filter_map(|(rank, Arrival { host, waited, .. })| {
+                let behind = longest - waited;
+                (behind >= LATE.as_secs_f64()).then(|| {
+                format!(
+                    "rank {rank} on {host} came {behind:.0} s after the first rank to the start of the run"
+                )
+            })
+            });
+        let here = all.iter().filter(|arrival| arrival.boot == own.boot);
+        Self { processes_here: here.count() / ranks_each, late: late.collect() }
     }
 }
 
@@ -167,21 +253,35 @@ impl Ranks {
         Ok(self.gpus.iter().map(Queue::cuda).collect::<Result<_, _>>()?)
     }
 
-    /// How many processes of the run share this machine: those that name the same boot of a kernel. All processes call it.
+    /// Meets all ranks for the first time, in a process that has waited for them `since` it came. All processes call it.
     ///
     /// # Errors
     /// When a rank is not there.
-    pub fn processes_here(&self, processes: usize) -> Result<usize, TrainError> {
+    pub fn check_in(&self, processes: usize, since: Instant) -> Result<CheckIn, TrainError> {
         if processes == 1 {
-            return Ok(1);
+            return Ok(CheckIn::ALONE);
         }
-        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let calls = self.groups.iter().map(|group| group.all_gather_bytes("machine", boot.clone()));
-        let mut ranks_here = 0;
-        for call in calls.collect::<Result<Vec<_>, _>>()? {
-            ranks_here = call.wait()?.iter().filter(|other| **other == boot).count();
+        let met: Vec<_> =
+            self.groups.iter().map(|group| group.barrier("start-up check")).collect::<Result<_, _>>()?;
+        met.into_iter().try_for_each(Pending::wait)?;
+        let kernel = |name: &str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+            text.trim().to_owned()
+        };
+        let own = Arrival {
+            boot: kernel("random/boot_id"),
+            host: kernel("hostname"),
+            waited: since.elapsed().as_secs_f64(),
+        };
+        let told = serde_json::to_vec(&own)?;
+        let told = self.groups.iter().map(|group| group.all_gather_bytes("who came when", told.clone()));
+        let mut all = Vec::new();
+        for told in told.collect::<Result<Vec<_>, _>>()? {
+            all = told.wait()?;
         }
-        Ok(ranks_here / self.groups.len().max(1))
+        let all: Vec<Arrival> =
+            all.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?;
+        Ok(CheckIn::of(&own, &all, self.groups.len()))
     }
 
     /// Sends bytes from rank 0, which alone needs to have them, to all ranks. All processes call it.
@@ -221,10 +321,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
-        Launch::read(|name| {
+    fn read_with(given: Given, variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
+        Launch::read(given, |name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
+    }
+
+    fn read(variables: &[(&str, &str)]) -> Result<Launch, TrainError> {
+        read_with(Given::default(), variables)
     }
 
     #[test]
@@ -233,6 +337,7 @@ mod tests {
         let launched = read(&[
             ("SLURM_PROCID", "0"),
             ("SLURM_STEP_NUM_TASKS", "1"),
+            ("PMIX_RANK", "2"),
             ("OMPI_COMM_WORLD_RANK", "2"),
             ("OMPI_COMM_WORLD_SIZE", "4"),
         ]);
@@ -245,6 +350,29 @@ mod tests {
     }
 
     #[test]
+    fn the_command_line_says_what_the_launcher_does_not() {
+        let given = |rank, world_size| Given { rank, world_size };
+        let place = |launch: Result<Launch, TrainError>| {
+            let launch = launch.unwrap();
+            (launch.process, launch.processes)
+        };
+        // As prterun leaves it.
+        let pmix = [("PMIX_RANK", "2")];
+        let error = read(&pmix).unwrap_err().to_string();
+        assert!(error.contains("a launcher over PMIx") && error.contains("--world-size"), "{error}");
+        assert_eq!(place(read_with(given(None, Some(4)), &pmix)), (2, 4));
+        let torch = [("RANK", "1"), ("WORLD_SIZE", "2")];
+        assert_eq!(place(read_with(given(Some(3), Some(5)), &torch)), (3, 5));
+        assert_eq!(place(read_with(given(Some(0), None), &torch)), (0, 2));
+        for half in [given(Some(0), None), given(None, Some(2))] {
+            let error = read_with(half, &[]).unwrap_err().to_string();
+            assert!(error.contains("--rank") && error.contains("--world-size"), "{error}");
+        }
+        let error = read_with(given(Some(4), Some(4)), &[]).unwrap_err().to_string();
+        assert!(error.contains("4 of 4"), "{error}");
+    }
+
+    #[test]
     fn nonsense_is_named() {
         let error = read(&[("RANK", "one"), ("WORLD_SIZE", "2")]).unwrap_err().to_string();
         assert!(error.contains("RANK") && error.contains("one"), "{error}");
@@ -252,12 +380,23 @@ mod tests {
         assert!(error.contains("2 of 2"), "{error}");
     }
 
+    #[test]
+    fn who_comes_late_is_named() {
+        let arrival =
+            |boot: &str, host: &str, waited| Arrival { boot: boot.into(), host: host.into(), waited };
+        let all = [arrival("a", "n1", 40.0), arrival("b", "n2", 0.5), arrival("a", "n1", 31.0)];
+        let late = vec!["rank 1 on n2 came 40 s after the first rank to the start of the run".to_owned()];
+        assert_eq!(CheckIn::of(&all[0], &all, 1), CheckIn { processes_here: 2, late: late.clone() });
+        assert_eq!(CheckIn::of(&all[1], &all, 1), CheckIn { processes_here: 1, late });
+    }
+
     #[cfg(not(feature = "mpi"))]
     #[test]
     fn several_processes_need_an_engine() {
         let launch = Launch { launcher: "mpirun", process: 1, processes: 4 };
-        let deadline = Deadline::new(std::time::Duration::from_secs(1));
-        let error = launch.join(NonZeroUsize::MIN, &deadline).err().unwrap().to_string();
+        let deadline = Deadline::new(Duration::from_secs(1));
+        let error =
+            launch.join(NonZeroUsize::MIN, &deadline, Path::new("runs/one")).err().unwrap().to_string();
         assert!(error.contains("mpirun") && error.contains("--features mpi"), "{error}");
     }
 }

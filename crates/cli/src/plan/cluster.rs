@@ -115,15 +115,15 @@ fn host(plan: &ClusterPlan) -> String {
 
 fn links(plan: &ClusterPlan) -> String {
     let links = &plan.links;
-    let row =
-        |name: &str, split: Split| [name.to_owned(), bytes(split.nvlink_bytes), bytes(split.network_bytes)];
+    let row = |name, split: Split| [name, bytes(split.nvlink_bytes), bytes(split.network_bytes)];
     let mut rows = vec![["in a step".to_owned(), "NVLink".to_owned(), "network".to_owned()]];
+    let reduced = plan.reduce_dtype;
     let named = [
-        ("weights, bf16", links.gathered),
-        ("gradients, fp32", links.reduced),
-        ("sums of replicas, fp32", links.replicated),
-        ("sequences, bf16", links.exchanged),
-        ("in all", links.total()),
+        ("weights, bf16".to_owned(), links.gathered),
+        (format!("gradients, {reduced}"), links.reduced),
+        (format!("sums of replicas, {reduced}"), links.replicated),
+        ("sequences, bf16".to_owned(), links.exchanged),
+        ("in all".to_owned(), links.total()),
     ];
     rows.extend(
         named.into_iter().filter(|(_, split)| split.bytes() > 0).map(|(name, split)| row(name, split)),

@@ -61,6 +61,11 @@ fn a_run_file_is_planned_for_a_cluster_without_its_data_or_weights() {
     assert_eq!(shared["parallel"], json!({"shard": 2, "replicate": 1, "context": 2}));
     assert_eq!(shared["saving"]["pinned_bytes"], 0);
     assert!(shared["links"]["exchanged"]["nvlink_bytes"].as_u64().unwrap() > 0);
+    let rounded = plan(&["parallel.reduce_dtype=bf16"]);
+    let sent = |plan: &Value, what: &str| plan["links"][what]["nvlink_bytes"].as_u64().unwrap();
+    assert_eq!(2 * sent(&rounded, "reduced"), sent(&short, "reduced"));
+    assert_eq!(sent(&rounded, "gathered"), sent(&short, "gathered"));
+    assert_eq!((&short["reduce_dtype"], &rounded["reduce_dtype"]), (&json!("fp32"), &json!("bf16")));
 }
 
 #[test]
@@ -100,6 +105,25 @@ fn what_cannot_be_planned_is_refused() {
         bench.tessera(&[&["plan"], arguments].concat()).refused(parts);
     }
     bench.tessera(&["plan"]).refused(&["RUN.yaml"]);
+}
+
+#[test]
+fn processes_need_room_to_pack_for_one_another() {
+    let bench = Bench::new();
+    let plan = |arguments: &[&str]| {
+        let keys = ["device_train_microbatch_size=1"];
+        let plan = bench.tessera(&[&["plan", "run.yaml", "--json"], arguments, &keys].concat()).json();
+        let part = |name: &str| plan["memory_bytes"][name].as_u64().unwrap_or(0);
+        (part("weights"), part("exchange_between_processes"), plan["memory_total_bytes"].as_u64().unwrap())
+    };
+    let (alone, one_of_two) = (plan(&[]), plan(&["--processes", "2"]));
+    assert_eq!(one_of_two.0, alone.0 / 2);
+    assert_eq!((alone.1, one_of_two.1), (0, 2 << 22));
+    let threads = plan(&["devices=cpu:2"]);
+    assert_eq!((threads.1, threads.2), (0, 2 * (one_of_two.2 - one_of_two.1)), "two ranks, in one process");
+    // Where the run file names them the number of processes is known.
+    assert_eq!(plan(&["parallel.shard=2"]), one_of_two);
+    bench.tessera(&["plan", "run.yaml", "--processes", "3", "parallel.shard=2"]).refused(&["parallel", "3"]);
 }
 
 #[test]

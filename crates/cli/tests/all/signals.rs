@@ -77,7 +77,7 @@ pub fn numbers(bench: &Bench) -> Vec<Value> {
 #[test]
 fn a_stopped_run_goes_on_as_if_it_had_never_stopped() {
     let bench = Bench::new();
-    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+    for (signal, code) in [("TERM", 143), ("INT", 130), ("USR1", 143)] {
         let run = Background::start(&bench, &LONG);
         run.send(&[signal]);
         let ended = run.end();

@@ -11,6 +11,7 @@ use crate::group::{Exchange, Group, Pending};
 use crate::recorder::{Call, Label, Operation, Recorder};
 use crate::single::Single;
 use crate::unit::UnitState;
+use crate::wire::Wire;
 
 /// The name of the group of all ranks.
 pub(crate) const WORLD: &str = "world";
@@ -96,10 +97,11 @@ impl Group for HostGroup {
         elements: usize,
         full: Buffer,
         shard: &Arc<Mutex<Buffer>>,
+        wire: Wire,
     ) -> Result<Pending<Buffer>, DistError> {
         let (bytes, shard) = (elements * DType::F32.size(), shard.clone());
         self.submit(Operation::ReduceScatter, Label::Unit(unit), bytes, move |transport, call| {
-            transport.reduce_scatter(call, elements, full, &shard)
+            transport.reduce_scatter(call, elements, full, &shard, wire)
         })
     }
 
@@ -107,11 +109,12 @@ impl Group for HostGroup {
         &self,
         unit: usize,
         gradient: &Arc<Mutex<Buffer>>,
+        wire: Wire,
     ) -> Result<Pending<()>, DistError> {
         let bytes = gradient.lock().map_err(|_| DistError::Abandoned { unit })?.len();
         let gradient = gradient.clone();
         self.submit(Operation::AllReduceGradient, Label::Unit(unit), bytes, move |transport, call| {
-            transport.all_reduce_gradient(call, &gradient)
+            transport.all_reduce_gradient(call, &gradient, wire)
         })
     }
 

@@ -8,6 +8,7 @@ use crate::error::DistError;
 use crate::group::Exchange;
 use crate::recorder::Call;
 use crate::unit::UnitState;
+use crate::wire::Wire;
 
 /// Why a group makes no more collectives. Ranks are those of the world.
 #[derive(Debug, Clone)]
@@ -78,9 +79,15 @@ pub(crate) trait Transport {
         elements: usize,
         full: Buffer,
         shard: &Mutex<Buffer>,
+        wire: Wire,
     ) -> Result<Buffer, DistError>;
 
-    fn all_reduce_gradient(&mut self, call: &Call, gradient: &Arc<Mutex<Buffer>>) -> Result<(), DistError>;
+    fn all_reduce_gradient(
+        &mut self,
+        call: &Call,
+        gradient: &Arc<Mutex<Buffer>>,
+        wire: Wire,
+    ) -> Result<(), DistError>;
 
     fn all_reduce(&mut self, call: &Call, values: Vec<f64>) -> Result<Vec<f64>, DistError>;
 

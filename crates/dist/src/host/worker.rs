@@ -92,7 +92,9 @@ impl Worker {
             })
             .map_err(|source| DistError::Thread { purpose: PURPOSE, source })?;
         let (recorder, peers) = introduced.recv_timeout(patience).map_err(|error| match error {
-            RecvTimeoutError::Timeout => DistError::Unjoined { seconds: patience.as_secs_f64() },
+            RecvTimeoutError::Timeout => {
+                DistError::Unjoined { seconds: patience.as_secs_f64(), missing: Vec::new() }
+            }
             RecvTimeoutError::Disconnected => DistError::Ended { rank: 0 },
         })??;
         let worker = Arc::new(Self { jobs: Mutex::new(Some(sender)), recorder });

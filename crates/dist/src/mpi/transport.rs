@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytemuck::{Pod, cast_slice_mut};
+use half::bf16;
 use mpi::datatype::{Equivalence, Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::request::{Request, Scope, scope};
@@ -23,6 +25,7 @@ use crate::host::{Peers, Transport, add_in_order, check_extent, lock, read, shar
 use crate::recorder::Call;
 use crate::slots::PIECE;
 use crate::unit::UnitState;
+use crate::wire::Wire;
 
 /// How long completion is asked for without a pause, and the pause after that. Open MPI's own waiting never pauses
 /// and would take a core from the compute.
@@ -49,6 +52,41 @@ struct Shared {
 struct Pieces {
     given: Vec<f32>,
     got: Vec<f32>,
+}
+
+impl Pieces {
+    /// The rooms for what is given and for what is got, each of at least [`PIECE`] elements.
+    fn of<T: Packed>(&mut self) -> (&mut [T], &mut [T]) {
+        (cast_slice_mut(&mut self.given), cast_slice_mut(&mut self.got))
+    }
+}
+
+/// What a gradient's elements are packed into.
+trait Packed: Equivalence + Pod {
+    fn pack(values: &[f32], into: &mut [Self]);
+
+    fn unpack(self) -> f32;
+}
+
+impl Packed for f32 {
+    fn pack(values: &[f32], into: &mut [f32]) {
+        into.copy_from_slice(values);
+    }
+
+    fn unpack(self) -> f32 {
+        self
+    }
+}
+
+/// The bits of a bf16.
+impl Packed for u16 {
+    fn pack(values: &[f32], into: &mut [u16]) {
+        into.iter_mut().zip(values).for_each(|(bits, &value)| *bits = bf16::from_f32(value).to_bits());
+    }
+
+    fn unpack(self) -> f32 {
+        bf16::from_bits(self).to_f32()
+    }
 }
 
 /// Waits for a request, for as long as it takes.
@@ -125,31 +163,53 @@ impl MpiTransport {
     }
 
     /// got = what all ranks give to this one.
-    fn exchange_into(&mut self, given: &[f32], got: &mut [f32]) {
+    fn exchange_into<T: Equivalence>(&mut self, given: &[T], got: &mut [T]) {
         scope(|scope| complete(self.communicator.immediate_all_to_all_into(scope, given, got)));
         self.sent += (size_of_val(given) / self.world_size() * (self.world_size() - 1)) as u64;
     }
 
+    /// shard += this rank's slices of `slices`, of which every rank has one for each, piece by piece.
+    fn add_slices<T: Packed>(&mut self, slices: &[f32], shard: &mut [f32], pieces: &mut Pieces) {
+        let (given_room, got_room) = pieces.of::<T>();
+        for (start, length) in parts_of(shard.len(), self.part()) {
+            let extent = length * self.world_size();
+            let (given, got) = (&mut given_room[..extent], &mut got_room[..extent]);
+            for (part, slice) in given.chunks_exact_mut(length).zip(slices.chunks_exact(shard.len())) {
+                T::pack(&slice[start..start + length], part);
+            }
+            self.exchange_into(given, got);
+            add_parts(got, &mut shard[start..start + length], T::unpack);
+        }
+    }
+
     /// piece = the sum of `piece` over all ranks. Each rank sums one share, then all take the shares.
-    fn sum(&mut self, piece: &mut [f32], pieces: &mut Pieces) {
+    fn sum<T: Packed>(&mut self, piece: &mut [f32], pieces: &mut Pieces) {
         let (rank, ranks) = (self.rank(), self.world_size());
         let shares = Parts::new((0..ranks).map(|index| share(piece.len(), index, ranks)));
-        let own = share(piece.len(), rank, ranks).len();
-        let parts = Parts::new((0..ranks).map(|index| index * own..(index + 1) * own));
-        let got = &mut pieces.got[..own * ranks];
-        let given = Partition::new(&*piece, &shares.counts[..], &shares.displacements[..]);
-        let mut all = PartitionMut::new(&mut *got, &parts.counts[..], &parts.displacements[..]);
+        let own = share(piece.len(), rank, ranks);
+        let length = own.len();
+        let parts = Parts::new((0..ranks).map(|index| index * length..(index + 1) * length));
+        let (given, got) = pieces.of::<T>();
+        let given = &mut given[..piece.len()];
+        T::pack(piece, given);
+        let from = Partition::new(&*given, &shares.counts[..], &shares.displacements[..]);
+        let mut all =
+            PartitionMut::new(&mut got[..length * ranks], &parts.counts[..], &parts.displacements[..]);
         scope(|scope| {
-            complete(self.communicator.immediate_all_to_all_varcount_into(scope, &given, &mut all));
+            complete(self.communicator.immediate_all_to_all_varcount_into(scope, &from, &mut all));
         });
-        let sums = &mut pieces.given[..own];
+        let sums = &mut piece[own];
         sums.fill(0.0);
-        add_parts(got, sums);
-        let mut whole = PartitionMut::new(&mut *piece, &shares.counts[..], &shares.displacements[..]);
+        add_parts(&got[..length * ranks], sums, T::unpack);
+        let sums_given = &mut given[..length];
+        T::pack(sums, sums_given);
+        let mut whole =
+            PartitionMut::new(&mut got[..piece.len()], &shares.counts[..], &shares.displacements[..]);
         scope(|scope| {
-            complete(self.communicator.immediate_all_gather_varcount_into(scope, &*sums, &mut whole));
+            complete(self.communicator.immediate_all_gather_varcount_into(scope, &*sums_given, &mut whole));
         });
-        self.sent += ((piece.len() - own + own * (ranks - 1)) * DType::F32.size()) as u64;
+        piece.iter_mut().zip(&*got).for_each(|(value, &got)| *value = T::unpack(got));
+        self.sent += ((piece.len() - length + length * (ranks - 1)) * size_of::<T>()) as u64;
     }
 
     /// The buffers for pieces. They are put back with [`Self::keep_pieces`].
@@ -191,14 +251,14 @@ impl Parts {
 }
 
 /// into += the sum of the equal parts of `got`, in their order.
-fn add_parts<T: Copy + Default + AddAssign>(got: &[T], into: &mut [T]) {
+fn add_parts<S: Copy, T: Copy + Default + AddAssign>(got: &[S], into: &mut [T], value: impl Fn(S) -> T) {
     if !into.is_empty() {
-        add_in_order(&got.chunks_exact(into.len()).collect::<Vec<_>>(), into);
+        add_in_order(&got.chunks_exact(into.len()).collect::<Vec<_>>(), into, value);
     }
 }
 
 /// The parts of equal slices that a piece is made of: where it starts in each slice, and its length.
-fn pieces(slice: usize, part: usize) -> impl Iterator<Item = (usize, usize)> {
+fn parts_of(slice: usize, part: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..slice).step_by(part).map(move |start| (start, part.min(slice - start)))
 }
 
@@ -233,7 +293,7 @@ impl Transport for MpiTransport {
         let mut view = full.view_mut(DType::F32).range(0, elements)?;
         let full_slice = view.as_slice_mut::<f32>()?;
         let mut scratch = self.take_pieces();
-        for (start, length) in pieces(master.len(), self.part()) {
+        for (start, length) in parts_of(master.len(), self.part()) {
             let got = &mut scratch.got[..length * self.world_size()];
             self.gather_into(&master[start..start + length], got);
             for (slice, part) in full_slice.chunks_exact_mut(master.len()).zip(got.chunks_exact(length)) {
@@ -251,6 +311,7 @@ impl Transport for MpiTransport {
         elements: usize,
         full: Buffer,
         shard: &Mutex<Buffer>,
+        wire: Wire,
     ) -> Result<Buffer, DistError> {
         self.meet_with(call, "a rank's unit", elements)?;
         let mut shard = lock(call, shard)?;
@@ -259,27 +320,30 @@ impl Transport for MpiTransport {
         check_extent(call, "the shard", shard.len(), elements / self.world_size())?;
         let slices = full.view(DType::F32).range(0, elements)?.as_slice::<f32>()?;
         let mut scratch = self.take_pieces();
-        for (start, length) in pieces(shard.len(), self.part()) {
-            let extent = length * self.world_size();
-            let (given, got) = (&mut scratch.given[..extent], &mut scratch.got[..extent]);
-            for (part, slice) in given.chunks_exact_mut(length).zip(slices.chunks_exact(shard.len())) {
-                part.copy_from_slice(&slice[start..start + length]);
-            }
-            self.exchange_into(given, got);
-            add_parts(got, &mut shard[start..start + length]);
+        match wire {
+            Wire::Fp32 => self.add_slices::<f32>(slices, shard, &mut scratch),
+            Wire::Bf16 => self.add_slices::<u16>(slices, shard, &mut scratch),
         }
         self.keep_pieces(scratch);
         Ok(full)
     }
 
-    fn all_reduce_gradient(&mut self, call: &Call, gradient: &Arc<Mutex<Buffer>>) -> Result<(), DistError> {
+    fn all_reduce_gradient(
+        &mut self,
+        call: &Call,
+        gradient: &Arc<Mutex<Buffer>>,
+        wire: Wire,
+    ) -> Result<(), DistError> {
         let mut gradient = lock(call, gradient)?;
         let mut gradient = gradient.view_mut(DType::F32);
         let gradient = gradient.as_slice_mut::<f32>()?;
         self.meet_with(call, "a replica's gradient", gradient.len())?;
         let mut scratch = self.take_pieces();
         for piece in gradient.chunks_mut(self.part() * self.world_size()) {
-            self.sum(piece, &mut scratch);
+            match wire {
+                Wire::Fp32 => self.sum::<f32>(piece, &mut scratch),
+                Wire::Bf16 => self.sum::<u16>(piece, &mut scratch),
+            }
         }
         self.keep_pieces(scratch);
         Ok(())
@@ -290,7 +354,7 @@ impl Transport for MpiTransport {
         let mut all = vec![0.0; values.len() * self.world_size()];
         self.gather_into(&values, &mut all);
         let mut sums = vec![0.0; values.len()];
-        add_parts(&all, &mut sums);
+        add_parts(&all, &mut sums, |value| value);
         Ok(sums)
     }
 
@@ -302,7 +366,7 @@ impl Transport for MpiTransport {
         let mut into = to.view_mut(DType::F32).range(0, elements)?;
         let into = into.as_slice_mut::<f32>()?;
         let mut scratch = self.take_pieces();
-        for (start, length) in pieces(block, self.part()) {
+        for (start, length) in parts_of(block, self.part()) {
             let extent = length * self.world_size();
             let (given, got) = (&mut scratch.given[..extent], &mut scratch.got[..extent]);
             for (part, block) in given.chunks_exact_mut(length).zip(blocks.chunks_exact(block)) {

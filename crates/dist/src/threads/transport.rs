@@ -11,6 +11,7 @@ use crate::group::Exchange;
 use crate::host::{Failure, Peers, Transport, add_in_order, check_extent, lock, read, share};
 use crate::recorder::Call;
 use crate::unit::UnitState;
+use crate::wire::Wire;
 
 /// Elements that are summed while a lock is held: what fits beside other things on a stack and in the first-level cache.
 const PIECE: usize = 4096;
@@ -113,6 +114,7 @@ impl Transport for ThreadTransport {
         elements: usize,
         full: Buffer,
         shard: &Mutex<Buffer>,
+        wire: Wire,
     ) -> Result<Buffer, DistError> {
         let full = Arc::new(full);
         let (rank, length) = (self.rank(), elements / self.world_size());
@@ -125,17 +127,26 @@ impl Transport for ThreadTransport {
                 .iter()
                 .map(|full| slice(full, rank * length..(rank + 1) * length))
                 .collect::<Result<_, _>>()?;
-            add_in_order(&slices, shard);
+            // A closure of its own for each type, so that the compiler makes a loop of its own for each.
+            match wire {
+                Wire::Fp32 => add_in_order(&slices, shard, |value| value),
+                Wire::Bf16 => add_in_order(&slices, shard, |value| Wire::Bf16.round(value)),
+            }
             Ok(())
         })?;
-        self.count_sent(length * DType::F32.size());
+        self.count_sent(length * wire.size());
         self.back(call, full)
     }
 
     /// Each rank sums one share, in its place, then all take the shares: every element is summed once and read by all.
     /// Nobody else reads what a rank writes until all are done with it, so that the locks, of which a rank holds one at
     /// a time, only say so.
-    fn all_reduce_gradient(&mut self, call: &Call, gradient: &Arc<Mutex<Buffer>>) -> Result<(), DistError> {
+    fn all_reduce_gradient(
+        &mut self,
+        call: &Call,
+        gradient: &Arc<Mutex<Buffer>>,
+        wire: Wire,
+    ) -> Result<(), DistError> {
         let (rank, ranks) = (self.rank(), self.world_size());
         let elements = lock(call, gradient)?.len() / DType::F32.size();
         let own = share(elements, rank, ranks);
@@ -151,8 +162,10 @@ impl Transport for ThreadTransport {
                 for other in gradients {
                     let other = lock(call, other)?;
                     let values = slice(&other, range.clone())?;
-                    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += value);
+                    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += wire.round(value));
                 }
+                // The others get it rounded, so this rank keeps no more of it.
+                sums.iter_mut().for_each(|sum| *sum = wire.round(*sum));
                 write(call, gradient, range, sums)?;
             }
             Ok(())
@@ -169,7 +182,7 @@ impl Transport for ThreadTransport {
             Ok(())
         })?;
         let sent = (elements - own.len()) + own.len() * (ranks - 1);
-        self.sent += (sent * DType::F32.size()) as u64;
+        self.sent += (sent * wire.size()) as u64;
         Ok(())
     }
 
@@ -181,7 +194,7 @@ impl Transport for ThreadTransport {
                 check_extent(call, "a rank's values", other.len(), sums.len())?;
             }
             let all: Vec<&[f64]> = all.iter().map(|values| values.as_slice()).collect();
-            add_in_order(&all, &mut sums);
+            add_in_order(&all, &mut sums, |value| value);
             Ok(sums)
         })?;
         self.count_sent(values.len() * DType::F64.size());

@@ -4,9 +4,11 @@
 use std::sync::{Arc, Mutex, RwLock};
 
 use tessera_dist::{
-    Degrees, DistError, Exchange, Group, Mesh, Operation, Residency, Unit, UnitSize, UnitState, Units,
+    Degrees, DistError, Exchange, Group, Mesh, Operation, Residency, Unit, UnitSize, UnitState, Units, Wire,
 };
 use tessera_ops::{Buffer, DType, Queue, ViewMut};
+
+const WIRES: [Wire; 2] = [Wire::Fp32, Wire::Bf16];
 
 /// The whole suite.
 pub fn run(group: Box<dyn Group>) {
@@ -55,24 +57,28 @@ fn sums_and_copies(group: &dyn Group) {
         expected.extend([0.0; 5]);
         assert!(values(&full) == expected, "gathered {length}");
 
-        let gradient: Vec<f32> = (0..length * ranks).map(|index| value(rank, index)).collect();
-        let sum =
-            |index: usize| (0..ranks).map(|rank| value(rank, index)).fold(0.0, |sum, value| sum + value);
-        let slice = Arc::new(Mutex::new(buffer(&vec![1.0; length])));
-        let back = group
-            .reduce_scatter(&queue, 3, length * ranks, buffer(&gradient), &slice)
-            .unwrap()
-            .wait()
-            .unwrap();
-        assert!(values(&back) == gradient, "the gradient itself stays");
-        let expected: Vec<f32> = (0..length).map(|index| 1.0 + sum(rank * length + index)).collect();
-        assert!(values(&slice.lock().unwrap()) == expected, "reduced {length}");
+        for wire in WIRES {
+            // Nothing travels where there is nobody else.
+            let arrives = |value: f32| if group.lends() { value } else { wire.round(value) };
+            let gradient: Vec<f32> = (0..length * ranks).map(|index| value(rank, index)).collect();
+            let sum =
+                |index: usize| (0..ranks).map(|rank| arrives(value(rank, index))).fold(0.0, |a, b| a + b);
+            let slice = Arc::new(Mutex::new(buffer(&vec![1.0; length])));
+            let back = group
+                .reduce_scatter(&queue, 3, length * ranks, buffer(&gradient), &slice, wire)
+                .unwrap()
+                .wait()
+                .unwrap();
+            assert!(values(&back) == gradient, "the gradient itself stays");
+            let expected: Vec<f32> = (0..length).map(|index| 1.0 + sum(rank * length + index)).collect();
+            assert!(values(&slice.lock().unwrap()) == expected, "reduced {length} in {wire:?}");
 
-        let own: Vec<f32> = (0..length).map(|index| value(rank, index)).collect();
-        let own = Arc::new(Mutex::new(buffer(&own)));
-        group.all_reduce_gradient(3, &own).unwrap().wait().unwrap();
-        let expected: Vec<f32> = (0..length).map(sum).collect();
-        assert!(values(&own.lock().unwrap()) == expected, "summed {length}");
+            let own: Vec<f32> = (0..length).map(|index| value(rank, index)).collect();
+            let own = Arc::new(Mutex::new(buffer(&own)));
+            group.all_reduce_gradient(3, &own, wire).unwrap().wait().unwrap();
+            let expected: Vec<f32> = (0..length).map(|index| arrives(sum(index))).collect();
+            assert!(values(&own.lock().unwrap()) == expected, "summed {length} in {wire:?}");
+        }
     }
     let mut few = [rank as f64, 0.5, f64::from(1 << 20)];
     group.all_reduce(&queue, ViewMut::of(&mut few)).unwrap().wait().unwrap();
@@ -116,7 +122,9 @@ fn asynchronous_order(group: &dyn Group) {
     let mut pending = Vec::new();
     for turn in 0..20 {
         let full: Vec<f32> = (0..3 * ranks).map(|index| (index + turn) as f32).collect();
-        pending.push(group.reduce_scatter(&queue, turn, 3 * ranks, buffer(&full), &gradient).unwrap());
+        pending.push(
+            group.reduce_scatter(&queue, turn, 3 * ranks, buffer(&full), &gradient, Wire::Fp32).unwrap(),
+        );
     }
     let barrier = group.barrier("all queued").unwrap();
     while let Some(last) = pending.pop() {
@@ -149,7 +157,10 @@ fn traffic(group: &dyn Group) {
         .wait()
         .unwrap();
     let gradient = Arc::new(Mutex::new(Buffer::zeroed(length * 4).unwrap()));
-    let full = group.reduce_scatter(&queue, 0, length * ranks, full, &gradient).unwrap().wait().unwrap();
+    let reduce = |full, wire| {
+        group.reduce_scatter(&queue, 0, length * ranks, full, &gradient, wire).unwrap().wait().unwrap()
+    };
+    let full = reduce(full, Wire::Fp32);
     let got = Buffer::zeroed(full.len()).unwrap();
     let exchange = Exchange { given: full, got };
     drop(group.all_to_all(&queue, "heads", length * ranks, exchange).unwrap().wait().unwrap());
@@ -158,18 +169,23 @@ fn traffic(group: &dyn Group) {
     let others = (ranks - 1) as u64;
     let share = others * length as u64 * 4;
     assert_eq!(std::array::from_fn(|kind| after[kind] - before[kind]), [share, share, others * 24, share]);
-    for length in [0, 1, 3, 1000, 1001, 12_345, (1 << 20) + 1] {
-        assert_eq!(sent_by_all(group, length), 2 * others * length as u64 * 4, "{length} elements");
+    reduce(Buffer::zeroed(length * ranks * 4).unwrap(), Wire::Bf16);
+    assert_eq!(sent()[1] - after[1], share / 2, "half of the bytes");
+    for (length, wire) in
+        [0, 1, 3, 1000, 1001, 12_345, (1 << 20) + 1].into_iter().zip(WIRES.into_iter().cycle())
+    {
+        let planned = 2 * others * (length * wire.size()) as u64;
+        assert_eq!(sent_by_all(group, length, wire), planned, "{length} elements in {wire:?}");
     }
 }
 
 /// Bytes that all ranks together send to sum a gradient.
-fn sent_by_all(group: &dyn Group, length: usize) -> u64 {
+fn sent_by_all(group: &dyn Group, length: usize, wire: Wire) -> u64 {
     let recorder = group.recorder().unwrap();
     let sent = || recorder.totals(Operation::AllReduceGradient).bytes_sent;
     let before = sent();
     let gradient = Arc::new(Mutex::new(Buffer::zeroed(length * 4).unwrap()));
-    group.all_reduce_gradient(0, &gradient).unwrap().wait().unwrap();
+    group.all_reduce_gradient(0, &gradient, wire).unwrap().wait().unwrap();
     let mut all = [(sent() - before) as f64];
     group.all_reduce(&Queue::cpu(), ViewMut::of(&mut all)).unwrap().wait().unwrap();
     all[0] as u64
@@ -222,7 +238,7 @@ pub fn units(mesh: impl Into<Mesh>, residency: Residency) -> Units {
         unit
     });
     let units = units.collect();
-    Units::new(&Queue::cpu(), mesh, units, DType::F32, residency).unwrap()
+    Units::new(&Queue::cpu(), mesh, units, DType::F32, residency, Wire::default()).unwrap()
 }
 
 /// What the step loop does: unit after unit, the next one on its way. `rank` is this rank's in the world.

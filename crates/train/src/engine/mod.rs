@@ -26,7 +26,7 @@ pub use step::{OptimizerCounts, OwnNews, StepOutcome};
 pub use traffic::{ElementBytes, Moves, Traffic};
 pub(crate) use weights::read_finite;
 
-use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units};
+use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units, Wire};
 use tessera_model::{Context, MicroBatch, Model};
 use tessera_ops::step::{decision, statistic};
 use tessera_ops::{Buffer, DType, Queue, View, ViewMut, rope, transfer};
@@ -48,6 +48,8 @@ pub struct EngineSettings {
     pub recompute: bool,
     /// How long gathered weights stay.
     pub residency: Residency,
+    /// How gradients travel to the ranks that sum them.
+    pub wire: Wire,
     /// The update rule.
     pub optimizer: Optimizer,
     /// What the global gradient norm is clipped to; infinite clips nothing.
@@ -118,7 +120,8 @@ impl Engine {
         let sizes = unit_sizes(&model).into_iter();
         let units = sizes.map(|size| Unit::zeroed(&queue, size, world_size, moments));
         let units = units.collect::<Result<_, _>>()?;
-        let units = Units::new(&queue, mesh, units, model.compute().dtype, settings.residency)?;
+        let compute = model.compute().dtype;
+        let units = Units::new(&queue, mesh, units, compute, settings.residency, settings.wire)?;
         let plan = MemoryPlan::new(&model, Sharing::of(units.mesh()), &settings)?;
         let buffer = |bytes: usize| Buffer::on(&queue, bytes);
         let buffers =

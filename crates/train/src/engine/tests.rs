@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tessera_data::MicroBatch;
-use tessera_dist::{Deadline, Degrees, Mesh, Operation, Single, threads};
+use tessera_dist::{Deadline, Degrees, Mesh, Operation, Single, Wire, threads};
 use tessera_model::LossScale;
 use tessera_model::config::ModelConfig;
 
@@ -38,6 +38,7 @@ fn settings(context: usize, recompute: bool, residency: Residency) -> EngineSett
         chunk_tokens: 5,
         recompute,
         residency,
+        wire: Wire::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
         max_grad_norm: 1.0,
     }
@@ -159,10 +160,14 @@ fn a_step_sends_what_the_formula_says() {
     for (name, degrees, recompute, residency) in cases() {
         for micro_batches in [1, 3] {
             let settings = settings(degrees.context, recompute, residency);
-            let found = on_ranks(degrees, |mesh| sent_in_a_step(mesh, name, settings.clone(), micro_batches));
             let model = model(name);
             let moves = Moves::of_step(&model, recompute, residency, micro_batches);
-            let traffic = Traffic::of_step(&model, &moves, degrees, ElementBytes::FP32);
+            // One of the two for each case: what they change is the same everywhere.
+            let wire = if recompute { Wire::Fp32 } else { Wire::Bf16 };
+            let settings = EngineSettings { wire, ..settings };
+            let found = on_ranks(degrees, |mesh| sent_in_a_step(mesh, name, settings.clone(), micro_batches));
+            let bytes = ElementBytes { reduced: wire.size(), ..ElementBytes::FP32 };
+            let traffic = Traffic::of_step(&model, &moves, degrees, bytes);
             let (mut exchanged, mut balanced) = (0, 0);
             if degrees.context > 1 {
                 exchanged =

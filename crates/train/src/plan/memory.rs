@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use tessera_dist::Degrees;
+use tessera_dist::{Degrees, PROCESS_SCRATCH_BYTES};
 use tessera_model::Model;
 use tessera_ops::cuda;
 
@@ -25,7 +25,7 @@ type Part = (&'static str, usize);
 impl RunPlan {
     /// What this process needs memory for, and how many bytes of it: for all ranks that run in it, or each of its GPUs.
     pub fn memory_parts(&self) -> Vec<Part> {
-        parts(&self.memory, &self.settings, self.answer_bytes)
+        parts(&self.memory, &self.settings, self.answer_bytes, self.process_scratch_bytes)
     }
 
     /// All parts together.
@@ -34,7 +34,12 @@ impl RunPlan {
     }
 }
 
-fn parts(memory: &MemoryPlan, settings: &Settings, answer_bytes: usize) -> Vec<Part> {
+fn parts(
+    memory: &MemoryPlan,
+    settings: &Settings,
+    answer_bytes: usize,
+    process_scratch_bytes: usize,
+) -> Vec<Part> {
     let (on_gpus, ranks) = (settings.on_gpus(), settings.local_ranks().get());
     let snapshot = if on_gpus { 0 } else { snapshot_bytes(memory, settings) };
     let parts = [
@@ -49,6 +54,7 @@ fn parts(memory: &MemoryPlan, settings: &Settings, answer_bytes: usize) -> Vec<P
         ("kept for the backward", memory.kept_bytes * memory.kept_arenas),
         ("scratch", memory.scratch_bytes()),
         ("exchange of sequences", memory.exchange_bytes()),
+        ("exchange between processes", process_scratch_bytes),
         ("rotary table", memory.rope_table_bytes),
         ("sums", memory.balance_bytes + memory.scalar_bytes),
         ("micro-batch", memory.batch_bytes),
@@ -105,6 +111,14 @@ impl Room {
     }
 }
 
+/// What a rank packs into for the others, of `ranks` in all or as many as `parallel` names: those of one process reach one
+/// another's buffers.
+pub(super) fn process_scratch_bytes(settings: &Settings, ranks: usize) -> usize {
+    let Degrees { shard, replicate, context } = planned_degrees(settings, ranks);
+    let others = shard * replicate * context > settings.local_ranks().get();
+    if others && !settings.on_gpus() { PROCESS_SCRATCH_BYTES } else { 0 }
+}
+
 fn total(parts: &[Part]) -> usize {
     parts.iter().map(|(_, bytes)| bytes).sum()
 }
@@ -133,7 +147,8 @@ pub(super) fn decide_microbatch(
     check_context(model.config(), settings.context_length, degrees.context)?;
     let plan = |rows: usize| MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows));
     let sharers = if settings.on_gpus() { 1 } else { processes_here };
-    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes)) * sharers;
+    let process_scratch = process_scratch_bytes(settings, ranks);
+    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes, process_scratch)) * sharers;
     let room = if settings.on_gpus() { Room::of(&settings.gpus)? } else { Room::host() };
     let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
     let own = settings.global_train_batch_size.div_ceil(degrees.shard * degrees.replicate);

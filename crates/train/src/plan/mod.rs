@@ -29,7 +29,7 @@ use crate::time::{EpochLength, RunLength};
 pub use memory::{gibibytes, total_memory};
 pub use settings::{DEFAULT_CONTEXT_LENGTH, Difference, Settings};
 
-use memory::decide_microbatch;
+use memory::{decide_microbatch, process_scratch_bytes};
 
 /// What a run will do and need.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +48,8 @@ pub struct RunPlan {
     pub memory: MemoryPlan,
     /// Bytes that answers to the eval prompts need while they are made.
     pub answer_bytes: usize,
+    /// Bytes that a rank needs to reach those of other processes.
+    pub process_scratch_bytes: usize,
 }
 
 impl RunPlan {
@@ -156,18 +158,20 @@ pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, 
     Ok(Resolved { processes_here: 1, ranks: settings.local_ranks().get(), settings, source, config })
 }
 
-/// Reads the model's files and the data, and plans the run.
-///
-/// # Errors
-/// For everything that can be wrong with the run file, the model, the data, or the size of the machine.
-pub fn prepare(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
-    resolve(spec, observer)?.prepare(observer)
-}
-
 impl Resolved {
     /// The model's config.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The same run over so many processes, of which this is one.
+    ///
+    /// # Errors
+    /// When `parallel` does not fit all their ranks.
+    pub fn over(mut self, processes: usize) -> Result<Self, TrainError> {
+        self.ranks = self.settings.local_ranks().get() * processes;
+        self.settings.degrees(self.ranks, &self.config)?;
+        Ok(self)
     }
 
     /// Reads the data, and plans the run.
@@ -221,6 +225,7 @@ impl Resolved {
             length,
             memory,
             answer_bytes,
+            process_scratch_bytes: process_scratch_bytes(&settings, ranks),
             settings,
         };
         let resumes = saved.is_some();
@@ -280,6 +285,7 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
             true => Residency::WhileUsed,
             false => Residency::WholeStep,
         },
+        wire: settings.parallel.reduce_dtype.into(),
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,
     }

@@ -109,6 +109,9 @@ const FREE_KEYS: [&str; 20] = [
     "eval_interval",
 ];
 
+/// What a resumed run may not change of a key that it may change otherwise, as JSON pointers.
+const FIXED_PARTS: [&str; 1] = ["/parallel/reduce_dtype"];
+
 impl Settings {
     /// Fills in what `spec` leaves open, for a model of this config whose tensors are all of the type `stored`, if they are of
     /// one.
@@ -352,12 +355,13 @@ impl Settings {
     /// saved value and this one's.
     pub fn difference(&self, saved: &serde_json::Value) -> Result<Option<Difference>, TrainError> {
         let own = self.to_json()?;
-        let keys = own.as_object().into_iter().flatten();
         let null = serde_json::Value::Null;
-        Ok(keys.filter(|(key, _)| !FREE_KEYS.contains(&key.as_str())).find_map(|(key, now)| {
-            let before = saved.get(key).unwrap_or(&null);
+        let keys = own.as_object().into_iter().flat_map(serde_json::Map::keys);
+        let keys = keys.filter(|key| !FREE_KEYS.contains(&key.as_str())).map(|key| format!("/{key}"));
+        Ok(keys.chain(FIXED_PARTS.map(str::to_owned)).find_map(|pointer| {
+            let [before, now] = [saved, &own].map(|settings| settings.pointer(&pointer).unwrap_or(&null));
             (now != before).then(|| Difference {
-                key: key.clone(),
+                key: pointer[1..].replace('/', "."),
                 before: before.to_string(),
                 now: now.to_string(),
             })

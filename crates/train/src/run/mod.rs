@@ -12,14 +12,16 @@ mod rank;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Instant;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
 use tessera_track::{EventLog, EventType, read_events, write_report};
 
 use crate::error::{Fault, TrainError};
-use crate::launch::{Launch, Ranks};
+use crate::launch::{CheckIn, Launch, Ranks};
 use crate::observe::{EvaluationReport, Observer, Silent, Update};
 use crate::plan::advice::advise;
 use crate::plan::{Prepared, Resolved, resolve};
@@ -110,31 +112,55 @@ pub fn train(
     stop: &StopSignal,
 ) -> Result<Outcome, TrainError> {
     let silent: Arc<dyn Observer> = Arc::new(Silent);
-    let mut resolved = resolve(spec, if launch.leads() { observer } else { &silent })?;
-    resolved.ranks *= launch.processes;
+    let mut resolved =
+        resolve(spec, if launch.leads() { observer } else { &silent })?.over(launch.processes)?;
     let settings = &resolved.settings;
     let deadline = Deadline::new(settings.startup_timeout());
-    settings.degrees(resolved.ranks, resolved.config())?;
+    let folder = RunPaths::new(settings.run_folder());
+    let came = Instant::now();
     let ranks = match settings.on_gpus() {
         true => launch.join_gpus(&settings.gpus)?,
-        false => launch.join(settings.local_ranks(), &deadline)?,
+        false => launch.join(settings.local_ranks(), &deadline, folder.path())?,
     };
     // From the first wait for one another on.
-    let watchdog = rank::watch(&ranks, &deadline, observer, &RunPaths::new(settings.run_folder()))?;
-    resolved.processes_here = ranks.processes_here(launch.processes)?;
+    let watchdog = rank::watch(&ranks, &deadline, observer, &folder)?;
+    let CheckIn { processes_here, late } = ranks.check_in(launch.processes, came)?;
+    resolved.processes_here = processes_here;
+    if launch.leads() {
+        late.iter().for_each(|line| observer.observe(Update::Warning(line)));
+    }
     let run = Run { deadline, observer, stop, watchdog };
     if launch.leads() { run.lead(resolved, ranks) } else { run.follow(resolved, ranks) }
 }
 
-/// What the leading process tells the others when it has prepared the run.
+/// What the leading process tells the others: how far it has come, or why it cannot go on and who can put that right.
+type Word<T> = Result<T, (String, Fault)>;
+
+/// What all are to do when the leading process has prepared the run.
 #[derive(Serialize, Deserialize)]
-enum Word {
-    /// Everything is prepared, with these settings: what was `auto`, and the day, are the same for all.
-    Go(serde_json::Value),
+enum Go {
+    /// Train, with these settings: what was `auto`, and the day, are the same for all.
+    Train(serde_json::Value),
     /// Nothing is left to do: batches done, and the last checkpoint.
     Finished(u64, PathBuf),
-    /// It cannot be, and who can put that right.
-    Failed(String, Fault),
+}
+
+/// What is told when the run's folder is this attempt's, and when the run is prepared.
+const FOLDER: &str = "the run's folder";
+const START: &str = "start of the run";
+
+fn tell<T: Serialize>(
+    ranks: &Ranks,
+    label: &'static str,
+    word: Result<T, &TrainError>,
+) -> Result<(), TrainError> {
+    let word: Word<T> = word.map_err(|error| (error.to_string(), error.fault()));
+    ranks.broadcast(label, serde_json::to_vec(&word)?).map(drop)
+}
+
+fn hear<T: DeserializeOwned>(ranks: &Ranks, label: &'static str) -> Result<T, TrainError> {
+    let word: Word<T> = serde_json::from_slice(&ranks.broadcast(label, Vec::new())?)?;
+    word.map_err(|(message, fault)| TrainError::NotStarted { message, fault })
 }
 
 /// What the leading process has when a run can start.
@@ -155,13 +181,17 @@ struct Run<'a> {
 impl Run<'_> {
     /// Prepares the run, tells the others, and has rank 0 among its ranks.
     fn lead(self, resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
-        let start = self.start(resolved);
-        let word = match &start {
-            Ok(Start::Ready(prepared, ..)) => Word::Go(prepared.plan.settings.to_json()?),
-            Ok(Start::Finished(finished)) => Word::Finished(finished.batch, finished.checkpoint.clone()),
-            Err(error) => Word::Failed(error.to_string(), error.fault()),
+        let folder = self.open(&resolved);
+        let told = tell(&ranks, FOLDER, folder.as_ref().map(|_| ()));
+        let folder = folder?;
+        told?;
+        let start = self.start(resolved, folder);
+        let go = match &start {
+            Ok(Start::Ready(prepared, ..)) => Ok(Go::Train(prepared.plan.settings.to_json()?)),
+            Ok(Start::Finished(finished)) => Ok(Go::Finished(finished.batch, finished.checkpoint.clone())),
+            Err(error) => Err(error),
         };
-        let told = ranks.broadcast("start of the run", serde_json::to_vec(&word)?);
+        let told = tell(&ranks, START, go);
         let (prepared, folder, mut events) = match start? {
             Start::Ready(prepared, folder, events) => (prepared, folder, events),
             Start::Finished(finished) => {
@@ -170,7 +200,7 @@ impl Run<'_> {
                 return Ok(Outcome::AlreadyCompleted(finished));
             }
         };
-        let result = told.and_then(|_| {
+        let result = told.and_then(|()| {
             let lead = rank::Lead { events: &mut events, observer: self.observer };
             rank::run(&self, ranks, &prepared, folder.paths(), Some(lead))
         });
@@ -189,14 +219,19 @@ impl Run<'_> {
         result
     }
 
-    /// Opens the run's folder and prepares the run.
-    fn start(&self, resolved: Resolved) -> Result<Start, TrainError> {
-        let observer = self.observer;
+    /// Takes the run's folder; from then on ranks can be seen there.
+    fn open(&self, resolved: &Resolved) -> Result<RunFolder, TrainError> {
         let folder = RunFolder::open(resolved.settings.run_folder())?;
         if let Some(watchdog) = &self.watchdog {
             watchdog.set_aside()?;
             watchdog.begin()?;
         }
+        Ok(folder)
+    }
+
+    /// Prepares the run.
+    fn start(&self, resolved: Resolved, folder: RunFolder) -> Result<Start, TrainError> {
+        let observer = self.observer;
         // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
@@ -224,17 +259,16 @@ impl Run<'_> {
     /// Waits for the leading process's word, and does its part.
     fn follow(self, mut resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
         let folder = RunPaths::new(resolved.settings.run_folder());
-        let word = ranks.broadcast("start of the run", Vec::new())?;
-        match serde_json::from_slice(&word)? {
-            Word::Failed(message, fault) => Err(TrainError::NotStarted { message, fault }),
-            Word::Finished(batch, checkpoint) => {
+        hear::<()>(&ranks, FOLDER)?;
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.begin()?;
+        }
+        match hear(&ranks, START)? {
+            Go::Finished(batch, checkpoint) => {
                 ranks.leave()?;
                 Ok(Outcome::AlreadyCompleted(folder.finished(batch, checkpoint)?))
             }
-            Word::Go(settings) => {
-                if let Some(watchdog) = &self.watchdog {
-                    watchdog.begin()?;
-                }
+            Go::Train(settings) => {
                 resolved.settings.keep_resolved(&settings);
                 let silent: Arc<dyn Observer> = Arc::new(Silent);
                 let prepared = resolved.prepare(&silent)?;

@@ -33,7 +33,7 @@ pub use devices::{Devices, UnknownDevices};
 pub use error::{Origin, Problem, ProblemKind, SpecError};
 pub use generation::GenerationSpec;
 pub use optimizer::{AdamSettings, LionSettings, OptimizerSpec};
-pub use parallel::{Parallel, ShardDegree};
+pub use parallel::{Parallel, ReduceDType, ShardDegree};
 pub use scheduler::SchedulerSpec;
 pub use settings::{
     ActivationCheckpointing, CheckpointsToKeep, HfSavePrecision, Init, MicrobatchSize, Packing, Precision,

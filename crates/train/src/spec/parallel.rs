@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 
 use serde::{Serialize, Serializer};
+use tessera_dist::Wire;
 
+use super::keyword::keyword;
 use super::reader::{self, MapReader, Read};
 use super::tree::{Node, Value};
 
@@ -18,6 +20,27 @@ pub struct Parallel {
     pub context: NonZeroUsize,
     /// Whether gathered weights are given up after the forward pass and gathered again for the backward.
     pub reshard_after_forward: bool,
+    /// The type in which gradients travel to the ranks that sum them.
+    pub reduce_dtype: ReduceDType,
+}
+
+keyword! {
+    /// The type in which a rank's part of a gradient leaves it; sums are taken in fp32 in any case.
+    ReduceDType {
+        /// As it is.
+        Fp32 = "fp32",
+        /// Rounded, in half of the bytes.
+        Bf16 = "bf16",
+    }
+}
+
+impl From<ReduceDType> for Wire {
+    fn from(dtype: ReduceDType) -> Self {
+        match dtype {
+            ReduceDType::Fp32 => Self::Fp32,
+            ReduceDType::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// How many ranks share one copy of the model.
@@ -36,6 +59,7 @@ impl Default for Parallel {
             replicate: NonZeroUsize::MIN,
             context: NonZeroUsize::MIN,
             reshard_after_forward: true,
+            reduce_dtype: ReduceDType::Fp32,
         }
     }
 }
@@ -60,6 +84,7 @@ impl Parallel {
             reshard_after_forward: map
                 .optional("reshard_after_forward", reader::boolean)
                 .unwrap_or(default.reshard_after_forward),
+            reduce_dtype: map.optional("reduce_dtype", reader::keyword).unwrap_or(default.reduce_dtype),
         }
     }
 }

@@ -16,7 +16,7 @@ use tessera_ops::{DType, Queue};
 
 use super::shards::Assembly;
 use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, resume};
-use crate::engine::{Engine, MemoryPlan, Sharing};
+use crate::engine::{Engine, MemoryPlan, OptimizerCounts, Sharing};
 use crate::error::TrainError;
 use crate::observe::Silent;
 use crate::plan::{RunPlan, Settings, engine_settings};
@@ -47,6 +47,7 @@ fn plan(config: &ModelConfig) -> RunPlan {
         length,
         memory: MemoryPlan::new(&model, alone, &engine_settings(&settings, 1)).unwrap(),
         answer_bytes: 0,
+        process_scratch_bytes: 0,
         settings,
     }
 }
@@ -91,28 +92,36 @@ fn each_piece(engine: &Engine, mut body: impl FnMut(usize, &Piece<'_>, &mut [f32
     }
 }
 
+fn fill(engine: &Engine) {
+    each_piece(engine, |kind, piece, values| {
+        for (place, target) in values.iter_mut().enumerate() {
+            *target = value(kind, &piece.parameter.name, piece.first + place);
+        }
+    });
+}
+
+fn save_engine(folder: &Path, engine: &Engine, plan: &RunPlan, in_place: bool) -> Result<(), TrainError> {
+    let settings = SaverSettings {
+        folder: folder.to_owned(),
+        keep: None,
+        patience: Patience { patience: Duration::from_secs(60), hurried: Default::default() },
+    };
+    let mut saver = Saver::new(settings);
+    let moment = Moment {
+        plan,
+        position: &Position { batch: 3, ..Position::default() },
+        data_identity: IDENTITY,
+        owed: Owed::default(),
+        weights_only: false,
+    };
+    saver.start(engine, &moment, in_place)?;
+    saver.finish().map(drop)
+}
+
 fn save(folder: &Path, config: &ModelConfig, degrees: Degrees) {
     on_ranks(config, degrees, |engine, plan| {
-        each_piece(&engine, |kind, piece, values| {
-            for (place, target) in values.iter_mut().enumerate() {
-                *target = value(kind, &piece.parameter.name, piece.first + place);
-            }
-        });
-        let settings = SaverSettings {
-            folder: folder.to_owned(),
-            keep: None,
-            patience: Patience { patience: Duration::from_secs(60), hurried: Default::default() },
-        };
-        let mut saver = Saver::new(settings);
-        let moment = Moment {
-            plan,
-            position: &Position { batch: 3, ..Position::default() },
-            data_identity: IDENTITY,
-            owed: Owed::default(),
-            weights_only: false,
-        };
-        saver.start(&engine, &moment, degrees.shard <= 2).unwrap();
-        saver.finish().unwrap();
+        fill(&engine);
+        save_engine(folder, &engine, plan, degrees.shard <= 2).unwrap();
     });
 }
 
@@ -145,6 +154,39 @@ fn every_world_size_reads_every_other() {
             }
         }
     }
+}
+
+/// Ranks 0 and 2 hold the one half of every unit, ranks 1 and 3 the other.
+#[test]
+fn ranks_whose_replicated_state_differs_save_nothing_and_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let differing = |part: &(dyn Fn(&mut Engine) + Sync)| {
+        let said = Mutex::new(Vec::new());
+        on_ranks(&config("tied_gqa"), Degrees { shard: 2, replicate: 2, context: 1 }, |mut engine, plan| {
+            fill(&engine);
+            if engine.units().mesh().world().rank() == 3 {
+                part(&mut engine);
+            }
+            match save_engine(folder.path(), &engine, plan, true) {
+                Err(TrainError::Diverged { rank, other, .. }) => said.lock().unwrap().push((rank, other)),
+                ended => panic!("{ended:?}"),
+            }
+        });
+        said.into_inner().unwrap()
+    };
+    let weights = differing(&|engine| {
+        let mut state = engine.units().iter().next().unwrap().state().write().unwrap();
+        let mut view = state.master.view_mut(DType::F32);
+        let last = view.as_slice_mut::<f32>().unwrap().last_mut().unwrap();
+        *last = f32::from_bits(last.to_bits() ^ 1);
+    });
+    assert_eq!(weights, [(3, 1); 4]);
+    let counts = differing(&|engine| {
+        let counts = OptimizerCounts { updates: 1, ..OptimizerCounts::default() };
+        engine.set_optimizer_counts(counts).unwrap();
+    });
+    assert_eq!(counts, [(3, 0); 4]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tessera_checkpoint::WeightSource;
 use tessera_checkpoint::huggingface::SafetensorsSource;
 use tessera_data::MicroBatch;
-use tessera_dist::{Deadline, Group, Mesh, Residency, Single};
+use tessera_dist::{Deadline, Group, Mesh, Residency, Single, Wire};
 use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model, Names, Naming};
 use tessera_ops::{Buffer, DType, Queue, transfer};
@@ -112,6 +112,7 @@ impl Golden {
             chunk_tokens: CHUNK_TOKENS,
             recompute,
             residency: Residency::default(),
+            wire: Wire::default(),
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },
             max_grad_norm: 1.0,
         }

@@ -75,6 +75,36 @@ fn experts_train_on_any_number_of_ranks_as_on_one() {
 }
 
 #[test]
+fn gradients_that_travel_in_bf16_train_nearly_as_in_fp32() {
+    let tiny = Tiny::new();
+    let ranks = ["devices=cpu:4", "parallel.shard=2", "parallel.replicate=2"];
+    let train = |run: &str, dtype: &str, stop| {
+        let keys = [&format!("run_name={run}"), &format!("parallel.reduce_dtype={dtype}")];
+        let keys: Vec<&str> = ranks.into_iter().chain(keys.map(String::as_str)).collect();
+        tiny.train(&keys, stop).0
+    };
+    train("fp32", "fp32", None).unwrap();
+    train("whole", "bf16", None).unwrap();
+    let losses = |run: &str| {
+        let lines = tiny.metrics(run);
+        lines.iter().filter_map(|line| line.get("loss/train/total")?.as_f64()).collect::<Vec<_>>()
+    };
+    let (rounded, exact) = (losses("whole"), losses("fp32"));
+    let worst = rounded.iter().zip(&exact).map(|(one, other)| (one / other - 1.0).abs()).fold(0.0, f64::max);
+    assert!(worst < 1e-2, "a loss is off by {worst:e}");
+    assert_ne!(rounded, exact, "nothing was rounded");
+    assert!(rounded.last() < rounded.first(), "{rounded:?}");
+
+    // Rounding depends on nothing but the numbers, and belongs to the run.
+    train("stopped", "bf16", Some(2)).unwrap();
+    let error = train("stopped", "fp32", None).unwrap_err().to_string();
+    assert!(error.contains("parallel.reduce_dtype") && error.contains("bf16"), "{error}");
+    train("stopped", "bf16", None).unwrap();
+    assert_eq!(tiny.exported("stopped"), tiny.exported("whole"));
+    assert_eq!(tiny.metrics("stopped"), tiny.metrics("whole"));
+}
+
+#[test]
 fn a_stopped_run_of_several_ranks_is_the_same_run_bit_for_bit() {
     let tiny = Tiny::new();
     tiny.train(&["run_name=whole", "devices=cpu:3"], None).0.unwrap();

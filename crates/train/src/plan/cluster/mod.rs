@@ -19,6 +19,7 @@ use tessera_dist::Degrees;
 use tessera_ops::OpError;
 
 use crate::engine::Moves;
+use crate::spec::ReduceDType;
 
 pub use catalogue::{Need, Smallest, SmallestCluster, smallest_clusters};
 pub use error::ClusterError;
@@ -168,6 +169,8 @@ pub struct ClusterPlan {
     pub saving: Saving,
     /// Bytes that a GPU sends in a step, by link.
     pub links: Links,
+    /// The type in which gradients travel.
+    pub reduce_dtype: ReduceDType,
     /// How long a step takes.
     pub time: StepTime,
     /// What was assumed, in the order in which a reader asks.
@@ -205,6 +208,7 @@ impl ClusterPlan {
             usable_bytes,
             saving,
             links,
+            reduce_dtype: workload.reduce_dtype(),
             time,
             assumptions: told,
         })

@@ -5,13 +5,11 @@
 //! sequences, the optimizer.
 
 use serde::Serialize;
+use tessera_dist::Wire;
 use tessera_ops::OpError;
 
 use super::{Cluster, DeviceMemory, Gpu, Layout, Rows, Workload};
 use crate::engine::{ElementBytes, Moves, Traffic, balance_traffic_bytes, context_traffic_bytes};
-
-/// Gathered weights in bf16, gradients in fp32.
-const MIXED: ElementBytes = ElementBytes { gathered: 2, reduced: 4 };
 
 /// What is taken for granted about machines in general.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -89,9 +87,9 @@ impl Assumptions {
 pub struct Links {
     /// Weights, bf16.
     pub gathered: Split,
-    /// Gradients, fp32.
+    /// Gradients, fp32 or bf16.
     pub reduced: Split,
-    /// Reduced gradients to the other replicas, fp32.
+    /// Reduced gradients to the other replicas, in the same type.
     pub replicated: Split,
     /// Queries, keys, values and what is attended, to the ranks that share the sequence, bf16.
     pub exchanged: Split,
@@ -139,7 +137,8 @@ impl Links {
         rows: Rows,
     ) -> Result<Self, OpError> {
         let (copy, per_node) = (parallel.copy(), cluster.gpus_per_node);
-        let traffic = Traffic::of_step(workload.model(), moves, parallel.into(), MIXED);
+        let bytes = ElementBytes { gathered: 2, reduced: Wire::from(workload.reduce_dtype()).size() };
+        let traffic = Traffic::of_step(workload.model(), moves, parallel.into(), bytes);
         // Of a ring's copy − 1 steps, as many cross to another node as there are other nodes.
         let nodes = copy.div_ceil(per_node);
         let (crossing, all) = (nodes - 1, copy - 1);

@@ -13,7 +13,7 @@ use super::{ClusterError, Layout};
 use crate::engine::EngineSettings;
 use crate::error::TrainError;
 use crate::plan::{OpenedModel, Settings, engine_settings};
-use crate::spec::{Devices, HfSavePrecision, MicrobatchSize, RunSpec, SpecError};
+use crate::spec::{Devices, HfSavePrecision, MicrobatchSize, ReduceDType, RunSpec, SpecError};
 
 /// What is to be trained.
 pub struct Workload {
@@ -125,6 +125,11 @@ impl Workload {
     /// How long gathered weights stay.
     pub fn residency(&self) -> Residency {
         self.engine_settings(1, 1).residency
+    }
+
+    /// The type in which gradients travel.
+    pub fn reduce_dtype(&self) -> ReduceDType {
+        self.settings.parallel.reduce_dtype
     }
 
     /// The optimizer's moments of each parameter.
