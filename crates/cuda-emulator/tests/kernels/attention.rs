@@ -103,7 +103,7 @@ impl Layer {
         let (out_view, sums_view) =
             (view_mut(&mut expected, out_shape), view_mut(&mut expected_sums, [rows, heads.query]));
         attention::forward(&queue, view(&qkv.exact, row), documents, heads, out_view, sums_view).unwrap();
-        let mut scratch = vec![0.0; attention::backward_scratch(tessera_ops::Home::Gpu, heads, rows)];
+        let mut scratch = vec![0.0; attention::backward_scratch(tessera_ops::Home::Host, heads, rows)];
         let (mut expected_dqkv, scratch_length) = (vec![0.0; dqkv.len()], scratch.len());
         attention::backward(
             &queue,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 use tessera_ops::attention::{self, Heads};
-use tessera_ops::{Buffer, DType, Element, Queue, Shape, View, ViewMut};
+use tessera_ops::{Buffer, DType, Element, Home, Queue, Shape, View, ViewMut};
 
 use crate::support::{
     Random, Values, Variant, assert_close, download, on, on_mut, refused, starts, stream, unwritten_on,
