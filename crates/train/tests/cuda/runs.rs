@@ -5,6 +5,8 @@ use tessera_train::run::Outcome;
 use crate::tiny::Tiny;
 
 const GPU: &str = "devices=cuda:0";
+/// The emulator is ten thousand times slower than a GPU.
+const SHORT: &str = "training_duration=6ba";
 
 fn losses(tiny: &Tiny, run: &str) -> Vec<f64> {
     let metrics = tiny.metrics(run);
@@ -14,9 +16,9 @@ fn losses(tiny: &Tiny, run: &str) -> Vec<f64> {
 #[test]
 fn a_run_in_fp32_has_the_cpus_losses() {
     for tiny in [Tiny::new(), Tiny::mixture()] {
-        let (outcome, _) = tiny.train(&["run_name=cpu"], None);
+        let (outcome, _) = tiny.train(&[SHORT, "run_name=cpu"], None);
         assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
-        let (outcome, _) = tiny.train(&[GPU, "precision=fp32", "run_name=gpu"], None);
+        let (outcome, _) = tiny.train(&[GPU, SHORT, "precision=fp32", "run_name=gpu"], None);
         assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
         let (cpu, gpu) = (losses(&tiny, "cpu"), losses(&tiny, "gpu"));
         assert_eq!(cpu.len(), gpu.len());
@@ -29,11 +31,11 @@ fn a_run_in_fp32_has_the_cpus_losses() {
 #[test]
 fn a_stopped_run_goes_on_to_the_same_bits() {
     let tiny = Tiny::new();
-    let (outcome, _) = tiny.train(&[GPU, "run_name=whole"], None);
+    let (outcome, _) = tiny.train(&[GPU, SHORT, "run_name=whole"], None);
     outcome.unwrap();
     for save_async in ["save_async=true", "save_async=false"] {
         let run = format!("run_name={}", save_async.replace('=', "-"));
-        let arguments = [GPU, run.as_str(), save_async];
+        let arguments = [GPU, SHORT, run.as_str(), save_async];
         let (outcome, _) = tiny.train(&arguments, Some(4));
         assert!(matches!(outcome.unwrap(), Outcome::Stopped { batch: 4, .. }));
         let (outcome, _) = tiny.train(&arguments, None);
@@ -47,14 +49,14 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
 #[test]
 fn the_cpu_goes_on_from_a_gpus_checkpoint() {
     let tiny = Tiny::new();
-    let (outcome, _) = tiny.train(&[GPU, "precision=fp32"], Some(4));
+    let (outcome, _) = tiny.train(&[GPU, SHORT, "precision=fp32"], Some(2));
     assert!(matches!(outcome.unwrap(), Outcome::Stopped { .. }));
-    let (outcome, _) = tiny.train(&["devices=cpu:2"], None);
+    let (outcome, _) = tiny.train(&["devices=cpu:2", SHORT], None);
     assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
     // What was decided when the run began holds, and the CPU cannot compute in it.
-    let (outcome, _) = tiny.train(&[GPU, "run_name=mixed"], Some(4));
+    let (outcome, _) = tiny.train(&[GPU, SHORT, "run_name=mixed"], Some(2));
     assert!(matches!(outcome.unwrap(), Outcome::Stopped { .. }));
-    let (outcome, _) = tiny.train(&["devices=cpu", "run_name=mixed"], None);
+    let (outcome, _) = tiny.train(&["devices=cpu", SHORT, "run_name=mixed"], None);
     let error = outcome.unwrap_err().to_string();
     assert!(error.contains("precision: amp_bf16"), "{error}");
 }
