@@ -9,6 +9,8 @@ use std::process::Command;
 use std::time::SystemTime;
 use std::{env, fs, thread};
 
+const FLAGS: [&str; 4] = ["-std=c++20", "-O3", "--ptx", "--gpu-architecture=compute_80"];
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> Result<()> {
@@ -50,6 +52,7 @@ fn compile_all(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     }
     let newest = headers.iter().map(|path| modified(path)).collect::<Result<Vec<_>>>()?.into_iter().max();
     let nvcc = nvcc();
+    forget_other_compilers(folder, &nvcc)?;
     // nvcc is one thread; a few at a time are as many as have memory everywhere.
     let mut compiled = Vec::new();
     for some in table.chunks(4) {
@@ -68,6 +71,23 @@ fn compile_all(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(compiled)
 }
 
+/// Removes what another nvcc has compiled, or this one with other flags.
+fn forget_other_compilers(folder: &Path, nvcc: &Path) -> Result<()> {
+    let version = Command::new(nvcc).arg("--version").output().map(|ran| ran.stdout).unwrap_or_default();
+    let own = [version, FLAGS.concat().into_bytes()].concat();
+    let compiler = folder.join("compiler");
+    if fs::read(&compiler).is_ok_and(|before| before == own) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "ptx") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(fs::write(compiler, own)?)
+}
+
 /// Compiles one file, unless its PTX is newer than it and the headers.
 fn compile(nvcc: &Path, source: &Path, ptx: PathBuf, newest: Option<SystemTime>) -> Result<PathBuf> {
     let is_current = match modified(&ptx) {
@@ -77,10 +97,10 @@ fn compile(nvcc: &Path, source: &Path, ptx: PathBuf, newest: Option<SystemTime>)
     if is_current {
         return Ok(ptx);
     }
+    let unfinished = ptx.with_extension("unfinished");
     let command = || {
         let mut command = Command::new(nvcc);
-        command.args(["-std=c++20", "-O3", "--ptx", "--gpu-architecture=compute_80", "-o"]);
-        command.arg(&ptx).arg(source);
+        command.args(FLAGS).arg("-o").arg(&unfinished).arg(source);
         command
     };
     let ran = command().output().map_err(|error| {
@@ -93,6 +113,7 @@ fn compile(nvcc: &Path, source: &Path, ptx: PathBuf, newest: Option<SystemTime>)
     if !ran.status.success() {
         return Err(format!("{:?}: {}", command(), String::from_utf8_lossy(&ran.stderr)).into());
     }
+    fs::rename(unfinished, &ptx)?;
     Ok(ptx)
 }
 

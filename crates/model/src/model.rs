@@ -61,6 +61,12 @@ impl Model {
         Self::build(self.config, self.names, compute)
     }
 
+    /// The same model, computing where its operators do.
+    pub fn computing_at(self, home: Home) -> Self {
+        let compute = Compute { home, ..self.compute };
+        if compute == self.compute { self } else { self.computing(compute) }
+    }
+
     fn build(config: ModelConfig, names: Names, compute: Compute) -> Self {
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
         let matrix =

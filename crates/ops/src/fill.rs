@@ -22,8 +22,7 @@ pub fn zero(queue: &Queue, mut x: ViewMut<'_>) -> Result<(), OpError> {
     }
 }
 
-/// to = from; same shape and dtype. On a GPU either may lie on the host; see [`Buffer::staging`](crate::Buffer::staging):
-/// such memory must be left alone until the queue has come past the copy, other host memory is free again on return.
+/// to = from; same shape and dtype. On a GPU either may lie on the host, which then waits for the copy.
 pub fn copy(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), OpError> {
     check::shape("fill::copy", "to", to.shape(), from.shape())?;
     match queue.device() {

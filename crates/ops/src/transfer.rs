@@ -1,13 +1,13 @@
-//! Between the host and wherever a queue works: for what is read or changed now and then, outside of steps. On the CPU values
-//! are used where they lie; on a GPU they are copied, and the host waits.
+//! Between the host and wherever a queue works. On the CPU values are used where they lie. On a GPU what is read or changed now
+//! and then is copied, and the host waits; what every step needs goes through a [`Staging`], and nobody waits.
 
 use std::borrow::Cow;
 
-use crate::buffer::{View, ViewMut};
+use crate::buffer::{Arena, Buffer, View, ViewMut};
 use crate::dtype::Element;
 use crate::error::OpError;
 use crate::fill;
-use crate::queue::{Device, Queue};
+use crate::queue::{Device, Event, Queue};
 
 /// The elements of a view, when all that was issued to `queue` has run.
 ///
@@ -19,7 +19,6 @@ pub fn to_host<'a, T: Element>(queue: &Queue, view: View<'a>) -> Result<Cow<'a, 
         Device::Cuda(_) => {
             let mut values = vec![T::zeroed(); view.shape().elements()];
             fill::copy(queue, view, ViewMut::of(&mut values).reshape(view.shape())?)?;
-            queue.synchronize()?;
             Ok(Cow::Owned(values))
         }
     }
@@ -40,8 +39,89 @@ pub fn on_host<T: Element, R>(
             let mut values = to_host(queue, view.as_view())?.into_owned();
             let result = body(&mut values);
             fill::copy(queue, View::of(&values).reshape(view.shape())?, view)?;
-            queue.synchronize()?;
             Ok(result)
+        }
+    }
+}
+
+/// A way to a GPU on which nobody waits: values are put down in memory that the GPU reads by itself, in one of two places that
+/// take turns.
+pub struct Staging {
+    queue: Queue,
+    places: [Place; 2],
+}
+
+struct Place {
+    memory: Buffer,
+    /// When the GPU has read it.
+    read: Option<Event>,
+}
+
+impl Place {
+    /// Waits until the memory can be written again.
+    fn settle(&mut self) -> Result<(), OpError> {
+        self.read.take().map_or(Ok(()), |read| read.synchronize())
+    }
+}
+
+impl Staging {
+    /// For at most `bytes` at a time, as [`Arena::cost`] counts them, on their way to where `queue` works.
+    ///
+    /// # Errors
+    /// When the host has no memory.
+    pub fn new(queue: &Queue, bytes: usize) -> Result<Self, OpError> {
+        let place = || Ok::<_, OpError>(Place { memory: Buffer::staging(queue, bytes)?, read: None });
+        Ok(Self { queue: queue.clone(), places: [place()?, place()?] })
+    }
+
+    /// Begins to send, when the GPU has read what was sent the time before last.
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn begin(&mut self) -> Result<Sending<'_>, OpError> {
+        self.places.rotate_left(1);
+        let place = &mut self.places[0];
+        place.settle()?;
+        Ok(Sending { queue: &self.queue, arena: place.memory.arena(), read: &mut place.read })
+    }
+}
+
+/// Values that are sent together; they are on their way when it is dropped.
+pub struct Sending<'a> {
+    queue: &'a Queue,
+    arena: Arena<'a>,
+    read: &'a mut Option<Event>,
+}
+
+impl Sending<'_> {
+    /// to = from, which lies on the host, in the order of the queue; same shape and dtype.
+    ///
+    /// # Errors
+    /// When there is no room, or CUDA fails.
+    pub fn send(&mut self, from: View<'_>, to: ViewMut<'_>) -> Result<(), OpError> {
+        match self.queue.device() {
+            Device::Cpu => fill::copy(self.queue, from, to),
+            Device::Cuda(stream) => {
+                let mut put_down = self.arena.take(from.dtype(), from.shape())?;
+                stream.queue_copy(from, put_down.reborrow())?;
+                stream.queue_copy(put_down.as_view(), to)
+            }
+        }
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        // A GPU that has failed reads nothing any more.
+        *self.read = self.queue.record().ok();
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        for place in &mut self.places {
+            // A GPU that has failed reads nothing any more.
+            let _ = place.settle();
         }
     }
 }

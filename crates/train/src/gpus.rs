@@ -3,7 +3,7 @@
 //! Normally one process drives all of its machine's, a thread each. Where a launcher starts several processes on a machine,
 //! each drives the one with its number among them.
 
-use tessera_ops::cuda;
+use tessera_ops::cuda::{self, Found};
 
 use crate::error::TrainError;
 use crate::spec::Devices;
@@ -22,16 +22,19 @@ const LOCAL_VARIABLES: [(&str, &str); 3] = [
 /// When GPUs are asked for that are not there or that this build cannot use.
 pub fn resolve(devices: Devices) -> Result<(Devices, Vec<usize>), TrainError> {
     let devices = match devices {
-        Devices::Auto if matches!(cuda::count(), Ok(1..)) => Devices::EveryGpu,
-        Devices::Auto => Devices::ONE_CPU,
+        // What is there but cannot be used must not make a run a thousand times slower without a word.
+        Devices::Auto => match cuda::find()? {
+            Found::Some(_) => Devices::EveryGpu,
+            Found::None(_) => Devices::ONE_CPU,
+        },
         devices => devices,
     };
     let asked = match &devices {
         Devices::Auto | Devices::Cpu { .. } => return Ok((devices, Vec::new())),
-        Devices::EveryGpu => (0..there(&devices)?).collect(),
+        Devices::EveryGpu => (0..cuda::count()?).collect(),
         Devices::Gpus(indices) => indices.clone(),
     };
-    let found = there(&devices)?;
+    let found = cuda::count()?;
     if let Some(missing) = asked.iter().find(|&&index| index >= found) {
         let expected = format!("indices below {found}, the number of GPUs here; {missing} is not there");
         return Err(TrainError::unsupported("devices", devices, expected));
@@ -40,19 +43,15 @@ pub fn resolve(devices: Devices) -> Result<(Devices, Vec<usize>), TrainError> {
     Ok((devices, own))
 }
 
-/// The number of GPUs of this machine, at least one.
-fn there(devices: &Devices) -> Result<usize, TrainError> {
-    match cuda::count()? {
-        0 => Err(TrainError::unsupported("devices", devices, "cpu: the driver finds no GPU here".into())),
-        count => Ok(count),
-    }
-}
-
 /// Those of a machine's `gpus` that are this process's.
 fn own_share(gpus: Vec<usize>, variable: impl Fn(&str) -> Option<String>) -> Result<Vec<usize>, TrainError> {
     let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
     let place = LOCAL_VARIABLES.iter().find_map(|(own, all)| Some((number(own)?, number(all)?)));
     let Some((own, processes)) = place.filter(|&(_, processes)| processes > 1) else { return Ok(gpus) };
+    // A scheduler that gives each process a GPU shows it no other.
+    if gpus.len() == 1 {
+        return Ok(gpus);
+    }
     gpus.get(own).map(|&gpu| vec![gpu]).ok_or_else(|| {
         let expected =
             format!("a GPU for each of the {processes} processes that were started here, or one process that drives all");

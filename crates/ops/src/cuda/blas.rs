@@ -4,11 +4,12 @@
 //! are bf16 or fp32, sums are fp32, and fp32 inputs are not rounded to TF32: that is cuBLAS's own default.
 
 use std::ffi::c_void;
+use std::sync::PoisonError;
 
 use cudarc::cublas::result::{self, CublasError};
 use cudarc::cublas::sys::{
-    cublasComputeType_t, cublasGemmAlgo_t, cublasHandle_t, cublasOperation_t, cublasSetWorkspace_v2,
-    cudaDataType,
+    cublasComputeType_t, cublasGemmAlgo_t, cublasHandle_t, cublasMath_t, cublasOperation_t,
+    cublasSetMathMode, cublasSetWorkspace_v2, cudaDataType,
 };
 
 use super::memory::DeviceMemory;
@@ -23,13 +24,9 @@ pub(super) struct Blas {
     _workspace: DeviceMemory,
 }
 
-// SAFETY: cuBLAS lets threads use a handle one after another; a stream's operators are issued by one thread at a time,
-// since each issuing borrows what it writes exclusively and the order of the queue is the caller's.
+// SAFETY: cuBLAS lets any thread use a handle, one at a time; a stream's handle is behind a lock.
 #[allow(unsafe_code)]
 unsafe impl Send for Blas {}
-// SAFETY: as above.
-#[allow(unsafe_code)]
-unsafe impl Sync for Blas {}
 
 impl Blas {
     pub fn new(stream: &Stream) -> Result<Self, OpError> {
@@ -45,6 +42,9 @@ impl Blas {
             result::set_stream(handle, stream.raw().cu_stream().cast()).map_err(failed)?;
             let address = blas._workspace.bytes().address() as *mut c_void;
             cublasSetWorkspace_v2(handle, address, WORKSPACE_BYTES).result().map_err(failed)?;
+            // A product that is split along its inner dimension must not add its parts in bf16.
+            let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+            cublasSetMathMode(handle, mode).result().map_err(failed)?;
         }
         Ok(blas)
     }
@@ -110,7 +110,8 @@ impl Stream {
             true => cublasOperation_t::CUBLAS_OP_T,
         };
         let (alpha, beta) = (1.0_f32, if adds { 1.0_f32 } else { 0.0 });
-        let handle = self.blas()?.handle;
+        let blas = self.blas()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = blas.handle;
         self.bind()?;
         // SAFETY: the pointers lie on this GPU, in matrices of these extents, as the operator has checked; the factors are
         // read before the call returns.

@@ -1,11 +1,11 @@
 //! One GPU: its context, what is to be known of it, and the kernels that were loaded to it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
@@ -32,57 +32,106 @@ pub struct Gpu {
 pub(super) struct Function {
     pub function: CudaFunction,
     /// The most dynamic shared memory that was asked for.
-    shared: AtomicUsize,
+    shared: Mutex<usize>,
 }
 
 impl Function {
     /// Sees to it that a launch may have `bytes` of dynamic shared memory.
     pub fn allow_shared(&self, bytes: usize) -> Result<(), DriverError> {
-        if bytes > SHARED_BYTES_UNASKED && bytes > self.shared.load(Ordering::Relaxed) {
+        if bytes <= SHARED_BYTES_UNASKED {
+            return Ok(());
+        }
+        let mut allowed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes > *allowed {
             // More than an i32 no GPU has; CUDA refuses what this one has not.
             let value = i32::try_from(bytes).unwrap_or(i32::MAX);
             self.function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, value)?;
-            self.shared.fetch_max(bytes, Ordering::Relaxed);
+            *allowed = bytes;
         }
         Ok(())
     }
 }
 
-/// The number of GPUs in this machine, if this build and this machine can use one.
-///
-/// # Errors
-/// When the program has no kernels, or the machine no driver or no cuBLAS.
-pub fn count() -> Result<usize, OpError> {
-    if FILES.is_empty() {
-        let text =
-            "this build of tessera has no CUDA kernels: build it with --features cuda, which needs nvcc";
-        return Err(OpError::NoCuda(text.to_owned()));
-    }
-    for (is_there, library, remedy) in libraries() {
-        if !is_there {
-            return Err(OpError::NoCuda(format!("found no {library}: {remedy}")));
-        }
-    }
-    let failed =
-        |error: DriverError| OpError::NoCuda(format!("the CUDA driver finds no GPU: {}", text(error)));
-    result::init().map_err(failed)?;
-    let count = result::device::get_count().map_err(failed)?;
-    Ok(usize::try_from(count).unwrap_or(0))
+/// The GPUs of this machine that this build can use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// None, and why: the build has no kernels, or the machine no driver or no GPU.
+    None(String),
+    /// So many.
+    Some(usize),
 }
 
-/// The libraries that the loader must find, whether it does, and what to do if not.
-fn libraries() -> [(bool, &'static str, &'static str); 2] {
+/// Looks for GPUs, once for a process.
+///
+/// # Errors
+/// When there are some, but what is needed to use them is missing, too old or broken.
+pub fn find() -> Result<Found, OpError> {
+    static FOUND: OnceLock<Result<Found, String>> = OnceLock::new();
+    FOUND.get_or_init(look).clone().map_err(OpError::NoCuda)
+}
+
+/// The number of GPUs in this machine.
+///
+/// # Errors
+/// When there is none that can be used.
+pub fn count() -> Result<usize, OpError> {
+    match find()? {
+        Found::Some(count) => Ok(count),
+        Found::None(reason) => Err(OpError::NoCuda(reason)),
+    }
+}
+
+fn look() -> Result<Found, String> {
+    let none = |reason: &str| Ok(Found::None(reason.to_owned()));
+    if FILES.is_empty() {
+        return none(
+            "this build of tessera has no CUDA kernels: build it with --features cuda, which needs nvcc",
+        );
+    }
     // SAFETY: loading runs the initialisers of NVIDIA's libraries, which this process is about to use.
     #[allow(unsafe_code)]
-    let found = unsafe { [sys::is_culib_present(), cudarc::cublas::sys::is_culib_present()] };
-    [
-        (found[0], "libcuda", "install NVIDIA's driver"),
-        (
-            found[1],
-            "libcublas",
-            "install cuBLAS of CUDA 12 or 13, or add the folder that has it to LD_LIBRARY_PATH",
-        ),
-    ]
+    let [driver, cublas] = unsafe { [sys::is_culib_present(), cudarc::cublas::sys::is_culib_present()] };
+    if !driver {
+        return none("found no libcuda: install NVIDIA's driver");
+    }
+    match result::init().and_then(|()| result::device::get_count()) {
+        Ok(0) | Err(DriverError(CUDA_ERROR_NO_DEVICE)) => none("the CUDA driver finds no GPU"),
+        Err(error) => Err(format!("the CUDA driver does not start: {}", text(error))),
+        Ok(count) => {
+            check_driver()?;
+            if !cublas {
+                let remedy = "install cuBLAS of CUDA 12 or 13, add the folder that has it to LD_LIBRARY_PATH";
+                return Err(format!("there are GPUs, but no libcublas: {remedy}, or set devices: cpu"));
+            }
+            Ok(Found::Some(usize::try_from(count).unwrap_or(0)))
+        }
+    }
+}
+
+/// Fails unless the driver can compile the kernels: it must be as new as the toolkit that made their PTX.
+fn check_driver() -> Result<(), String> {
+    let mut version = 0;
+    // SAFETY: the driver was loaded, and writes one number.
+    #[allow(unsafe_code)]
+    let asked = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+    asked.map_err(|error| format!("the CUDA driver does not tell its version: {}", text(error)))?;
+    let driver = (version / 1000, version % 1000 / 10);
+    match toolkit() {
+        Some(toolkit) if driver < toolkit => Err(format!(
+            "the CUDA driver is of CUDA {}.{}, the kernels were compiled by that of CUDA {}.{}: install a newer driver, build \
+             tessera with an older toolkit, or set devices: cpu",
+            driver.0, driver.1, toolkit.0, toolkit.1
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The version of the toolkit that compiled the kernels, as it says in their heads.
+fn toolkit() -> Option<(i32, i32)> {
+    let (_, ptx) = FILES.first()?;
+    let (_, after) = ptx.split_once("release ")?;
+    let (major, after) = after.split_once('.')?;
+    Some((major.parse().ok()?, after.split_once(',')?.0.parse().ok()?))
 }
 
 /// What the driver says of an error.
@@ -206,7 +255,7 @@ impl Gpu {
         }
         let failed = |error| self.failed("loading a kernel", error);
         let function = self.module(file)?.load_function(name).map_err(failed)?;
-        let function = Arc::new(Function { function, shared: AtomicUsize::new(0) });
+        let function = Arc::new(Function { function, shared: Mutex::new(0) });
         functions.insert(name.to_owned(), function.clone());
         Ok(function)
     }

@@ -1,10 +1,12 @@
 //! Allocations: in a GPU's memory, and in host memory that it reads and writes by itself.
 //!
-//! Freeing waits until the GPU has done what was issued, so that nothing which is still queued finds its memory gone.
+//! Freeing memory of the GPU waits until it has done what was issued, so that nothing which is still queued finds its memory
+//! gone. Memory of the host takes part only in copies that somebody waits for.
 
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
 use cudarc::driver::{DriverError, result};
 
 use super::gpu::Gpu;
@@ -50,7 +52,6 @@ impl DeviceMemory {
 
 /// An allocation that failed, with what the device has.
 fn out_of_memory(gpu: &Gpu, bytes: usize, error: DriverError) -> OpError {
-    use cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     match gpu.memory() {
         Ok((free, total)) if error.0 == CUDA_ERROR_OUT_OF_MEMORY => {
             OpError::OutOfDeviceMemory { ordinal: gpu.ordinal(), bytes, free, total }
@@ -97,7 +98,10 @@ impl PinnedMemory {
         // SAFETY: the memory is written before anybody reads it, and freed once, in `drop`.
         #[allow(unsafe_code)]
         let start = unsafe {
-            let start = result::malloc_host(room, 0).map_err(|_| OpError::OutOfMemory { bytes })?;
+            let start = result::malloc_host(room, 0).map_err(|error| match error {
+                DriverError(CUDA_ERROR_OUT_OF_MEMORY) => OpError::OutOfMemory { bytes },
+                error => failed(error),
+            })?;
             start.cast::<u8>().write_bytes(0, room);
             start
         };
@@ -123,8 +127,8 @@ impl PinnedMemory {
 
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
-        if self.gpu.context().synchronize().is_ok() {
-            // SAFETY: no copy is queued any more, and the slices of this memory are gone.
+        if self.gpu.context().bind_to_thread().is_ok() {
+            // SAFETY: the slices of this memory are gone, and so is every copy: whoever queued one has waited for it.
             #[allow(unsafe_code)]
             let _ = unsafe { result::free_host(self.start) };
         }

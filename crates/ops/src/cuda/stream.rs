@@ -1,6 +1,6 @@
 //! A stream: an ordered queue of a GPU's work, with the scratch that its kernels leave partial sums in.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 
@@ -17,13 +17,15 @@ pub const SCRATCH_BYTES: usize = 32 << 20;
 /// Bytes that cuBLAS has for a stream that makes products: what NVIDIA recommends from Hopper on.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// An ordered queue of a GPU's work.
+/// An ordered queue of a GPU's work. One thread at a time issues to it: what an operator leaves in the scratch for its next
+/// kernel is the stream's.
 pub struct Stream {
     gpu: Arc<Gpu>,
-    stream: Arc<CudaStream>,
+    /// Not every stream makes products. The handle goes before the stream that it names.
+    blas: OnceLock<Mutex<Blas>>,
     /// Not every stream has kernels that need it.
     scratch: OnceLock<DeviceMemory>,
-    blas: OnceLock<Blas>,
+    stream: Arc<CudaStream>,
 }
 
 /// A place in the order of a stream.
@@ -44,11 +46,13 @@ impl StreamEvent {
 
 /// The value of a cell, which is made where there is none. Two threads may both make one; the first is kept.
 fn get_or_make<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, OpError>) -> Result<&T, OpError> {
-    if cell.get().is_none() {
-        let made = make()?;
-        return Ok(cell.get_or_init(|| made));
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let made = make()?;
+            Ok(cell.get_or_init(|| made))
+        }
     }
-    cell.get().ok_or_else(|| OpError::NoCuda("a stream lost what it had".to_owned()))
 }
 
 impl Stream {
@@ -68,8 +72,8 @@ impl Stream {
         &self.stream
     }
 
-    pub(super) fn blas(&self) -> Result<&Blas, OpError> {
-        get_or_make(&self.blas, || Blas::new(self))
+    pub(super) fn blas(&self) -> Result<&Mutex<Blas>, OpError> {
+        get_or_make(&self.blas, || Blas::new(self).map(Mutex::new))
     }
 
     /// At least `bytes` of scratch. What one operator leaves there the next overwrites.
@@ -113,17 +117,25 @@ impl Stream {
         set.map_err(|error| self.failed("zeroing memory", error))
     }
 
-    /// Copies between views of equal sizes, wherever they lie. Pinned host memory must be left alone until the stream has
-    /// come past the copy; other host memory is free again on return.
+    /// Copies between views of equal sizes, wherever they lie. Where one of them lies on the host, the host waits: its borrow
+    /// ends with the call.
     pub(crate) fn copy(&self, from: View<'_>, to: ViewMut<'_>) -> Result<(), OpError> {
+        let within = matches!((from.bytes(), to.as_view().bytes()), (Bytes::Device(_), Bytes::Device(_)));
+        self.queue_copy(from, to)?;
+        if within { Ok(()) } else { self.synchronize() }
+    }
+
+    /// Queues a copy. Whoever owns memory of the host that takes part in it must keep and leave it alone until the stream has
+    /// come past it.
+    pub(crate) fn queue_copy(&self, from: View<'_>, to: ViewMut<'_>) -> Result<(), OpError> {
         let bytes = to.bytes_len();
         if bytes == 0 {
             return Ok(());
         }
         self.bind()?;
         let stream = self.stream.cu_stream();
-        // SAFETY: both views are `bytes` long, and their memory outlives what is queued: freeing device memory and pinned
-        // memory waits, and CUDA stages other host memory before it returns.
+        // SAFETY: both views are `bytes` long. Freeing memory of the device waits for what is queued; that of the host is kept
+        // by the callers, of which one waits and the other owns it.
         #[allow(unsafe_code)]
         let copied = unsafe {
             match (from.bytes(), to.into_bytes()) {

@@ -26,7 +26,7 @@ impl Engine {
         let whole = batch.tokens.len();
         let targets = Targets::of_part(batch, place.part(whole));
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let batch = room.upload(&self.queue, targets.views(batch))?;
+        let batch = room.upload(targets.views(batch))?;
         let context = self.settings.context(&self.queue, batch, rope_table);
         let context = place.over(whole, context);
         let pass = Pass { model: &self.model, units: &self.units, context };

@@ -224,7 +224,7 @@ impl Engine {
         let targets = Targets::of(&batch);
         let rope_table = rope_view(&self.rope_table, &self.model)?;
         let Workspace { inputs, kept, scratch, batch: room, .. } = &mut self.workspace;
-        let batch = room.upload(&self.queue, targets.views(&batch))?;
+        let batch = room.upload(targets.views(&batch))?;
         let context = self.settings.context(&self.queue, batch, rope_table);
         let pass = Pass { model: &self.model, units: &self.units, context };
         let blocks = self.model.blocks();
@@ -254,7 +254,7 @@ impl Engine {
             targets: View::of::<u32>(&[]),
         };
         let Workspace { inputs, kept, scratch, batch: room, .. } = &mut self.workspace;
-        let batch = room.upload(&self.queue, batch)?;
+        let batch = room.upload(batch)?;
         let rope_table = rope_view(&self.rope_table, &self.model)?;
         let context = DecodeContext { queue: &self.queue, lengths: batch.positions, rope_table };
         let pass = Pass {

@@ -104,7 +104,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates, where `queue` works, as `model` must be told, everything that `settings` call for. Weights are zero until they are loaded or
+    /// Allocates, where `queue` works and from now on `model` too, everything that `settings` call for. Weights are zero until they are loaded or
     /// initialised.
     ///
     /// # Errors
@@ -115,6 +115,7 @@ impl Engine {
         mesh: impl Into<Mesh>,
         settings: EngineSettings,
     ) -> Result<Self, DistError> {
+        let model = model.computing_at(queue.home());
         let mesh = mesh.into();
         let (world_size, moments) = (mesh.shard().world_size(), settings.optimizer.moments().len());
         let sizes = unit_sizes(&model).into_iter();

@@ -7,7 +7,7 @@ use tessera_data::MicroBatch;
 use tessera_dist::DistError;
 use tessera_model::LossScale;
 use tessera_ops::step::{decide, decision, statistic};
-use tessera_ops::{DType, OpError, Queue, View, ViewMut, embedding, fill, squared_norm, transfer};
+use tessera_ops::{DType, OpError, Queue, View, embedding, fill, squared_norm, transfer};
 
 use super::context::ContextPlace;
 use super::optimizer::Slice;
@@ -43,12 +43,11 @@ pub struct OwnNews {
 }
 
 impl OwnNews {
-    /// Writes the last fields of the statistics.
-    fn write_to(self, queue: &Queue, statistics: &mut ViewMut<'_>, rank: usize) -> Result<(), OpError> {
+    /// The last fields of the statistics.
+    fn told(self, rank: usize) -> [f64; 2] {
         const { assert!(statistic::ELAPSED == statistic::STOP_WANTED + 1) };
         let elapsed = if rank == 0 { self.elapsed.as_secs_f64() } else { 0.0 };
-        let told = [f64::from(u8::from(self.stop_wanted)), elapsed];
-        fill::copy(queue, View::of(&told), statistics.reborrow().range(statistic::STOP_WANTED, told.len())?)
+        [f64::from(u8::from(self.stop_wanted)), elapsed]
     }
 }
 
@@ -62,7 +61,7 @@ impl Engine {
         let whole = batch.tokens.len();
         let targets = Targets::of_part(batch, place.part(whole));
         let rope_table = rope_view(&self.rope_table, &self.model)?;
-        let views = room.upload(&self.queue, targets.views(batch))?;
+        let views = room.upload(targets.views(batch))?;
         let context = self.settings.context(&self.queue, views, rope_table);
         let context = place.over(whole, context);
         let pass = Pass { model: &self.model, units: &self.units, context };
@@ -120,7 +119,8 @@ impl Engine {
             squared_norm::add(queue, gradient.view(DType::F32), total)?;
         }
         let mut statistics = self.statistics.view_mut(DType::F64);
-        own.write_to(queue, &mut statistics, self.units.mesh().world().rank())?;
+        let told = own.told(self.units.mesh().world().rank());
+        self.workspace.batch.tell(&told, statistics.reborrow().range(statistic::STOP_WANTED, told.len())?)?;
         self.units.mesh().world().all_reduce(queue, statistics)?.wait()?;
         let statistics = self.statistics.view(DType::F64);
         decide(queue, statistics, self.settings.max_grad_norm, self.decision.view_mut(DType::F64))?;

@@ -85,6 +85,13 @@ pub struct Settings {
     pub gpus: Vec<usize>,
 }
 
+/// What the run file itself says where the day or the machine decides else.
+struct Named {
+    template_date: Option<Date>,
+    devices: Devices,
+    precision: Precision,
+}
+
 /// Keys that a resumed run may change: they do not touch the numbers of training, or only their rounding.
 const FREE_KEYS: [&str; 20] = [
     "eval_data_path",
@@ -132,7 +139,11 @@ impl Settings {
                 format!("at most {maximum}, the model's max_position_embeddings"),
             ));
         }
-        let named_day = spec.template_date;
+        let named = Named {
+            template_date: spec.template_date,
+            devices: spec.devices.clone().unwrap_or(Devices::Auto),
+            precision: spec.precision.unwrap_or(Precision::Auto),
+        };
         let (devices, gpus) = gpus::resolve(spec.devices.unwrap_or(Devices::Auto))?;
         let mut settings = Self {
             task_type: spec.task_type.unwrap_or(TaskType::ChatCompletion),
@@ -184,18 +195,24 @@ impl Settings {
         settings.check_sizes()?;
         settings.check_precision()?;
         if settings.run_name.is_empty() {
-            settings.run_name = settings.derived_name(named_day)?;
+            settings.run_name = settings.derived_name(named)?;
         }
         Ok(settings)
     }
 
     /// Fails if the devices cannot compute in the precision that the run file, or the checkpoint it goes on from, says.
     pub(super) fn check_precision(&self) -> Result<(), TrainError> {
-        if self.precision == Precision::AmpBf16 && !self.on_gpus() {
-            let expected = "fp32 or auto: the CPU computes in fp32 only".into();
-            return Err(TrainError::unsupported("precision", Precision::AmpBf16, expected));
+        if self.precision != Precision::AmpBf16 || self.on_gpus() {
+            return Ok(());
         }
-        Ok(())
+        let expected = match self.precision_is_given {
+            true => "fp32 or auto: the CPU computes in fp32 only",
+            false => {
+                "a GPU: the run was begun in amp_bf16, and the CPU computes in fp32 only. Go on where a GPU is, or start a new run \
+                 (another run_name) from its weights with custom_weights_path"
+            }
+        };
+        Err(TrainError::unsupported("precision", Precision::AmpBf16, expected.into()))
     }
 
     /// Fails if a batch or micro-batch has more rows or tokens than can be counted.
@@ -241,9 +258,11 @@ impl Settings {
         }
     }
 
-    /// `<model>-<hash>`: the same run file gives the same name on any day, so that running it again resumes.
-    fn derived_name(&self, named_day: Option<Date>) -> Result<String, TrainError> {
-        let lasting = Self { template_date: named_day.unwrap_or_default(), ..self.clone() };
+    /// `<model>-<hash>`: the same run file gives the same name on any day and machine, so that running it again resumes.
+    fn derived_name(&self, named: Named) -> Result<String, TrainError> {
+        let Named { template_date, devices, precision } = named;
+        let template_date = template_date.unwrap_or_default();
+        let lasting = Self { template_date, devices, precision, ..self.clone() };
         let model = self.model.trim_end_matches('/').rsplit('/').next().unwrap_or("run");
         let model = model.split('@').next().unwrap_or(model).trim_start_matches('.');
         let digest = sha256_hex(Sha256::new_with_prefix(serde_json::to_string(&lasting)?));

@@ -17,7 +17,7 @@ use tessera_checkpoint::dcp::{
 use tessera_dist::{DistError, UnitState};
 use tessera_files::FileError;
 use tessera_model::UnitTable;
-use tessera_ops::{Buffer, DType, Device, Event, Queue, fill};
+use tessera_ops::{Buffer, DType, Device, Event, Home, OpError, Queue, fill};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -40,7 +40,31 @@ pub struct SaverSettings {
 /// Saves the checkpoints of one run, one at a time.
 pub struct Saver {
     settings: SaverSettings,
+    spares: Arc<Spares>,
     running: Option<Running>,
+}
+
+/// Memory that copies were made in. Memory that a GPU copies to by itself takes as long to be had as a copy takes, so it is kept
+/// for the next checkpoint; other memory is given back.
+#[derive(Default)]
+struct Spares(Mutex<Vec<Buffer>>);
+
+impl Spares {
+    fn take(&self, queue: &Queue, bytes: usize) -> Result<Buffer, OpError> {
+        let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match spares.iter().position(|spare| spare.len() == bytes) {
+            Some(place) => Ok(spares.swap_remove(place)),
+            None => Buffer::staging(queue, bytes),
+        }
+    }
+
+    fn give_back(&self, queue: &Queue, copy: UnitState) {
+        if queue.home() == Home::Gpu {
+            let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spares.push(copy.master);
+            spares.extend(copy.moments);
+        }
+    }
 }
 
 /// A checkpoint that is whole.
@@ -91,7 +115,7 @@ impl Drop for Release<'_> {
 impl Saver {
     /// A saver for a run.
     pub fn new(settings: SaverSettings) -> Self {
-        Self { settings, running: None }
+        Self { settings, spares: Arc::default(), running: None }
     }
 
     /// Starts to save `moment`; the earlier checkpoint must have been finished. With `in_place` nothing is copied, and the
@@ -102,7 +126,7 @@ impl Saver {
         else {
             return Ok(());
         };
-        let job = Job::new(engine, moment, self.settings.clone(), assembly)?;
+        let job = Job::new(engine, moment, self.settings.clone(), self.spares.clone(), assembly)?;
         let copied = Arc::new(Copied::default());
         let shared = copied.clone();
         let thread = std::thread::Builder::new()
@@ -179,6 +203,7 @@ struct Job {
     /// Every tensor's name.
     tensors: Vec<String>,
     units: Vec<SavedUnit>,
+    spares: Arc<Spares>,
     /// Where copies are made, beside the engine's work.
     queue: Queue,
     /// What the state is that of: the engine's work up to here.
@@ -195,6 +220,7 @@ impl Job {
         engine: &Engine,
         moment: &Moment<'_>,
         settings: SaverSettings,
+        spares: Arc<Spares>,
         assembly: Assembly,
     ) -> Result<Self, TrainError> {
         let (optimizer, model) = (&engine.settings().optimizer, engine.model());
@@ -224,6 +250,7 @@ impl Job {
             assembly,
             tensors: model.tensors().into_iter().map(|(name, _)| name).collect(),
             units,
+            spares,
             queue: engine.queue().beside()?,
             state_is_made: engine.queue().record()?,
             tied: model
@@ -243,14 +270,18 @@ impl Job {
             self.queue.wait(&self.state_is_made)?;
             for (index, unit) in self.units.iter().enumerate() {
                 let state = unit.state.read().map_err(|_| DistError::Abandoned { unit: index })?;
-                copies.push(copy(&self.queue, &state, self.weights_only)?);
+                copies.push(copy(&self.queue, &self.spares, &state, self.weights_only)?);
                 drop(state);
                 copied.set(index + 1);
             }
         }
-        let mut copies = copies.into_iter();
+        let (mut copies, queue, spares) = (copies.into_iter(), self.queue.clone(), self.spares.clone());
         self.assemble(|_, write| match copies.next() {
-            Some(state) => write(&state),
+            Some(copy) => {
+                let written = write(&copy);
+                spares.give_back(&queue, copy);
+                written
+            }
             None => Ok(()),
         })
     }
@@ -258,12 +289,17 @@ impl Job {
     fn run_in_place(self) -> Result<Saved, TrainError> {
         let states: Vec<_> = self.units.iter().map(|unit| unit.state.clone()).collect();
         self.queue.wait(&self.state_is_made)?;
-        let (queue, weights_only) = (self.queue.clone(), self.weights_only);
+        let (queue, spares, weights_only) = (self.queue.clone(), self.spares.clone(), self.weights_only);
         self.assemble(|index, write| {
             let state = states[index].read().map_err(|_| DistError::Abandoned { unit: index })?;
             match queue.device() {
                 Device::Cpu => write(&state),
-                Device::Cuda(_) => write(&copy(&queue, &state, weights_only)?),
+                Device::Cuda(_) => {
+                    let copy = copy(&queue, &spares, &state, weights_only)?;
+                    let written = write(&copy);
+                    spares.give_back(&queue, copy);
+                    written
+                }
             }
         })
     }
@@ -360,17 +396,20 @@ impl Job {
 }
 
 /// A copy of a unit's state in memory of the host.
-fn copy(queue: &Queue, state: &UnitState, weights_only: bool) -> Result<UnitState, TrainError> {
+fn copy(
+    queue: &Queue,
+    spares: &Spares,
+    state: &UnitState,
+    weights_only: bool,
+) -> Result<UnitState, TrainError> {
     let copy = |buffer: &Buffer| -> Result<Buffer, TrainError> {
-        let mut copy = Buffer::staging(queue, buffer.len())?;
+        let mut copy = spares.take(queue, buffer.len())?;
         fill::copy(queue, buffer.view(DType::F32), copy.view_mut(DType::F32))?;
         Ok(copy)
     };
     let moments = if weights_only { &[] } else { state.moments.as_slice() };
     let moments = moments.iter().map(copy).collect::<Result<_, _>>()?;
-    let copied = UnitState { master: copy(&state.master)?, moments };
-    queue.synchronize()?;
-    Ok(copied)
+    Ok(UnitState { master: copy(&state.master)?, moments })
 }
 
 type StateWriter<'a> = dyn FnMut(&UnitState) -> Result<(), TrainError> + 'a;

@@ -97,9 +97,13 @@ impl Gpu {
     }
 }
 
-/// The GPU that a driver calls `device_name`, `NVIDIA A100-SXM4-80GB` say, if it is known.
+/// The GPU that a driver calls `device_name`, `NVIDIA A100-SXM4-80GB` say, if it is known. Cards for other slots, and slices
+/// of a GPU, have other peaks.
 pub fn known_gpu(device_name: &str) -> Option<&'static Gpu> {
     let words = device_name.to_ascii_lowercase();
+    if ["mig", "pcie", "nvl"].iter().any(|other| words.contains(other)) {
+        return None;
+    }
     GPUS.iter().find(|gpu| gpu.name.split('-').all(|part| words.contains(part)))
 }
 
