@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -103,12 +104,14 @@ fn save(folder: &Path, ranks: usize, values: &[f32]) {
     write_metadata(folder, shards).expect("the shards make up the tensors");
 }
 
-fn load(folder: &Path, ranks: usize) {
-    each_rank(ranks, |_, tensors| {
+/// Into `values`, of which each rank has its part.
+fn load(folder: &Path, ranks: usize, values: &mut [f32]) {
+    let parts: Vec<Mutex<&mut [f32]>> = values.chunks_mut(values.len() / ranks).map(Mutex::new).collect();
+    each_rank(ranks, |rank, tensors| {
         let reader = DcpReader::open(folder).expect("the checkpoint can be opened");
-        let mut values = vec![0.0; ELEMENTS];
-        for tensor in tensors {
-            reader.read_elements(&name(tensor).to_string(), 0, &mut values).expect("a tensor can be read");
+        let mut part = parts[rank].lock().expect("each rank has its own");
+        for (tensor, values) in tensors.zip(part.chunks_mut(ELEMENTS)) {
+            reader.read_elements(&name(tensor).to_string(), 0, values).expect("a tensor can be read");
         }
     });
 }
@@ -121,11 +124,10 @@ fn write_plain(folder: &Path, values: &[f32]) {
     file.sync_all().expect("the file can be synced");
 }
 
-fn read_plain(folder: &Path) {
+fn read_plain(folder: &Path, values: &mut [f32]) {
     let mut file = File::open(folder.join("plain")).expect("it was written");
-    let mut values = vec![0.0_f32; ELEMENTS];
-    for _ in 0..TENSORS {
-        file.read_exact(bytemuck::cast_slice_mut(&mut values)).expect("it is as long");
+    for values in values.chunks_mut(ELEMENTS) {
+        file.read_exact(bytemuck::cast_slice_mut(values)).expect("it is as long");
     }
 }
 
@@ -146,13 +148,16 @@ struct Times {
 
 fn times(ranks: usize, values: &[f32]) -> Times {
     let mut times = Times::default();
+    let mut back = values.to_vec();
     for _ in 0..ROUNDS {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder can be made");
         let folder = folder.path();
         times.saved.push(seconds(|| save(folder, ranks, values)));
         times.written.push(seconds(|| write_plain(folder, values)));
-        times.loaded.push(seconds(|| load(folder, ranks)));
-        times.read.push(seconds(|| read_plain(folder)));
+        back.fill(0.0);
+        times.loaded.push(seconds(|| load(folder, ranks, &mut back)));
+        assert!(back == values, "the checkpoint holds something else");
+        times.read.push(seconds(|| read_plain(folder, &mut back)));
     }
     times
 }

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What sharding costs on one machine: CPU time of a step and memory of a rank, for the same global batch on 1, 2 and 4 ranks, as
-threads of one process and as processes under mpirun. Prints a table.
+"""What sharding costs on one machine: CPU time of a step, and memory of a rank against the plan, for the same global batch on 1, 2, 4
+and 8 ranks, as threads of one process and as processes under mpirun. Prints a table.
 
   TESSERA_BINARY=target/tessera-mpi scripts/clusters/cost.py
 """
 
+import json
 import resource
 import statistics
 import time
@@ -54,12 +55,19 @@ def anonymous(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def planned(folder: Folder, ranks: int, threads: bool) -> float:
+    """Bytes that a rank needs by the plan."""
+    how = [f"devices=cpu:{ranks}"] if threads else ["--processes", str(ranks)]
+    plan = json.loads(folder.tessera("plan", "run.yaml", *RUN, "training_duration=2ba", *how, "--json"))
+    return plan["memory_total_bytes"] / (ranks if threads else 1)
+
+
 def main() -> None:
     folder = Folder(MODEL)
     sources = sorted((ROOT / "crates").glob("*/src/*.rs"))
     (folder.path / "text.txt").write_text("".join(source.read_text() for source in sources))
     kinds = {"1 rank": (1, None)}
-    for ranks in (2, 4):
+    for ranks in (2, 4, 8):
         kinds[f"{ranks} threads"] = (ranks, [f"devices=cpu:{ranks}"])
         kinds[f"{ranks} processes"] = (ranks, None)
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -78,12 +86,15 @@ def main() -> None:
                 memory[kind] = most
             seconds[kind].append((used[1] - used[0]) / (LONG - SHORT))
     one = statistics.median(seconds["1 rank"])
-    print("| ranks | CPU s a step (median, least, most) | against one rank | MB of anonymous memory, a rank |")
-    print("|---|---|---|---|")
+    print("| ranks | CPU s a step (median, least, most) | against one rank | planned MB, a rank | anonymous MB, a rank |")
+    print("|---|---|---:|---:|---:|")
     for kind, values in seconds.items():
         median = statistics.median(values)
-        each = memory[kind] / (kinds[kind][0] if kinds[kind][1] else 1) / 1e6
-        print(f"| {kind} | {median:.3f} ({min(values):.3f}–{max(values):.3f}) | {median / one:.2f} | {each:.0f} |")
+        ranks, threads = kinds[kind]
+        each = memory[kind] / (ranks if threads else 1) / 1e6
+        plan = planned(folder, ranks, bool(threads)) / 1e6
+        spread = f"{min(values):.3f}–{max(values):.3f}"
+        print(f"| {kind} | {median:.3f} ({spread}) | {median / one:.2f} | {plan:.0f} | {each:.0f} |")
     folder.remove()
 
 

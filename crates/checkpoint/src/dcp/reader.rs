@@ -11,13 +11,14 @@ use std::sync::{Arc, OnceLock};
 
 use tessera_files::{IoContext, MappedFile};
 
-use super::archive::Archive;
-use super::element::{ElementType, decode};
+use super::archive::{Archive, Record};
+use super::element::{ElementType, decode, decode_and_sum};
 use super::error::{DcpError, ItemFault};
 use super::metadata::{self, Place};
 use super::pickle::Value;
 use super::rectangle::{Rectangle, stretches};
 use super::save_id::SaveId;
+use crate::StoredDType;
 
 /// An open checkpoint folder, written by us, by Composer, or by `torch.distributed.checkpoint`.
 #[derive(Debug)]
@@ -135,7 +136,7 @@ impl DcpReader {
     ///
     /// # Errors
     /// When there is no such tensor, it is not of a floating type that weights have, the range passes its end, or
-    /// a chunk that is met is damaged.
+    /// a chunk that is met is damaged; `out` then holds anything.
     pub fn read_elements(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), DcpError> {
         let tensor = self.tensors.get(name).ok_or_else(|| self.unknown("tensor", name))?;
         let end = start.saturating_add(out.len());
@@ -148,8 +149,17 @@ impl DcpReader {
         let size = tensor.dtype.size();
         for chunk in &tensor.chunks {
             let mut met = stretches(&tensor.shape, &chunk.part, start, end).peekable();
-            if met.peek().is_none() {
-                continue;
+            match met.peek() {
+                None => continue,
+                // The most usual case by far: a rank reads what one of its kind wrote.
+                Some(whole) if whole.length == chunk.part.elements() && chunk.elements.get().is_none() => {
+                    let at = whole.in_tensor - start;
+                    let out = &mut out[at..at + whole.length];
+                    if self.read_whole(name, (tensor.dtype, dtype), chunk, out)? {
+                        continue;
+                    }
+                }
+                Some(_) => {}
             }
             let elements = self.elements(name, tensor.dtype, chunk)?;
             for piece in met {
@@ -179,13 +189,40 @@ impl DcpReader {
         &self.files[item.file][item.range.clone()]
     }
 
+    /// Fills `out` with all elements of a chunk, which are checked as they are read; false if its archive holds more of them,
+    /// so that they cannot be.
+    fn read_whole(
+        &self,
+        name: &str,
+        (stored, dtype): (ElementType, StoredDType),
+        chunk: &Chunk,
+        out: &mut [f32],
+    ) -> Result<bool, DcpError> {
+        let bytes = self.bytes(&chunk.item);
+        let mut read = || {
+            let Located { record, elements } = locate(bytes, self.save, stored, &chunk.part.sizes)?;
+            if record.range != elements {
+                return Ok(false);
+            }
+            record.compare(decode_and_sum(dtype, &bytes[elements.clone()], out))?;
+            // Another thread that has checked them meanwhile has found the same.
+            let _ = chunk.elements.set(elements);
+            Ok(true)
+        };
+        read().map_err(|fault| self.damaged(name, &chunk.item, fault))
+    }
+
     /// The bytes of a chunk's elements, checked.
     fn elements(&self, name: &str, dtype: ElementType, chunk: &Chunk) -> Result<&[u8], DcpError> {
         let range = match chunk.elements.get() {
             Some(range) => range,
             None => {
-                let found = locate(self.bytes(&chunk.item), self.save, dtype, &chunk.part.sizes)
-                    .map_err(|fault| self.damaged(name, &chunk.item, fault))?;
+                let bytes = self.bytes(&chunk.item);
+                let find = || {
+                    let Located { record, elements } = locate(bytes, self.save, dtype, &chunk.part.sizes)?;
+                    record.check(bytes).map(|()| elements)
+                };
+                let found = find().map_err(|fault| self.damaged(name, &chunk.item, fault))?;
                 chunk.elements.get_or_init(|| found)
             }
         };
@@ -214,17 +251,27 @@ fn checked(bytes: &[u8], save: Option<SaveId>) -> Result<Archive<'_>, ItemFault>
     Ok(archive)
 }
 
-/// Checks an item that holds a chunk and finds the bytes of its elements.
+/// The elements of a chunk in an archive of which all but they has been checked.
+struct Located {
+    /// What they are part of.
+    record: Record,
+    elements: Range<usize>,
+}
+
+/// Checks an item that holds a chunk, up to its elements, and finds them.
 fn locate(
     bytes: &[u8],
     save: Option<SaveId>,
     dtype: ElementType,
     shape: &[usize],
-) -> Result<Range<usize>, ItemFault> {
-    let archive = checked(bytes, save)?;
+) -> Result<Located, ItemFault> {
+    let archive = Archive::open(bytes)?;
     match archive.value()? {
         Value::Tensor(tensor) if tensor.storage.dtype == dtype && tensor.shape == shape => {
-            archive.elements(&tensor)
+            let (record, elements) = archive.elements(&tensor)?;
+            archive.check_all_but(record)?;
+            save.map_or(Ok(()), |save| archive.check_save(save))?;
+            Ok(Located { record: record.clone(), elements })
         }
         other => Err(ItemFault::Content {
             found: other.kind(),

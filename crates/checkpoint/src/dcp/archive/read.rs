@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use zip::{CompressionMethod, ZipArchive};
 
+use crate::dcp::element::checksum;
 use crate::dcp::error::ItemFault;
 use crate::dcp::pickle::{self, TensorReference, Value};
 use crate::dcp::save_id::SaveId;
@@ -31,7 +32,11 @@ impl Record {
     /// Compares the CRC-32 of the record's bytes, taken out of those of the `archive`, with the stored one.
     pub(crate) fn check(&self, archive: &[u8]) -> Result<(), ItemFault> {
         let bytes = archive.get(self.range.clone()).ok_or_else(|| ItemFault::NotStored(self.name.clone()))?;
-        let found = crc32fast::hash(bytes);
+        self.compare(checksum(bytes))
+    }
+
+    /// Compares a CRC-32 that was `found` with the stored one.
+    pub(crate) fn compare(&self, found: u32) -> Result<(), ItemFault> {
         if found != self.checksum {
             return Err(ItemFault::Checksum { record: self.name.clone(), expected: self.checksum, found });
         }
@@ -67,6 +72,12 @@ impl<'a> Archive<'a> {
         self.records.iter().try_for_each(|record| record.check(self.bytes))
     }
 
+    /// Checks every record's bytes but those of one.
+    pub(crate) fn check_all_but(&self, left: &Record) -> Result<(), ItemFault> {
+        let mut others = self.records.iter().filter(|record| record.name != left.name);
+        others.try_for_each(|record| record.check(self.bytes))
+    }
+
     /// Checks that it is of the save that its `.metadata` names.
     pub(crate) fn check_save(&self, save: SaveId) -> Result<(), ItemFault> {
         let same = self.content(SERIALIZATION_ID).is_ok_and(|id| id.starts_with(save.to_string().as_bytes()));
@@ -92,10 +103,10 @@ impl<'a> Archive<'a> {
         Ok(pickle::read(self.content("data.pkl")?)?)
     }
 
-    /// Where the elements of `tensor` lie within the archive's bytes.
-    pub(crate) fn elements(&self, tensor: &TensorReference) -> Result<Range<usize>, ItemFault> {
+    /// The record in which the elements of `tensor` are, and where they lie within the archive's bytes.
+    pub(crate) fn elements(&self, tensor: &TensorReference) -> Result<(&Record, Range<usize>), ItemFault> {
         let record = self.record(&format!("data/{}", tensor.storage.key))?;
-        elements_range(tensor, &record.range)
+        Ok((record, elements_range(tensor, &record.range)?))
     }
 }
 
