@@ -51,9 +51,9 @@ pub enum DistError {
         call: Call,
     },
     /// Ranks did not come to a collective in time.
-    #[error("{ranks} did not come to {call} within {seconds} s", ranks = name_ranks(ranks))]
+    #[error("{ranks} did not come to {call} within {seconds} s", ranks = name_late(ranks))]
     Late {
-        /// The ranks, in the world.
+        /// The ranks, in the world; none where it is not known which.
         ranks: Vec<usize>,
         /// What the others waited in.
         call: Call,
@@ -156,6 +156,38 @@ pub enum DistError {
         /// The folder.
         folder: PathBuf,
     },
+    /// NCCL cannot be used on this machine.
+    #[error("{0}")]
+    NoNccl(String),
+    /// NCCL failed.
+    #[error("NCCL: {doing} failed: {message}")]
+    Nccl {
+        /// What was being done.
+        doing: &'static str,
+        /// What NCCL says.
+        message: String,
+    },
+    /// The processes of a run cannot meet.
+    #[error("rendezvous at {address}: {reason}")]
+    Rendezvous {
+        /// Where they meet.
+        address: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Processes of a run did not come to the meeting.
+    #[error(
+        "rendezvous at {address}: {} of the run did not come within {seconds} s (dist_startup_timeout)",
+        name_processes(processes)
+    )]
+    Unmet {
+        /// Where they meet.
+        address: String,
+        /// The processes, counted from 0.
+        processes: Vec<usize>,
+        /// The deadline.
+        seconds: f64,
+    },
     /// MPI cannot be used as this crate needs it.
     #[cfg(feature = "mpi")]
     #[error("MPI: {0}")]
@@ -174,6 +206,9 @@ impl DistError {
                 | Self::Mismatch { .. }
                 | Self::Broken { .. }
                 | Self::Ended { .. }
+                | Self::Nccl { .. }
+                | Self::Rendezvous { .. }
+                | Self::Unmet { .. }
         )
     }
 }
@@ -191,10 +226,22 @@ fn missing_from_the_start(missing: &[usize]) -> String {
 
 /// `rank 3`, `ranks 0 and 2`, `ranks 0, 1 and 2`.
 pub(crate) fn name_ranks(ranks: &[usize]) -> String {
-    let list = |ranks: &[usize]| ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    match ranks {
-        [] => "no rank".to_owned(),
-        [rank] => format!("rank {rank}"),
-        [before @ .., last] => format!("ranks {} and {last}", list(before)),
+    name_numbers("rank", "ranks", ranks)
+}
+
+fn name_processes(processes: &[usize]) -> String {
+    name_numbers("process", "processes", processes)
+}
+
+fn name_late(ranks: &[usize]) -> String {
+    if ranks.is_empty() { "a rank that cannot be told".to_owned() } else { name_ranks(ranks) }
+}
+
+fn name_numbers(one: &str, several: &str, numbers: &[usize]) -> String {
+    let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    match numbers {
+        [] => format!("no {one}"),
+        [number] => format!("{one} {number}"),
+        [before @ .., last] => format!("{several} {} and {last}", list(before)),
     }
 }

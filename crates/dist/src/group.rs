@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use tessera_ops::{Buffer, DType, Queue, ViewMut};
 
 use crate::error::DistError;
-use crate::recorder::Recorder;
+use crate::recorder::{Call, Recorder};
 use crate::unit::UnitState;
 use crate::wire::Wire;
 
@@ -43,12 +43,43 @@ impl<T> Pending<T> {
     }
 }
 
+/// Fails unless `root` is a rank of a group of `ranks`.
+pub(crate) fn check_root(call: impl FnOnce() -> Call, root: usize, ranks: usize) -> Result<(), DistError> {
+    if root < ranks {
+        return Ok(());
+    }
+    let expected = format!("more than {root}, the rank whose bytes are wanted");
+    Err(DistError::Extent { call: call(), what: "the group", found: ranks, expected })
+}
+
 /// The buffers of an all-to-all, fp32.
 pub struct Exchange {
     /// What this rank gives: as many equal blocks as there are ranks, the i-th for rank i.
     pub given: Buffer,
     /// What it gets: the i-th block from rank i.
     pub got: Buffer,
+}
+
+impl Exchange {
+    /// Fails unless the buffers have room for `elements`, in equal blocks for `ranks` ranks.
+    pub(crate) fn check(
+        &self,
+        call: impl Fn() -> Call,
+        elements: usize,
+        ranks: usize,
+    ) -> Result<(), DistError> {
+        let extent = |what, found, expected| DistError::Extent { call: call(), what, found, expected };
+        if !elements.is_multiple_of(ranks) {
+            return Err(extent("the exchange", elements, format!("a multiple of {ranks}, the ranks")));
+        }
+        for (what, buffer) in [("what is given", &self.given), ("what is got", &self.got)] {
+            let room = buffer.len() / DType::F32.size();
+            if room < elements {
+                return Err(extent(what, room, format!("at least {elements}")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Ranks that act together. Every rank makes the same calls in the same order, over all groups that it is in: the
@@ -67,6 +98,12 @@ pub trait Group: Send + Sync {
     /// What this rank has called, in all its groups; `None` where nothing is ever moved.
     fn recorder(&self) -> Option<&Arc<Recorder>>;
 
+    /// Fails if a collective of this rank has failed. On a device that is known only when its work has run, after the call
+    /// that issued it: whoever reads on the host what came of collectives asks before using it.
+    fn check(&self) -> Result<(), DistError> {
+        Ok(())
+    }
+
     /// The first `elements` of `full` = the masters of all ranks in `dtype`, in the order of the ranks; after `queue`.
     fn all_gather(
         &self,
@@ -79,7 +116,7 @@ pub trait Group: Send + Sync {
     ) -> Result<Pending<Buffer>, DistError>;
 
     /// shard += this rank's slice of the sum over all ranks of the first `elements` of `full`, which travel as `wire` says;
-    /// after `queue`.
+    /// `full` then holds anything. After `queue`.
     fn reduce_scatter(
         &self,
         queue: &Queue,
@@ -91,9 +128,10 @@ pub trait Group: Send + Sync {
     ) -> Result<Pending<Buffer>, DistError>;
 
     /// gradient = the sum of `gradient` over all ranks, the same on each; contributions and sums travel as `wire` says. After
-    /// the reductions that were issued before.
+    /// `queue`, and after the reductions that were issued before.
     fn all_reduce_gradient(
         &self,
+        queue: &Queue,
         unit: usize,
         gradient: &Arc<Mutex<Buffer>>,
         wire: Wire,

@@ -17,9 +17,11 @@ mod host;
 mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod presence;
 mod pulse;
 mod recorder;
+pub mod rendezvous;
 mod single;
 mod slots;
 pub mod threads;

@@ -88,6 +88,12 @@ pub enum Label {
     Label(Cow<'static, str>),
 }
 
+impl Label {
+    pub(crate) fn named(label: &'static str) -> Self {
+        Label::Label(label.into())
+    }
+}
+
 /// A collective as all its ranks must make it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Call {

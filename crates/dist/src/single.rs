@@ -66,6 +66,7 @@ impl Group for Single {
 
     fn all_reduce_gradient(
         &self,
+        _: &Queue,
         _: usize,
         _: &Arc<Mutex<Buffer>>,
         _: Wire,

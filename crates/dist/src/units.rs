@@ -149,8 +149,9 @@ impl Units {
         Ok(Weights { source: Source::Lent(state), dtype: DType::F32, elements: unit.size.elements })
     }
 
-    /// Forgets gathered weights: the masters have changed. None may be held.
-    pub fn weights_changed(&self) -> Result<(), DistError> {
+    /// Forgets gathered weights, because their masters are about to change: what is issued from now on to the queue that
+    /// they were gathered for comes after every gather that reads the masters. None may be held.
+    pub fn forget_weights(&self) -> Result<(), DistError> {
         self.slots(0)?.clear()
     }
 
@@ -191,7 +192,7 @@ impl Units {
 
     /// Ends the reductions of a step: when this returns, every shard has the sum over all ranks and replicas. Only then
     /// are the replicas summed, once for all micro-batches; the shards must be cleared before the next gradient comes.
-    pub fn finish_reductions(&self) -> Result<(), DistError> {
+    pub fn finish_reductions(&self, queue: &Queue) -> Result<(), DistError> {
         for (index, slot) in self.gradients.iter().enumerate() {
             slot.lock().map_err(|_| DistError::Abandoned { unit: index })?.settle()?;
         }
@@ -200,7 +201,10 @@ impl Units {
             return Ok(());
         }
         let sums = self.units.iter().enumerate();
-        let sums = sums.map(|(index, unit)| replicate.all_reduce_gradient(index, &unit.gradient, self.wire));
+        let reduce = |(index, unit): (usize, &Unit)| {
+            replicate.all_reduce_gradient(queue, index, &unit.gradient, self.wire)
+        };
+        let sums = sums.map(reduce);
         sums.collect::<Result<Vec<_>, _>>()?.into_iter().try_for_each(|sum| sum.wait())
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tessera_dist::{Deadline, Degrees, DistError, Group, Watchdog, explain, mpi};
-use tessera_ops::{Buffer, Queue};
+use tessera_ops::{Buffer, DType, Queue};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,7 +19,10 @@ fn main() {
     let mut deadline = Deadline::new(Duration::from_secs(60));
     let mut watchdog = None;
     match arguments[..] {
-        ["replicas"] => suite::replicas(group, Degrees { shard: 2, replicate: ranks / 2, context: 1 }),
+        ["replicas"] => {
+            let degrees = Degrees { shard: 2, replicate: ranks / 2, context: 1 };
+            suite::replicas(group, &suite::Place::host(), DType::BF16, degrees);
+        }
         ["hang", folder] => halt(group.as_ref(), Path::new(folder), || thread::sleep(FOR_EVER)),
         ["stop", folder] => halt(group.as_ref(), Path::new(folder), || {
             let stopped = Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status();
@@ -53,7 +56,7 @@ fn main() {
             thread::sleep(if rank == 0 { Duration::from_millis(300) } else { FOR_EVER });
             mpi::abort(7);
         }
-        _ => suite::run(group),
+        _ => suite::run(group, &suite::Place::host()),
     }
     if let Err(error) = session.finish(&deadline) {
         eprintln!("rank {rank}: {error}");
@@ -96,14 +99,8 @@ fn differ(group: &dyn Group) {
     let (rank, ranks) = (group.rank(), group.world_size());
     let part = group.split("all of them", 0).unwrap();
     let (unit, room) = (if rank == 1 { 4 } else { 3 }, Buffer::zeroed(5 * ranks * 4).unwrap());
-    let gathered = part.all_gather(
-        &Queue::cpu(),
-        unit,
-        tessera_ops::DType::F32,
-        5 * ranks,
-        &suite::shard(rank, 5),
-        room,
-    );
+    let shard = suite::Place::host().shard(rank, 5);
+    let gathered = part.all_gather(&Queue::cpu(), unit, DType::F32, 5 * ranks, &shard, room);
     match gathered.unwrap().wait() {
         Err(error @ DistError::Mismatch { .. }) => println!("rank {rank} was told: {error}"),
         other => panic!("rank {rank}: {:?}", other.map(|buffer| buffer.len())),

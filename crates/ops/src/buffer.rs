@@ -289,6 +289,12 @@ impl<'a> ViewMut<'a> {
         Ok(Self { shape, ..self })
     }
 
+    /// The same bytes as a vector of another dtype; bytes that do not make a whole element are left out.
+    pub fn of_dtype(self, dtype: DType) -> Self {
+        let elements = self.bytes.len() / dtype.size();
+        Self { bytes: self.bytes.split_at(elements * dtype.size()).0, dtype, shape: [elements].into() }
+    }
+
     /// Two disjoint vectors: the first `elements` elements, and the rest.
     pub fn split_at(self, elements: usize) -> Result<(Self, Self), OpError> {
         check_range(self.shape, 0, elements)?;
@@ -430,6 +436,16 @@ mod tests {
             assert!(slice.iter().all(|&value| value == 0.0));
         }
         assert!(matches!(Buffer::zeroed(usize::MAX), Err(OpError::OutOfMemory { .. })));
+    }
+
+    #[test]
+    fn bytes_can_be_taken_as_another_dtype() {
+        let mut buffer = Buffer::zeroed(14).unwrap();
+        let mut values = buffer.view_mut(DType::BF16);
+        values.as_slice_mut::<half::bf16>().unwrap().fill(half::bf16::ONE);
+        let words = values.of_dtype(DType::F32);
+        assert_eq!((words.dtype(), words.shape().elements()), (DType::F32, 3));
+        assert_eq!(words.as_slice::<f32>().unwrap()[0].to_bits(), 0x3f80_3f80);
     }
 
     #[test]

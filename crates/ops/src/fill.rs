@@ -1,10 +1,12 @@
 //! Setting, copying and adding whole views.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
 use crate::cuda::Grid;
+use crate::dtype::DType;
 use crate::error::OpError;
 use crate::queue::{Device, Queue};
 
@@ -40,10 +42,22 @@ pub fn copy(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), Op
     }
 }
 
-/// to += from; same shape and dtype.
+/// to += from; same shape and dtype, or `from` in bf16 and `to` in fp32.
 pub fn add(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), OpError> {
     check::shape("fill::add", "to", to.shape(), from.shape())?;
+    let widens = (from.dtype(), to.dtype()) == (DType::BF16, DType::F32);
     match queue.device() {
+        Device::Cpu if widens => {
+            to.as_slice_mut::<f32>()?
+                .par_chunks_mut(PIECE)
+                .zip(from.as_slice::<bf16>()?.par_chunks(PIECE))
+                .for_each(|(to, from)| {
+                    for (to, &from) in to.iter_mut().zip(from) {
+                        *to += from.to_f32();
+                    }
+                });
+            Ok(())
+        }
         Device::Cpu => for_float!("fill::add", from, F => {
             to.as_slice_mut::<F>()?
                 .par_chunks_mut(PIECE)
@@ -57,11 +71,11 @@ pub fn add(queue: &Queue, from: View<'_>, mut to: ViewMut<'_>) -> Result<(), OpE
         }),
         Device::Cuda(stream) => {
             const OPERATOR: &str = "fill::add";
-            let (dtype, elements) = (from.dtype(), from.shape().elements());
-            let variant = stream.variant(OPERATOR, "from", dtype)?;
+            let (dtype, elements) = (to.dtype(), from.shape().elements());
+            let variant = if widens { "bf16_f32" } else { stream.variant(OPERATOR, "to", dtype)? };
             stream
                 .kernel(OPERATOR, "fill", &format!("fill_add_{variant}"))
-                .input("from", from, dtype)
+                .input("from", from, if widens { DType::BF16 } else { dtype })
                 .output("to", &to, dtype)
                 .u64(elements)
                 .launch(Grid::flat(stream, dtype, elements))

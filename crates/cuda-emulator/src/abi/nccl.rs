@@ -1,6 +1,11 @@
-//! libnccl: communicators whose ranks are threads of this process. Nothing blocks the host but a split: a collective
-//! is an entry of its stream, and so a group's start and end have nothing to do.
+//! libnccl: communicators whose ranks are threads of this process, or of several that share a folder. Nothing blocks the host but a split: a collective
+//! is an entry of its stream. A group's sends and receives are one entry, made at the group's end.
+//!
+//! A communicator that was asked to be non-blocking is slow to queue: what is called on it comes to the stream only when
+//! its state has been asked for twice, as the real one takes its time to connect. Whoever records an event before that
+//! records it too early, and whoever calls again before that is refused.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +13,10 @@ use std::sync::{Arc, Mutex};
 
 use super::put;
 use super::world::{Registry, current_device, stream_of, world};
-use crate::driver::{Collective, CollectiveKind, Communicator, Element, Member, Part, Reduction, lock};
+use crate::driver::{
+    Collective, CollectiveKind, Communicator, Element, Exchange, Folder, Member, Message, Part, Reduction,
+    Work, lock,
+};
 
 const SUCCESS: u32 = 0;
 const UNHANDLED_CUDA_ERROR: u32 = 1;
@@ -16,6 +24,7 @@ const INTERNAL_ERROR: u32 = 3;
 const INVALID_ARGUMENT: u32 = 4;
 const INVALID_USAGE: u32 = 5;
 const REMOTE_ERROR: u32 = 6;
+const IN_PROGRESS: u32 = 7;
 /// 2.28.0.
 const VERSION: c_int = 22800;
 const ID_BYTES: usize = 128;
@@ -38,7 +47,8 @@ pub unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGetUniqueId(id: *mut UniqueId) -> u32 {
     let mut bytes = [0; ID_BYTES];
-    bytes[..8].copy_from_slice(&NEXT_ID.fetch_add(1, Ordering::SeqCst).to_le_bytes());
+    let number = u64::from(std::process::id()) << 32 | NEXT_ID.fetch_add(1, Ordering::SeqCst);
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
     unsafe { put(id, UniqueId(bytes)) };
     SUCCESS
 }
@@ -51,6 +61,28 @@ fn member(handle: u64) -> Option<Arc<Member>> {
     lock(&MEMBERS).get(handle).cloned()
 }
 
+/// What `ncclConfig_t` begins with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Configuration {
+    size: usize,
+    magic: c_uint,
+    version: c_uint,
+    blocking: c_int,
+}
+
+const MAGIC: c_uint = 0xcafe_beef;
+
+/// Whether a configuration, if there is one, asks for a non-blocking communicator; nothing if it is none.
+unsafe fn wants_no_blocking(configuration: *const c_void) -> Option<bool> {
+    if configuration.is_null() {
+        return Some(false);
+    }
+    // SAFETY: the caller gives a configuration of NCCL 2.14 or later, of which these are the first fields.
+    let configuration = unsafe { configuration.cast::<Configuration>().read() };
+    (configuration.magic == MAGIC).then_some(configuration.blocking == 0)
+}
+
 /// Joins without waiting for the others: a rank that never comes shows at the first collective.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclCommInitRank(handle: *mut u64, size: c_int, id: UniqueId, rank: c_int) -> u32 {
@@ -60,9 +92,13 @@ pub unsafe extern "C" fn ncclCommInitRank(handle: *mut u64, size: c_int, id: Uni
     let Some(device) = current_device() else { return UNHANDLED_CUDA_ERROR };
     let mut number = [0; 8];
     number.copy_from_slice(&id.0[..8]);
+    let number = u64::from_le_bytes(number);
     let mut all = lock(&COMMUNICATORS);
-    let new = || Arc::new(Communicator::new(size));
-    let communicator = all.entry(u64::from_le_bytes(number)).or_insert_with(new);
+    let new = || {
+        let folder = world().settings.meet.as_deref().map(|path| Folder::new(path, number.to_string()));
+        Arc::new(Communicator::over(size, folder))
+    };
+    let communicator = all.entry(number).or_insert_with(new);
     if communicator.size != size {
         return INVALID_ARGUMENT;
     }
@@ -81,9 +117,19 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
     size: c_int,
     id: UniqueId,
     rank: c_int,
-    _config: *mut c_void,
+    config: *mut c_void,
 ) -> u32 {
-    unsafe { ncclCommInitRank(handle, size, id, rank) }
+    let Some(no_blocking) = (unsafe { wants_no_blocking(config) }) else { return INVALID_ARGUMENT };
+    let mut joined = 0;
+    let code = unsafe { ncclCommInitRank(&mut joined, size, id, rank) };
+    unsafe { put(handle, joined) };
+    match member(joined) {
+        Some(found) if code == SUCCESS && no_blocking => {
+            found.never_block();
+            IN_PROGRESS
+        }
+        _ => code,
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -108,11 +154,15 @@ pub unsafe extern "C" fn ncclCommSplit(
     color: c_int,
     key: c_int,
     new: *mut u64,
-    _config: *mut c_void,
+    config: *mut c_void,
 ) -> u32 {
+    let Some(no_blocking) = (unsafe { wants_no_blocking(config) }) else { return INVALID_ARGUMENT };
     let Some(found) = member(handle) else { return INVALID_ARGUMENT };
     match found.split(color, key, world()) {
         Some(joined) => {
+            if let (true, Some(joined)) = (no_blocking, &joined) {
+                joined.never_block();
+            }
             unsafe { put(new, joined.map_or(0, add)) };
             SUCCESS
         }
@@ -144,6 +194,7 @@ pub unsafe extern "C" fn ncclCommGetAsyncError(handle: u64, error: *mut u32) -> 
     let code = match world().failure(found.device) {
         Some(_) => UNHANDLED_CUDA_ERROR,
         None if found.is_broken() => REMOTE_ERROR,
+        None if found.is_busy(world()) => IN_PROGRESS,
         None => SUCCESS,
     };
     unsafe { put(error, code) };
@@ -171,14 +222,98 @@ pub unsafe extern "C" fn ncclCommCuDevice(handle: u64, device: *mut c_int) -> u3
     SUCCESS
 }
 
+thread_local! {
+    /// How many groups are open in one another.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// What the open group sends and receives, by communicator and stream.
+    static GROUP: RefCell<BTreeMap<(u64, u64), Vec<Message>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGroupStart() -> u32 {
+    DEPTH.set(DEPTH.get() + 1);
     SUCCESS
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGroupEnd() -> u32 {
-    SUCCESS
+    match DEPTH.get() {
+        0 => INVALID_USAGE,
+        1 => {
+            DEPTH.set(0);
+            let exchanges = GROUP.take().into_iter().map(|((handle, stream), messages)| {
+                let Some(member) = member(handle) else { return INVALID_ARGUMENT };
+                let exchange = Exchange::new(&member, messages);
+                queue(&member, stream, Work::Exchange(Arc::clone(&member), exchange))
+            });
+            // The first code that is not success.
+            exchanges.fold(SUCCESS, |code, next| if code == SUCCESS { next } else { code })
+        }
+        depth => {
+            DEPTH.set(depth - 1);
+            SUCCESS
+        }
+    }
+}
+
+/// Puts work of a rank on a stream, when the communicator comes to it.
+fn queue(member: &Arc<Member>, stream: u64, work: Work) -> u32 {
+    match member.defer(stream, work) {
+        Ok(()) => IN_PROGRESS,
+        Err(None) => INVALID_USAGE,
+        Err(Some(work)) => {
+            if world().enqueue(stream, work) {
+                SUCCESS
+            } else {
+                INVALID_ARGUMENT
+            }
+        }
+    }
+}
+
+/// Adds a message to the open group, or to one of its own.
+fn message(peer: c_int, handle: u64, stream: u64, message: impl FnOnce(usize) -> Option<Message>) -> u32 {
+    let Some(member) = member(handle) else { return INVALID_ARGUMENT };
+    let Some(stream) = stream_of(stream) else { return INVALID_ARGUMENT };
+    let peer = usize::try_from(peer).ok().filter(|peer| *peer < member.communicator.size);
+    let Some(message) = peer.and_then(message) else { return INVALID_ARGUMENT };
+    if world().stream_device(stream) != Some(member.device) {
+        return INVALID_ARGUMENT;
+    }
+    GROUP.with_borrow_mut(|group| group.entry((handle, stream)).or_default().push(message));
+    if DEPTH.get() > 0 {
+        return SUCCESS;
+    }
+    DEPTH.set(1);
+    unsafe { ncclGroupEnd() }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ncclSend(
+    from: u64,
+    count: usize,
+    number_type: c_uint,
+    peer: c_int,
+    handle: u64,
+    stream: u64,
+) -> u32 {
+    message(peer, handle, stream, |to| {
+        Some(Message::Send { to, from, element: element(number_type)?, count })
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ncclRecv(
+    into: u64,
+    count: usize,
+    number_type: c_uint,
+    peer: c_int,
+    handle: u64,
+    stream: u64,
+) -> u32 {
+    message(peer, handle, stream, |from| {
+        Some(Message::Receive { from, into, element: element(number_type)?, count })
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -243,7 +378,7 @@ fn meet(
         return INVALID_ARGUMENT;
     }
     let part = Part { collective: Collective { kind, element, count }, send, receive };
-    if world().enqueue(stream, member.meet(part)) { SUCCESS } else { INVALID_ARGUMENT }
+    queue(&member, stream, member.meet(part))
 }
 
 #[unsafe(no_mangle)]

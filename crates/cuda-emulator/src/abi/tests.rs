@@ -169,6 +169,8 @@ fn products_and_random_numbers_run_in_their_streams() {
         assert_eq!(curandCreateGenerator(&mut generator, 100), 0);
         assert_eq!(curandSetPseudoRandomGeneratorSeed(generator, 7), 0);
         let numbers = upload(&vec![0.0_f32; 4096], stream);
+        // The generator works on the default stream.
+        assert_eq!(cuStreamSynchronize(stream), 0);
         assert_eq!(curandGenerateNormal(generator, numbers, 4096, 1.0, 2.0), 0);
         assert_eq!(cuCtxSynchronize(), 0);
         let drawn = download::<f32>(numbers, 4096, stream);
@@ -193,6 +195,49 @@ fn a_communicator_of_one_reduces_to_itself() {
         assert_eq!(download::<f32>(data, 1, stream), [4.0]);
         assert_eq!((ncclCommGetAsyncError(handle, &mut error), error), (0, 0));
         assert_eq!((ncclCommAbort(handle), ncclCommAbort(handle)), (0, 4));
+    }
+}
+
+#[test]
+fn a_communicator_that_does_not_block_is_slow_to_queue() {
+    unsafe {
+        let stream = start();
+        let mut id = std::mem::MaybeUninit::uninit();
+        assert_eq!(ncclGetUniqueId(id.as_mut_ptr()), 0);
+        // Size, magic, version, blocking; the rest is not read.
+        let mut configuration = [48_u32, 0, 0xcafe_beef, 21_700, 0, 0, 0, 0, 0, 0, 0, 0];
+        let (mut handle, mut error) = (0, 9);
+        let id = id.assume_init();
+        assert_eq!(ncclCommInitRankConfig(&mut handle, 1, id, 0, configuration.as_mut_ptr().cast()), 7);
+        let (data, lost) = (upload(&[4.0_f32], stream), upload(&[5.0_f32], stream));
+        assert_eq!(ncclAllReduce(data, lost, 1, 7, 0, handle, stream), 5, "it is still joining");
+        assert_eq!((ncclCommGetAsyncError(handle, &mut error), error), (0, 7));
+        assert_eq!((ncclCommGetAsyncError(handle, &mut error), error), (0, 0));
+        let sum = upload(&[0.0_f32], stream);
+        assert_eq!(ncclAllReduce(data, sum, 1, 7, 0, handle, stream), 7);
+        assert_eq!(download::<f32>(sum, 1, stream), [0.0], "the stream has nothing to do yet");
+        assert_eq!((ncclCommGetAsyncError(handle, &mut error), error), (0, 7));
+        assert_eq!((ncclCommGetAsyncError(handle, &mut error), error), (0, 0));
+        assert_eq!(download::<f32>(sum, 1, stream), [4.0]);
+        configuration[2] = 0;
+        assert_eq!(ncclCommInitRankConfig(&mut handle, 1, id, 0, configuration.as_mut_ptr().cast()), 4);
+    }
+}
+
+#[test]
+fn messages_of_a_group_are_sent_at_its_end() {
+    unsafe {
+        let stream = start();
+        let mut id = std::mem::MaybeUninit::uninit();
+        assert_eq!(ncclGetUniqueId(id.as_mut_ptr()), 0);
+        let mut handle = 0;
+        assert_eq!(ncclCommInitRank(&mut handle, 1, id.assume_init(), 0), 0);
+        let (given, got) = (upload(&[4.0_f32], stream), upload(&[0.0_f32], stream));
+        assert_eq!((ncclGroupStart(), ncclRecv(got, 1, 7, 0, handle, stream)), (0, 0));
+        assert_eq!(download::<f32>(got, 1, stream), [0.0], "its sender may come later");
+        assert_eq!((ncclSend(given, 1, 7, 0, handle, stream), ncclGroupEnd()), (0, 0));
+        assert_eq!(download::<f32>(got, 1, stream), [4.0]);
+        assert_eq!((ncclSend(given, 1, 7, 1, handle, stream), ncclGroupEnd()), (4, 5));
     }
 }
 

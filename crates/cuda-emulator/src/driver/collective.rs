@@ -1,4 +1,4 @@
-//! Collectives between ranks that are threads of one process.
+//! Collectives between ranks, which are threads of one process unless a folder is named in which more meet.
 //!
 //! A rank's share is an entry of its stream. The last rank to come computes the result for all, in the order of
 //! ranks: the bits do not depend on who was late.
@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 
+use super::across::{Across, Folder};
+use super::exchange::Letters;
 use super::{Settings, Work, World, lock};
 use crate::EmulatorError;
 use crate::number::Half;
@@ -72,10 +75,13 @@ pub(crate) struct Meeting {
 #[derive(Debug)]
 pub(crate) struct Communicator {
     pub size: usize,
+    /// Where its ranks meet that are in several processes.
+    pub folder: Option<Folder>,
     devices: Mutex<Vec<Option<usize>>>,
     meetings: Mutex<BTreeMap<u64, Arc<Meeting>>>,
     /// A rank has aborted: the others are told when they ask.
     broken: AtomicBool,
+    pub letters: Mutex<Letters>,
     splits: Mutex<BTreeMap<u64, Split>>,
     split_changed: Condvar,
 }
@@ -83,9 +89,15 @@ pub(crate) struct Communicator {
 /// A split under way: by rank its color and key; then by color the communicator.
 #[derive(Debug, Default)]
 struct Split {
-    wishes: BTreeMap<usize, (i32, i32)>,
+    wishes: Wishes,
     made: BTreeMap<i32, Arc<Communicator>>,
 }
+
+/// By rank its color and key.
+type Wishes = BTreeMap<usize, (i32, i32)>;
+
+/// What lies in a folder where a rank has aborted.
+const BROKEN: &str = "broken";
 
 /// A rank's end of a communicator.
 #[derive(Debug)]
@@ -97,15 +109,41 @@ pub(crate) struct Member {
     next_split: AtomicU64,
     aborted: AtomicBool,
     hangs_at: Option<u64>,
+    /// What a non-blocking rank has called and not queued yet; nothing for one that blocks.
+    slow: Mutex<Option<Slow>>,
 }
+
+/// What a non-blocking rank is at.
+#[derive(Default)]
+struct Slow {
+    calls: Vec<(u64, Work)>,
+    /// How often its state must still be asked for before it has done what was called.
+    asks: u32,
+}
+
+impl std::fmt::Debug for Slow {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} calls, {} asks", self.calls.len(), self.asks)
+    }
+}
+
+/// How often a non-blocking rank says that it is busy.
+const ASKS: u32 = 2;
 
 impl Communicator {
     pub fn new(size: usize) -> Self {
+        Self::over(size, None)
+    }
+
+    /// One whose ranks may be in several processes.
+    pub fn over(size: usize, folder: Option<Folder>) -> Self {
         Self {
             size,
+            folder,
             devices: Mutex::new(vec![None; size]),
             meetings: Mutex::default(),
             broken: AtomicBool::new(false),
+            letters: Mutex::default(),
             splits: Mutex::default(),
             split_changed: Condvar::new(),
         }
@@ -131,12 +169,16 @@ impl Member {
             next_split: AtomicU64::new(0),
             aborted: AtomicBool::new(false),
             hangs_at: settings.hang.filter(|(hung, _)| *hung == rank).map(|(_, number)| number),
+            slow: Mutex::default(),
         }))
     }
 
     /// The entry of this rank's next collective.
     pub fn meet(self: &Arc<Self>, part: Part) -> Work {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
+        if let Some(folder) = self.communicator.folder.clone() {
+            return Work::MeetAcross(Arc::clone(self), Across { folder, number, part, is_sent: false });
+        }
         let size = self.communicator.size;
         let new = || {
             Arc::new(Meeting { number, parts: Mutex::new(vec![None; size]), done: AtomicBool::new(false) })
@@ -145,21 +187,73 @@ impl Member {
         Work::Meet(Arc::clone(self), meeting, Some(part))
     }
 
+    /// Makes the rank non-blocking; it is still busy joining.
+    pub fn never_block(&self) {
+        *lock(&self.slow) = Some(Slow { calls: Vec::new(), asks: ASKS });
+    }
+
+    /// Keeps work for later, if the rank is non-blocking; gives it back if it is not, and nothing if it is busy.
+    pub fn defer(&self, stream: u64, work: Work) -> Result<(), Option<Work>> {
+        let mut slow = lock(&self.slow);
+        match slow.as_mut() {
+            None => Err(Some(work)),
+            Some(slow) if slow.asks > 0 => Err(None),
+            Some(slow) => {
+                slow.calls.push((stream, work));
+                slow.asks = ASKS;
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the rank has not queued yet what was called; being asked brings it on.
+    pub fn is_busy(&self, world: &World) -> bool {
+        let mut slow = lock(&self.slow);
+        let Some(slow) = slow.as_mut() else { return false };
+        slow.asks = slow.asks.saturating_sub(1);
+        if slow.asks == 0 {
+            slow.calls.drain(..).for_each(|(stream, work)| {
+                // A stream that is gone has nobody who waits.
+                world.enqueue(stream, work);
+            });
+        }
+        slow.asks > 0
+    }
+
     /// Leaves: what this rank has queued no longer waits, and the others hear of it.
     pub fn abort(&self, world: &World) {
         self.aborted.store(true, Ordering::SeqCst);
         self.communicator.broken.store(true, Ordering::SeqCst);
+        if let Some(folder) = &self.communicator.folder {
+            // Where nothing can be written the others wait for their deadlines.
+            let _ = folder.post(BROKEN, &[]);
+        }
         world.notify();
     }
 
     /// Whether another rank has aborted.
     pub fn is_broken(&self) -> bool {
-        self.communicator.broken.load(Ordering::SeqCst)
+        let folder = self.communicator.folder.as_ref();
+        self.communicator.broken.load(Ordering::SeqCst) || folder.is_some_and(|folder| folder.has(BROKEN))
     }
 
     /// Whether the settings want this rank never to come.
     pub fn is_hung(&self, meeting: &Meeting) -> bool {
-        self.hangs_at.is_some_and(|number| meeting.number >= number)
+        self.hangs_before(meeting.number)
+    }
+
+    /// The number of the next collective.
+    pub fn next_number(&self) -> u64 {
+        self.next.load(Ordering::SeqCst)
+    }
+
+    /// Whether the settings want this rank to have stopped before collective `number`.
+    pub fn hangs_before(&self, number: u64) -> bool {
+        self.hangs_at.is_some_and(|hangs_at| number >= hangs_at)
+    }
+
+    pub fn has_aborted(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst)
     }
 
     /// `ncclCommSplit`: waits for all ranks; those of a color form a communicator, ordered by key, then rank. A
@@ -167,36 +261,73 @@ impl Member {
     pub fn split(&self, color: i32, key: i32, world: &World) -> Option<Option<Arc<Self>>> {
         let communicator = &self.communicator;
         let number = self.next_split.fetch_add(1, Ordering::SeqCst);
-        let mut splits = lock(&communicator.splits);
-        splits.entry(number).or_default().wishes.insert(self.rank, (color, key));
-        communicator.split_changed.notify_all();
-        let complete = |splits: &mut BTreeMap<u64, Split>| {
-            splits.get(&number).is_none_or(|split| split.wishes.len() < communicator.size)
-        };
-        let deadline = world.settings.deadline;
-        let waited = communicator.split_changed.wait_timeout_while(splits, deadline, complete);
-        let (mut splits, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        let split = splits.get_mut(&number)?;
-        if timeout.timed_out() {
-            let missing: Vec<usize> =
-                (0..communicator.size).filter(|rank| !split.wishes.contains_key(rank)).collect();
-            eprintln!(
-                "cuda-emulator: rank {} waits in a split that ranks {missing:?} never joined",
-                self.rank
-            );
-            return None;
-        }
+        let wishes = match &communicator.folder {
+            Some(folder) => self.wishes_across(folder, number, (color, key), world),
+            None => self.wishes(number, (color, key), world),
+        }?;
         if color < 0 {
             return Some(None);
         }
-        let mut members: Vec<(i32, usize)> = (split.wishes.iter())
-            .filter(|(_, (other, _))| *other == color)
-            .map(|(rank, (_, key))| (*key, *rank))
-            .collect();
+        let alike = wishes.iter().filter(|(_, (other, _))| *other == color);
+        let mut members: Vec<(i32, usize)> = alike.map(|(rank, (_, key))| (*key, *rank)).collect();
         members.sort_unstable();
-        let made = split.made.entry(color).or_insert_with(|| Arc::new(Communicator::new(members.len())));
+        let part = || {
+            let folder = communicator.folder.as_ref().map(|folder| folder.part(number, color));
+            Arc::new(Communicator::over(members.len(), folder))
+        };
+        let mut splits = lock(&communicator.splits);
+        let made = splits.entry(number).or_default().made.entry(color).or_insert_with(part);
         let rank = members.iter().position(|(_, rank)| *rank == self.rank)?;
         Some(Member::join(made, rank, self.device, &world.settings))
+    }
+
+    /// What all ranks wish of a split; nothing if some stay away past the deadline.
+    fn wishes(&self, number: u64, own: (i32, i32), world: &World) -> Option<Wishes> {
+        let communicator = &self.communicator;
+        let mut splits = lock(&communicator.splits);
+        splits.entry(number).or_default().wishes.insert(self.rank, own);
+        communicator.split_changed.notify_all();
+        let is_incomplete = |splits: &mut BTreeMap<u64, Split>| {
+            splits.get(&number).is_none_or(|split| split.wishes.len() < communicator.size)
+        };
+        let deadline = world.settings.deadline;
+        let waited = communicator.split_changed.wait_timeout_while(splits, deadline, is_incomplete);
+        let (splits, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        let wishes = splits.get(&number)?.wishes.clone();
+        (!timeout.timed_out()).then_some(()).or_else(|| self.say_who_is_missing(&wishes))?;
+        Some(wishes)
+    }
+
+    /// The same over processes.
+    fn wishes_across(
+        &self,
+        folder: &Folder,
+        number: u64,
+        (color, key): (i32, i32),
+        world: &World,
+    ) -> Option<Wishes> {
+        let name = |rank: usize| format!("split-{number}-{rank}");
+        folder.post(&name(self.rank), format!("{color} {key}").as_bytes()).ok()?;
+        let (mut wishes, since) = (Wishes::new(), Instant::now());
+        while wishes.len() < self.communicator.size {
+            for rank in (0..self.communicator.size).filter(|rank| folder.has(&name(*rank))) {
+                let text = String::from_utf8(folder.read(&name(rank)).ok()?).ok()?;
+                let (color, key) = text.split_once(' ')?;
+                wishes.insert(rank, (color.parse().ok()?, key.parse().ok()?));
+            }
+            if since.elapsed() >= world.settings.deadline {
+                self.say_who_is_missing(&wishes)?;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Some(wishes)
+    }
+
+    fn say_who_is_missing(&self, wishes: &Wishes) -> Option<()> {
+        let missing: Vec<usize> =
+            (0..self.communicator.size).filter(|rank| !wishes.contains_key(rank)).collect();
+        eprintln!("cuda-emulator: rank {} waits in a split that ranks {missing:?} never joined", self.rank);
+        None
     }
 }
 
@@ -216,7 +347,7 @@ impl Meeting {
 
     /// Whether a rank has nothing more to wait for.
     pub fn is_over_for(&self, member: &Member) -> bool {
-        self.done.load(Ordering::SeqCst) || member.aborted.load(Ordering::SeqCst)
+        self.done.load(Ordering::SeqCst) || member.has_aborted()
     }
 
     /// What a rank that waits here waits for.
@@ -239,33 +370,50 @@ fn run(parts: &[Part], devices: &[usize], world: &World) -> Result<(), EmulatorE
         return Err(EmulatorError::Collective { problem });
     }
     let size = parts.len();
-    let bytes = first.count * first.element.size();
-    let sent = match first.kind {
-        CollectiveKind::ReduceScatter(_) => bytes * size,
-        _ => bytes,
-    };
-    let read = |rank: usize| -> Result<Vec<u8>, EmulatorError> {
-        world.device(devices[rank]).read_input("a collective's input", parts[rank].send, sent)
-    };
-    let whole = match first.kind {
-        CollectiveKind::Broadcast { root } => read(root)?,
-        CollectiveKind::AllGather => {
-            let shares = (0..size).map(read).collect::<Result<Vec<_>, _>>()?;
-            shares.concat()
-        }
-        CollectiveKind::AllReduce(reduction) | CollectiveKind::ReduceScatter(reduction) => {
-            let inputs = (0..size).map(read).collect::<Result<Vec<_>, _>>()?;
-            first.element.reduce(reduction, &inputs)
-        }
-    };
+    let whole = shares(first, size, |rank| {
+        let mut device = world.device(devices[rank]);
+        device.read_input("a collective's input", parts[rank].send, first.sent_bytes(size))
+    })?;
     for (rank, part) in parts.iter().enumerate() {
-        let result = match first.kind {
-            CollectiveKind::ReduceScatter(_) => &whole[rank * bytes..(rank + 1) * bytes],
-            _ => &whole,
-        };
-        world.device(devices[rank]).memory().write(part.receive, result)?;
+        world.device(devices[rank]).memory().write(part.receive, share(first, &whole, rank))?;
     }
     Ok(())
+}
+
+/// What comes of a collective whose ranks give what `read` says.
+pub(super) fn shares(
+    collective: Collective,
+    size: usize,
+    read: impl FnMut(usize) -> Result<Vec<u8>, EmulatorError>,
+) -> Result<Vec<u8>, EmulatorError> {
+    let mut read = read;
+    if let CollectiveKind::Broadcast { root } = collective.kind {
+        return read(root);
+    }
+    let given = (0..size).map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(match collective.kind {
+        CollectiveKind::AllReduce(reduction) | CollectiveKind::ReduceScatter(reduction) => {
+            collective.element.reduce(reduction, &given)
+        }
+        CollectiveKind::AllGather | CollectiveKind::Broadcast { .. } => given.concat(),
+    })
+}
+
+/// A rank's share of that.
+pub(super) fn share(collective: Collective, whole: &[u8], rank: usize) -> &[u8] {
+    let bytes = collective.count * collective.element.size();
+    match collective.kind {
+        CollectiveKind::ReduceScatter(_) => &whole[rank * bytes..(rank + 1) * bytes],
+        _ => whole,
+    }
+}
+
+impl Collective {
+    /// What each of `size` ranks gives.
+    pub fn sent_bytes(&self, size: usize) -> usize {
+        let bytes = self.count * self.element.size();
+        if matches!(self.kind, CollectiveKind::ReduceScatter(_)) { bytes * size } else { bytes }
+    }
 }
 
 impl Element {

@@ -7,7 +7,9 @@
 //!
 //! Whoever waits runs the work, on any device; a thread that waits for another's collective does not hold it up.
 
+mod across;
 mod collective;
+mod exchange;
 mod schedule;
 mod settings;
 
@@ -16,7 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+pub(crate) use across::Folder;
 pub(crate) use collective::{Collective, CollectiveKind, Communicator, Element, Member, Part, Reduction};
+pub(crate) use exchange::{Exchange, Message};
 pub(crate) use settings::Settings;
 
 use crate::emulator::{Function, Options};
@@ -74,6 +78,10 @@ pub(crate) enum Work {
     Wait(Arc<Event>, u64),
     /// A rank's share in a collective: it arrives, then waits for the others.
     Meet(Arc<Member>, Arc<collective::Meeting>, Option<Part>),
+    /// The same, in a collective over processes.
+    MeetAcross(Arc<Member>, across::Across),
+    /// A rank's sends and receives of a group.
+    Exchange(Arc<Member>, Exchange),
 }
 
 /// How often an event was recorded, and how many of those records streams have come to.

@@ -1,9 +1,12 @@
 //! Who runs next.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Event, Failure, State, Work, World, lock};
 use crate::EmulatorError;
+
+/// How often it is looked whether other processes have come.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What was found to do.
 enum Taken {
@@ -75,7 +78,9 @@ impl World {
                     );
                     return Err(Failure::Timeout);
                 }
-                let waited = self.changed.wait_timeout(state, left);
+                // Nobody tells of what happens in other processes.
+                let pause = if self.settings.meet.is_some() { left.min(LOOK) } else { left };
+                let waited = self.changed.wait_timeout(state, pause);
                 state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
             }
             if progress != state.progress {
@@ -97,12 +102,28 @@ impl World {
             Work::Run(task) => task(self),
             Work::Wait(..) => Ok(()),
             Work::Meet(member, meeting, part) => {
+                let part = part.filter(|_| !member.has_aborted());
                 let arrived = part.map_or(Ok(()), |part| meeting.arrive(&member, part, self));
                 // The others may not be there yet: the entry stays, without its part.
                 if arrived.is_ok() && !meeting.is_over_for(&member) {
                     left = Some(Work::Meet(member, meeting, None));
                 }
                 arrived
+            }
+            Work::MeetAcross(member, mut across) => {
+                let over = across.run(&member, self);
+                if let Ok(false) = over {
+                    left = Some(Work::MeetAcross(member, across));
+                }
+                over.map(drop)
+            }
+            Work::Exchange(member, mut exchange) => {
+                let sent = exchange.send(&member, self);
+                let received = sent.and_then(|()| exchange.receive(&member, self));
+                if let Ok(false) = received {
+                    left = Some(Work::Exchange(member, exchange));
+                }
+                received.map(drop)
             }
         };
         let mut state = lock(&self.state);
@@ -146,6 +167,8 @@ impl Work {
             Self::Meet(member, meeting, part) => {
                 part.is_some() && !member.is_hung(meeting) || meeting.is_over_for(member)
             }
+            Self::MeetAcross(member, across) => across.can_run(member),
+            Self::Exchange(member, exchange) => exchange.can_run(member),
         }
     }
 }
@@ -187,6 +210,13 @@ impl State {
             let reason = match stream.queue.front()? {
                 Work::Wait(..) => "an event that nothing records".to_owned(),
                 Work::Meet(member, meeting, _) => meeting.describe(member),
+                Work::MeetAcross(member, across) => format!(
+                    "collective {} as rank {}, to which ranks {:?} have not come",
+                    across.number,
+                    member.rank,
+                    across.missing(member)
+                ),
+                Work::Exchange(member, _) => format!("messages to rank {} that were not sent", member.rank),
                 Work::Run(_) | Work::Record(..) => "a thread that runs its work".to_owned(),
             };
             Some(format!("stream {id} of device {} waits for {reason}", stream.device))

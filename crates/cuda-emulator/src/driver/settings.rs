@@ -1,5 +1,6 @@
 //! The environment variables of the shared library.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::Checks;
@@ -22,6 +23,9 @@ pub(crate) struct Settings {
     pub fail: Option<(usize, u64)>,
     /// `TESSERA_EMULATOR_HANG`: `rank:collective`, both from 0; the rank never comes to it.
     pub hang: Option<(usize, u64)>,
+    /// `TESSERA_EMULATOR_MEET`: a folder of this run's own in which the ranks of several processes meet; without it those of
+    /// one process do.
+    pub meet: Option<PathBuf>,
     /// `TESSERA_EMULATOR_STRICT=1`: a call of a function that the emulator lacks ends the process.
     pub strict: bool,
     /// `TESSERA_EMULATOR_REPORT`: a file for the counters by kernel, written at the process's end.
@@ -38,6 +42,7 @@ impl Default for Settings {
             deadline: Duration::from_secs(60),
             fail: None,
             hang: None,
+            meet: None,
             strict: false,
             report: None,
         }
@@ -66,6 +71,7 @@ impl Settings {
         settings.deadline = Duration::from_secs(number("DEADLINE", settings.deadline.as_secs()));
         settings.strict = number("STRICT", 0) != 0;
         settings.report = variable("REPORT");
+        settings.meet = variable("MEET").map(PathBuf::from);
         let mut pair = |name: &str| {
             let text = variable(name)?;
             let parsed =

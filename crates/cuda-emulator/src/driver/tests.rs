@@ -7,8 +7,8 @@ use std::time::Duration;
 use half::bf16;
 
 use super::{
-    Collective, CollectiveKind, Communicator, Element, Event, Failure, Member, Part, Reduction, Settings,
-    Work, World, lock,
+    Collective, CollectiveKind, Communicator, Element, Event, Exchange, Failure, Folder, Member, Message,
+    Part, Reduction, Settings, Work, World, lock,
 };
 use crate::DevicePointer;
 
@@ -219,6 +219,119 @@ fn ranks_that_disagree_fail() {
         world.synchronise_stream(stream)
     });
     assert!(results.contains(&Err(Failure::Launch)), "{results:?}");
+}
+
+/// What each of four ranks receives from the others, which send their own numbers: `(from, to)` is `10 * from + to`.
+fn messages(with: impl Fn(&mut Vec<Message>, usize) + Sync) -> Vec<Result<Vec<f32>, Failure>> {
+    let world = world(4, 5);
+    on_ranks(&world, |member, stream| {
+        let values: Vec<f32> = (0..4).map(|to| (10 * member.rank + to) as f32).collect();
+        let given = world.device(member.device).upload(&values).unwrap().0;
+        let got = world.device(member.device).upload(&[-1.0_f32; 4]).unwrap();
+        let (element, count) = (Element::F32, 1);
+        let mut messages = Vec::new();
+        for peer in (0..4).filter(|peer| *peer != member.rank) {
+            let place = 4 * peer as u64;
+            messages.push(Message::Send { to: peer, from: given + place, element, count });
+            messages.push(Message::Receive { from: peer, into: got.0 + place, element, count });
+        }
+        with(&mut messages, member.rank);
+        assert!(world.enqueue(stream, Work::Exchange(Arc::clone(&member), Exchange::new(&member, messages))));
+        world.synchronise_stream(stream)?;
+        Ok(world.device(member.device).download(got, 4).unwrap())
+    })
+}
+
+#[test]
+fn a_group_of_messages_ends_when_all_have_come() {
+    let received = messages(|_, _| {});
+    for (rank, received) in received.into_iter().enumerate() {
+        let expected = |from| if from == rank { -1.0 } else { (10 * from + rank) as f32 };
+        assert_eq!(received.unwrap(), (0..4).map(expected).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn messages_that_do_not_fit_fail() {
+    let never_sent = messages(|messages, rank| {
+        if rank == 2 {
+            messages.retain(|message| !matches!(message, Message::Send { to: 1, .. }));
+        }
+    });
+    assert_eq!(never_sent[1], Err(Failure::Timeout));
+    assert!(never_sent[0].is_ok());
+    let of_another_kind = messages(|messages, rank| {
+        if let (2, Some(Message::Send { element, .. })) = (rank, messages.first_mut()) {
+            *element = Element::I32;
+        }
+    });
+    assert_eq!(of_another_kind[0], Err(Failure::Launch));
+}
+
+/// Two ranks, each in a world of its own that shares a folder with the other, as two processes do.
+fn in_two_worlds<T: Send>(rank: impl Fn(&World, Arc<Member>, u64) -> T + Sync) -> Vec<T> {
+    let folder = std::env::temp_dir().join(format!("tessera-emulator-{}", std::process::id()));
+    let folder = (0..).map(|number| folder.with_extension(number.to_string()));
+    let folder = folder.into_iter().find(|folder| std::fs::create_dir(folder).is_ok()).unwrap();
+    let ranks = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|index| {
+                let (rank, folder) = (&rank, &folder);
+                scope.spawn(move || {
+                    let deadline = Duration::from_millis(300);
+                    let settings =
+                        Settings { meet: Some(folder.clone()), deadline, seed: index, ..Settings::default() };
+                    let world = World::new(settings);
+                    let meeting = Some(Folder::new(folder, "7".to_owned()));
+                    let communicator = Arc::new(Communicator::over(2, meeting));
+                    let member = Member::join(&communicator, index as usize, 0, &world.settings).unwrap();
+                    let stream = world.create_stream(0);
+                    rank(&world, member, stream)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    std::fs::remove_dir_all(folder).unwrap();
+    ranks
+}
+
+#[test]
+fn ranks_of_several_processes_meet_in_a_folder() {
+    let results = in_two_worlds(|world, member, stream| {
+        let own = world.device(0).upload(&[member.rank as f32 + 1.0, 5.0]).unwrap();
+        let whole = |kind| Part {
+            collective: Collective { kind, element: Element::F32, count: 2 },
+            send: own.0,
+            receive: own.0,
+        };
+        assert!(world.enqueue(stream, member.meet(whole(CollectiveKind::AllReduce(Reduction::Sum)))));
+        assert!(world.enqueue(stream, member.meet(whole(CollectiveKind::Broadcast { root: 1 }))));
+        let (peer, element, count) = (1 - member.rank, Element::F32, 1);
+        let messages = vec![
+            Message::Send { to: peer, from: own.0, element, count },
+            Message::Receive { from: peer, into: own.0 + 4, element, count },
+        ];
+        assert!(world.enqueue(stream, Work::Exchange(Arc::clone(&member), Exchange::new(&member, messages))));
+        world.synchronise_stream(stream).unwrap();
+        let split = member.split(4, -(member.rank as i32), world).unwrap().unwrap();
+        (world.device(0).download::<f32>(own, 2).unwrap(), split.rank, split.communicator.size)
+    });
+    assert_eq!(results, [(vec![3.0, 3.0], 1, 2), (vec![3.0, 3.0], 0, 2)]);
+}
+
+#[test]
+fn a_rank_of_another_process_that_never_comes_or_aborts_is_noticed() {
+    let results = in_two_worlds(|world, member, stream| {
+        if member.rank == 1 {
+            return None;
+        }
+        assert!(world.enqueue(stream, reduction_of(world, &member, 8)));
+        let waited = world.synchronise_stream(stream);
+        member.abort(world);
+        Some((waited, world.synchronise_stream(stream), member.is_broken()))
+    });
+    assert_eq!(results, [Some((Err(Failure::Timeout), Ok(()), true)), None]);
 }
 
 #[test]

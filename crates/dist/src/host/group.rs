@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, RwLock};
 
-use tessera_ops::{Buffer, DType, OpError, Queue, ViewMut};
+use tessera_ops::{Buffer, DType, Queue, ViewMut};
 
 use super::transport::{Failure, Peers, Transport};
 use super::worker::{Table, Worker};
 use crate::error::DistError;
-use crate::group::{Exchange, Group, Pending};
+use crate::group::{Exchange, Group, Pending, check_root};
 use crate::recorder::{Call, Label, Operation, Recorder};
 use crate::single::Single;
 use crate::unit::UnitState;
@@ -46,10 +46,6 @@ impl HostGroup {
     }
 }
 
-fn named(label: &'static str) -> Label {
-    Label::Label(label.into())
-}
-
 impl Group for HostGroup {
     fn rank(&self) -> usize {
         self.rank
@@ -76,17 +72,9 @@ impl Group for HostGroup {
         shard: &Arc<RwLock<UnitState>>,
         full: Buffer,
     ) -> Result<Pending<Buffer>, DistError> {
-        if dtype != DType::F32 {
-            return Err(DistError::Op(OpError::DType {
-                operator: "all_gather",
-                argument: "full",
-                found: dtype,
-                expected: "f32",
-            }));
-        }
-        let (bytes, shard) = (elements * DType::F32.size(), shard.clone());
+        let (bytes, shard) = (elements * dtype.size(), shard.clone());
         self.submit(Operation::AllGather, Label::Unit(unit), bytes, move |transport, call| {
-            transport.all_gather(call, elements, &shard, full)
+            transport.all_gather(call, dtype, elements, &shard, full)
         })
     }
 
@@ -107,6 +95,7 @@ impl Group for HostGroup {
 
     fn all_reduce_gradient(
         &self,
+        _: &Queue,
         unit: usize,
         gradient: &Arc<Mutex<Buffer>>,
         wire: Wire,
@@ -123,7 +112,7 @@ impl Group for HostGroup {
         let given = values.to_vec();
         let sums = self.submit(
             Operation::AllReduce,
-            named("statistics"),
+            Label::named("statistics"),
             size_of_val(values),
             move |transport, call| transport.all_reduce(call, given),
         )?;
@@ -138,22 +127,10 @@ impl Group for HostGroup {
         elements: usize,
         exchange: Exchange,
     ) -> Result<Pending<Exchange>, DistError> {
-        let extent = |what, found, expected| {
-            let call = self.call(Operation::AllToAll, named(label));
-            DistError::Extent { call, what, found, expected }
-        };
         let ranks = self.world_size;
-        if !elements.is_multiple_of(ranks) {
-            return Err(extent("the exchange", elements, format!("a multiple of {ranks}, the ranks")));
-        }
-        for (what, buffer) in [("what is given", &exchange.given), ("what is got", &exchange.got)] {
-            let room = buffer.len() / DType::F32.size();
-            if room < elements {
-                return Err(extent(what, room, format!("at least {elements}")));
-            }
-        }
+        exchange.check(|| self.call(Operation::AllToAll, Label::named(label)), elements, ranks)?;
         let bytes = elements * DType::F32.size();
-        self.submit(Operation::AllToAll, named(label), bytes, move |transport, call| {
+        self.submit(Operation::AllToAll, Label::named(label), bytes, move |transport, call| {
             transport.all_to_all(call, elements / ranks, exchange)
         })
     }
@@ -164,12 +141,8 @@ impl Group for HostGroup {
         root: usize,
         bytes: Vec<u8>,
     ) -> Result<Pending<Vec<u8>>, DistError> {
-        if root >= self.world_size {
-            let expected = format!("more than {root}, the rank whose bytes are wanted");
-            let call = self.call(Operation::Broadcast, named(label));
-            return Err(DistError::Extent { call, what: "the group", found: self.world_size, expected });
-        }
-        self.submit(Operation::Broadcast, named(label), bytes.len(), move |transport, call| {
+        check_root(|| self.call(Operation::Broadcast, Label::named(label)), root, self.world_size)?;
+        self.submit(Operation::Broadcast, Label::named(label), bytes.len(), move |transport, call| {
             transport.broadcast(call, root, bytes)
         })
     }
@@ -179,17 +152,19 @@ impl Group for HostGroup {
         label: &'static str,
         bytes: Vec<u8>,
     ) -> Result<Pending<Vec<Vec<u8>>>, DistError> {
-        self.submit(Operation::AllGatherBytes, named(label), bytes.len(), move |transport, call| {
+        self.submit(Operation::AllGatherBytes, Label::named(label), bytes.len(), move |transport, call| {
             transport.all_gather_bytes(call, bytes)
         })
     }
 
     fn barrier(&self, label: &'static str) -> Result<Pending<()>, DistError> {
-        self.submit(Operation::Barrier, named(label), 0, move |transport, call| transport.barrier(call))
+        self.submit(Operation::Barrier, Label::named(label), 0, move |transport, call| {
+            transport.barrier(call)
+        })
     }
 
     fn split(&self, name: &'static str, colour: usize) -> Result<Box<dyn Group>, DistError> {
-        let (parent, call) = (self.index, self.call(Operation::Split, named(name)));
+        let (parent, call) = (self.index, self.call(Operation::Split, Label::named(name)));
         let split = self.worker.submit(parent, call, 0, move |table: &mut Table, call| {
             let part = table.transports[parent].split(call, colour)?;
             let (index, rank, world_size) = (table.transports.len(), part.rank(), part.world_size());

@@ -11,5 +11,5 @@ mod worker;
 
 pub(crate) use group::{HostGroup, WORLD};
 pub(crate) use sums::{add_in_order, share};
-pub(crate) use transport::{Failure, Peers, Transport, check_extent, lock, read};
+pub(crate) use transport::{Failure, Peers, Transport, check_extent, lock, narrow, read};
 pub(crate) use worker::Worker;

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
-use tessera_ops::Buffer;
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use tessera_ops::{Buffer, DType, OpError, ViewMut};
 
 use crate::error::DistError;
 use crate::group::Exchange;
@@ -17,6 +19,8 @@ pub(crate) enum Failure {
     Lost { rank: usize, reason: String },
     /// Ranks did not come in time.
     Late { ranks: Vec<usize>, seconds: f64 },
+    /// Ranks make different collectives: two of them, and what they call.
+    Parted { one: (usize, Call), other: (usize, Call) },
 }
 
 impl Failure {
@@ -27,6 +31,7 @@ impl Failure {
             DistError::Late { ranks, seconds, .. } => {
                 Failure::Late { ranks: ranks.clone(), seconds: *seconds }
             }
+            DistError::Mismatch { one, other } => Failure::Parted { one: one.clone(), other: other.clone() },
             error => Failure::Lost { rank, reason: error.to_string() },
         }
     }
@@ -37,6 +42,7 @@ impl Failure {
         match self {
             Failure::Lost { rank, reason } => DistError::Lost { rank, reason, call },
             Failure::Late { ranks, seconds } => DistError::Late { ranks, call, seconds },
+            Failure::Parted { one, other } => DistError::Mismatch { one, other },
         }
     }
 }
@@ -65,9 +71,11 @@ pub(crate) trait Transport {
     /// Bytes sent to other ranks since this was last asked.
     fn take_sent(&mut self) -> u64;
 
+    /// The masters come rounded to `dtype`, fp32 or bf16.
     fn all_gather(
         &mut self,
         call: &Call,
+        dtype: DType,
         elements: usize,
         shard: &Arc<RwLock<UnitState>>,
         full: Buffer,
@@ -115,6 +123,15 @@ pub(crate) fn check_extent(
         return Ok(());
     }
     Err(DistError::Extent { call: call.clone(), what, found, expected: expected.to_string() })
+}
+
+/// to = from, rounded to the nearest where `to` is bf16. The thread does it by itself: the compute needs the others.
+pub(crate) fn narrow(from: &[f32], to: &mut ViewMut<'_>) -> Result<(), OpError> {
+    match to.dtype() {
+        DType::BF16 => to.as_slice_mut::<bf16>()?.convert_from_f32_slice(from),
+        _ => to.as_slice_mut::<f32>()?.copy_from_slice(from),
+    }
+    Ok(())
 }
 
 /// Locks what the caller shares with its collectives.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, cast_slice_mut};
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use mpi::datatype::{Equivalence, Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::request::{Request, Scope, scope};
@@ -21,7 +22,7 @@ use tessera_ops::{Buffer, DType};
 use super::abort_if_wanted;
 use crate::error::DistError;
 use crate::group::Exchange;
-use crate::host::{Peers, Transport, add_in_order, check_extent, lock, read, share};
+use crate::host::{Peers, Transport, add_in_order, check_extent, lock, narrow, read, share};
 use crate::recorder::Call;
 use crate::slots::PIECE;
 use crate::unit::UnitState;
@@ -162,6 +163,21 @@ impl MpiTransport {
         self.sent += (size_of_val(given) * (self.world_size() - 1)) as u64;
     }
 
+    /// whole = what all ranks have in it, each in its own of the equal slices.
+    fn gather_slices<T: Packed>(&mut self, whole: &mut [T], pieces: &mut Pieces) {
+        let (given_room, got_room) = pieces.of::<T>();
+        let (rank, ranks) = (self.rank(), self.world_size());
+        let slice = whole.len() / ranks;
+        for (start, length) in parts_of(slice, self.part()) {
+            let (given, got) = (&mut given_room[..length], &mut got_room[..length * ranks]);
+            given.copy_from_slice(&whole[rank * slice + start..][..length]);
+            self.gather_into(given, got);
+            for (slice, part) in whole.chunks_exact_mut(slice).zip(got.chunks_exact(length)) {
+                slice[start..start + length].copy_from_slice(part);
+            }
+        }
+    }
+
     /// got = what all ranks give to this one.
     fn exchange_into<T: Equivalence>(&mut self, given: &[T], got: &mut [T]) {
         scope(|scope| complete(self.communicator.immediate_all_to_all_into(scope, given, got)));
@@ -282,6 +298,7 @@ impl Transport for MpiTransport {
     fn all_gather(
         &mut self,
         call: &Call,
+        dtype: DType,
         elements: usize,
         shard: &Arc<RwLock<UnitState>>,
         mut full: Buffer,
@@ -290,18 +307,18 @@ impl Transport for MpiTransport {
         let state = read(call, shard)?;
         let master = state.master.view(DType::F32).as_slice::<f32>()?;
         check_extent(call, "the shard", master.len(), elements / self.world_size())?;
-        let mut view = full.view_mut(DType::F32).range(0, elements)?;
-        let full_slice = view.as_slice_mut::<f32>()?;
+        let mut whole = full.view_mut(dtype).range(0, elements)?;
+        narrow(master, &mut whole.reborrow().range(self.rank() * master.len(), master.len())?)?;
+        drop(state);
         let mut scratch = self.take_pieces();
-        for (start, length) in parts_of(master.len(), self.part()) {
-            let got = &mut scratch.got[..length * self.world_size()];
-            self.gather_into(&master[start..start + length], got);
-            for (slice, part) in full_slice.chunks_exact_mut(master.len()).zip(got.chunks_exact(length)) {
-                slice[start..start + length].copy_from_slice(part);
+        match dtype {
+            DType::BF16 => {
+                let bits: &mut [u16] = whole.as_slice_mut::<bf16>()?.reinterpret_cast_mut();
+                self.gather_slices(bits, &mut scratch);
             }
+            _ => self.gather_slices(whole.as_slice_mut::<f32>()?, &mut scratch),
         }
         self.keep_pieces(scratch);
-        drop(state);
         Ok(full)
     }
 

@@ -8,7 +8,7 @@ use tessera_ops::{Buffer, DType, OpError};
 use super::board::Board;
 use crate::error::DistError;
 use crate::group::Exchange;
-use crate::host::{Failure, Peers, Transport, add_in_order, check_extent, lock, read, share};
+use crate::host::{Failure, Peers, Transport, add_in_order, check_extent, lock, narrow, read, share};
 use crate::recorder::Call;
 use crate::unit::UnitState;
 use crate::wire::Wire;
@@ -87,24 +87,25 @@ impl Transport for ThreadTransport {
     fn all_gather(
         &mut self,
         call: &Call,
+        dtype: DType,
         elements: usize,
         shard: &Arc<RwLock<UnitState>>,
         mut full: Buffer,
     ) -> Result<Buffer, DistError> {
         let length = elements / self.world_size();
         self.meet(call, shard, |shards| {
-            let mut rest = full.view_mut(DType::F32);
+            let mut rest = full.view_mut(dtype);
             for shard in shards {
                 let shard = read(call, shard)?;
                 let master = shard.master.view(DType::F32).as_slice::<f32>()?;
                 check_extent(call, "a rank's shard", master.len(), length)?;
                 let (mut slice, behind) = rest.split_at(length)?;
-                slice.as_slice_mut::<f32>()?.copy_from_slice(master);
+                narrow(master, &mut slice)?;
                 rest = behind;
             }
             Ok(())
         })?;
-        self.count_sent(length * DType::F32.size());
+        self.count_sent(length * dtype.size());
         Ok(full)
     }
 

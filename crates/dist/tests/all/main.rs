@@ -4,6 +4,7 @@
 
 mod explaining;
 mod faults;
+mod meeting;
 #[path = "../suite/mod.rs"]
 mod suite;
 mod threads;

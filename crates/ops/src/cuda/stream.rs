@@ -157,8 +157,11 @@ impl Stream {
         copied.map_err(|error| self.failed("copying memory", error))
     }
 
-    /// Where a view lies, which must be in this GPU's memory.
-    pub(crate) fn address(
+    /// Where a view lies, which must be in this GPU's memory; for libraries that this crate does not know.
+    ///
+    /// # Errors
+    /// When it lies elsewhere.
+    pub fn address(
         &self,
         operator: &'static str,
         argument: &'static str,
@@ -173,7 +176,10 @@ impl Stream {
     }
 
     /// Makes this thread speak to the GPU.
-    pub(super) fn bind(&self) -> Result<(), OpError> {
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn bind(&self) -> Result<(), OpError> {
         self.gpu.context().bind_to_thread().map_err(|error| self.failed("binding a thread to it", error))
     }
 }

@@ -38,6 +38,24 @@ fn sum_case<V: Variant>(queue: &Queue, random: &mut Random) {
     assert_eq!(download_last::<V>(queue, &to_on, length), expected);
 }
 
+fn widening_sum_case(queue: &Queue, random: &mut Random) {
+    let length = random.rows(5003);
+    let (from, to) = (Values::<bf16>::random(random, length), Values::<f32>::random(random, length));
+    let (from_on, mut to_on) =
+        (scattered(queue, random, &from.rounded), scattered(queue, random, &to.rounded));
+    fill::add(queue, on::<bf16>(&from_on, [length]), on_mut::<f32>(&mut to_on, [length])).unwrap();
+    let expected: Vec<f32> = from.rounded.iter().zip(&to.rounded).map(|(a, b)| a.to_f32() + b).collect();
+    assert_eq!(download_last::<f32>(queue, &to_on, length), expected);
+    let (mut sums, values) = (to.rounded.clone(), view(&from.rounded, [length]));
+    fill::add(&Queue::cpu(), values, view_mut(&mut sums, [length])).unwrap();
+    assert_eq!(sums, expected);
+}
+
+#[test]
+fn sums_of_bf16_in_fp32_are_exact() {
+    fuzz(12, widening_sum_case);
+}
+
 #[test]
 fn sums_are_rounded_once() {
     fuzz(1, sum_case::<f32>);

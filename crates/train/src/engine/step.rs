@@ -110,7 +110,7 @@ impl Engine {
         mut before_update: impl FnMut(usize),
     ) -> Result<StepOutcome, DistError> {
         let queue = &self.queue;
-        self.units.finish_reductions()?;
+        self.units.finish_reductions(queue)?;
         // Every copy of the model has the same gradient by now: it counts once.
         let counts = self.units.mesh().replicate().rank() == 0;
         for (index, unit) in self.units.iter().enumerate().filter(|_| counts) {
@@ -132,6 +132,7 @@ impl Engine {
 
     /// Updates every unit's shard and clears its gradient.
     fn update(&self, multiplier: f64, before_update: &mut dyn FnMut(usize)) -> Result<(), DistError> {
+        self.units.forget_weights()?;
         let group = self.units.group();
         for (index, unit) in self.units.iter().enumerate() {
             before_update(index);
@@ -151,7 +152,7 @@ impl Engine {
             )?;
             fill::zero(&self.queue, gradient.view_mut(DType::F32))?;
         }
-        self.units.weights_changed()
+        Ok(())
     }
 
     /// The optimizer's own counts, which belong to a checkpoint: updates done, and steps skipped.

@@ -46,6 +46,7 @@ impl Engine {
         &self,
         mut body: impl FnMut(&UnitTable, Range<usize>, &mut [f32]) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
+        self.units.forget_weights()?;
         for (index, unit) in self.units.iter().enumerate() {
             let mut state = unit.state().write().map_err(|_| DistError::Abandoned { unit: index })?;
             let (table, slice) = (&self.model.units()[index], self.slice(index));
@@ -53,7 +54,7 @@ impl Engine {
             transfer::on_host(&self.queue, master, |master| body(table, slice, master))
                 .map_err(DistError::Op)??;
         }
-        Ok(self.units.weights_changed()?)
+        Ok(())
     }
 
     /// Fills the master weights from `source`, reading this rank's ranges only. `tables` are those of the units with the

@@ -121,6 +121,7 @@ impl Resumable {
         };
         let optimizer = engine.settings().optimizer;
         let moments = if self.counts.is_some() { optimizer.moments() } else { &[] };
+        engine.units().forget_weights()?;
         for (index, unit) in engine.units().iter().enumerate() {
             let mut state = unit.state().write().map_err(|_| DistError::Abandoned { unit: index })?;
             for piece in engine.model().units()[index].pieces(engine.slice(index)) {
@@ -139,7 +140,6 @@ impl Resumable {
                 }
             }
         }
-        engine.units().weights_changed()?;
         Ok(engine.set_optimizer_counts(counts)?)
     }
 }

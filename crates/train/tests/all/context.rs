@@ -72,7 +72,7 @@ fn see(golden: &Golden, engine: &mut Engine, index: usize) -> Seen {
     for batch in &batches {
         engine.train_micro_batch(batch, golden.scale(index)).unwrap();
     }
-    engine.units().finish_reductions().unwrap();
+    engine.units().finish_reductions(&Queue::cpu()).unwrap();
     let gradients = slices(engine, Kind::Gradient);
     let outcome = engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap();
     Seen { gradients, outcome, evaluation }
@@ -167,7 +167,7 @@ fn bytes_sent_are_those_of_the_formula() {
             for (found, expected) in on_ranks(1, context, |mesh| {
                 let mut engine = golden.engine_of(mesh, tight(&golden, context, recompute));
                 engine.train_micro_batch(batch, golden.scale(index)).unwrap();
-                engine.units().finish_reductions().unwrap();
+                engine.units().finish_reductions(&Queue::cpu()).unwrap();
                 let recorder = engine.units().mesh().world().recorder().unwrap().clone();
                 let sent = |operation| recorder.totals(operation).bytes_sent;
                 let model = engine.model();
