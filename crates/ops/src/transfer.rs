@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use crate::buffer::{Arena, Buffer, View, ViewMut};
+use crate::check;
 use crate::dtype::Element;
 use crate::error::OpError;
 use crate::fill;
@@ -40,6 +41,26 @@ pub fn on_host<T: Element, R>(
             let result = body(&mut values);
             fill::copy(queue, View::of(&values).reshape(view.shape())?, view)?;
             Ok(result)
+        }
+    }
+}
+
+/// to = from, in the order of the queue; same shape and dtype. Nobody waits.
+///
+/// # Safety
+/// Memory of the host that takes part must be kept, written by nobody else, and where it is written not read, until the queue
+/// has come past the copy.
+///
+/// # Errors
+/// When CUDA fails.
+#[allow(unsafe_code)]
+pub unsafe fn queue_copy(queue: &Queue, from: View<'_>, to: ViewMut<'_>) -> Result<(), OpError> {
+    match queue.device() {
+        Device::Cpu => fill::copy(queue, from, to),
+        Device::Cuda(stream) => {
+            check::shape("transfer::queue_copy", "to", to.shape(), from.shape())?;
+            check::dtype("transfer::queue_copy", "to", to.dtype(), from.dtype())?;
+            stream.queue_copy(from, to)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use tessera_ops::{Buffer, DType, OpError, Queue, View, ViewMut, fill};
+use tessera_ops::{Buffer, DType, OpError, Queue, View, ViewMut, transfer};
 
 use super::lane::{Collective, Lane};
 use crate::error::DistError;
@@ -49,13 +49,23 @@ impl Staging {
         let mut pinned = self.host.view_mut(DType::U32).range(first, words.len())?;
         pinned.as_slice_mut::<u32>()?.copy_from_slice(words);
         let device = self.device.view_mut(DType::U32).range(first, words.len())?;
-        fill::copy(queue, pinned.as_view(), device)
+        // SAFETY: the area is written again only when the lane's stream has come past what is queued, which every user of it
+        // waits for, and lives as long as the lane.
+        #[allow(unsafe_code)]
+        unsafe {
+            transfer::queue_copy(queue, pinned.as_view(), device)
+        }
     }
 
     /// Queues the copy of the first words of the GPU's area to the host.
     fn fetch(&mut self, queue: &Queue, words: usize) -> Result<(), OpError> {
         let device = self.device.view(DType::U32).range(0, words)?;
-        fill::copy(queue, device, self.host.view_mut(DType::U32).range(0, words)?)
+        let host = self.host.view_mut(DType::U32).range(0, words)?;
+        // SAFETY: as in `send`; what is fetched is read when the stream has come past it.
+        #[allow(unsafe_code)]
+        unsafe {
+            transfer::queue_copy(queue, device, host)
+        }
     }
 
     /// What was fetched, once the stream has come past it.
