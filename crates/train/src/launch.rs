@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tessera_dist::nccl::{self, UniqueId};
+use tessera_dist::rendezvous::{Met, Rendezvous};
 use tessera_dist::{Deadline, Group, Pending, Single, threads};
 use tessera_ops::Queue;
 use tessera_ops::cuda::Gpu;
@@ -123,18 +125,39 @@ impl Launch {
         self.process == 0
     }
 
-    /// Joins the other ranks, with one rank of this process on each of `gpus` (numbers of this machine).
+    /// Joins the other ranks, with one rank of this process on each of `gpus` (numbers of this machine). Processes find one
+    /// another at the master's address.
     ///
     /// # Errors
-    /// When a GPU cannot be used, or another process does not come.
-    pub fn join_gpus(&self, gpus: &[usize]) -> Result<Ranks, TrainError> {
+    /// When a GPU or NCCL cannot be used, or another process does not come.
+    pub fn join_gpus(&self, gpus: &[usize], deadline: &Deadline) -> Result<Ranks, TrainError> {
         let gpus = gpus.iter().map(|&ordinal| Gpu::open(ordinal)).collect::<Result<Vec<_>, _>>()?;
-        match (self.processes, gpus.len()) {
-            (1, 1) => Ok(Ranks { gpus, ..Ranks::of(vec![Box::new(Single)]) }),
-            (_, count) => {
-                Err(TrainError::unsupported("devices", format!("{count} GPUs"), "cuda:0, one GPU".into()))
-            }
+        if self.processes == 1 && gpus.len() == 1 {
+            return Ok(Ranks { gpus, ..Ranks::of(vec![Box::new(Single)]) });
         }
+        let (id, first_rank, world_size) = self.meet(gpus.len(), deadline)?;
+        let groups = nccl::groups(&gpus, first_rank, world_size, &id, deadline)?;
+        Ok(Ranks { gpus, ..Ranks::of(groups) })
+    }
+
+    /// What NCCL knows the run by, the first rank of this process, which brings so many, and the number of all.
+    fn meet(&self, ranks: usize, deadline: &Deadline) -> Result<(UniqueId, usize, usize), TrainError> {
+        if self.processes == 1 {
+            return Ok((UniqueId::new()?, 0, ranks));
+        }
+        let variable = |name: &str| std::env::var(name).ok();
+        let rendezvous = Rendezvous::read(variable, self.process, self.processes)?;
+        let id = || UniqueId::new().map(|id| id.as_bytes().to_vec());
+        let Met { first_rank, world_size, bytes } = rendezvous.meet(ranks, deadline.get(), id)?;
+        let found = bytes.len();
+        let bytes = bytes.try_into().map_err(|_| {
+            TrainError::unsupported(
+                "the master's word",
+                format!("{found} bytes"),
+                format!("{}: start all processes from one build", UniqueId::BYTES),
+            )
+        })?;
+        Ok((UniqueId::from_bytes(bytes), first_rank, world_size))
     }
 
     /// Joins the other ranks, with `local_ranks` ranks of this process. Those that do not come are named by what is seen of them

@@ -119,7 +119,7 @@ pub fn train(
     let folder = RunPaths::new(settings.run_folder());
     let came = Instant::now();
     let ranks = match settings.on_gpus() {
-        true => launch.join_gpus(&settings.gpus)?,
+        true => launch.join_gpus(&settings.gpus, &deadline)?,
         false => launch.join(settings.local_ranks(), &deadline, folder.path())?,
     };
     // From the first wait for one another on.
