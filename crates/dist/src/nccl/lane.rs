@@ -172,9 +172,13 @@ impl Lane {
         let collective = Collective { sequence, meeting, call, group, members, bytes_sent };
         let came = self.state.crew.come(meeting, rank, &collective.call);
         let made = came.and_then(|()| make(self, &collective));
-        made.map_err(|error| match self.end(error, true) {
-            Some(error) => error,
-            None => DistError::Ended { rank },
+        made.map_err(|error| {
+            // A rank of this process that has failed is the reason of what its peers are told by NCCL.
+            let error = match (self.state.crew.failure(), error) {
+                (Some(failure), DistError::Nccl { .. }) => failure.error(&collective.call),
+                (_, error) => error,
+            };
+            self.end(error, true).unwrap_or(DistError::Ended { rank })
         })
     }
 
@@ -386,7 +390,7 @@ impl Lane {
         let (crew, Collective { meeting, call, members, .. }) = (&self.state.crew, &flight.collective);
         let status =
             self.groups.iter().try_for_each(|group| group.communicator.status("a collective").map(drop));
-        // A rank of this process that has failed is the reason of what its peers are told by NCCL.
+        // Asked after NCCL, whose errors follow from what a rank of this process has told before.
         if let Some(failure) = crew.failure() {
             return Err(failure.error(call));
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tessera_dist::{Alarm, Deadline, DistError, Group, Watchdog, explain};
+use tessera_dist::{Alarm, Deadline, DistError, Group, Watchdog, Wire, explain};
 use tessera_ops::DType;
 
 use crate::suite::Place;
@@ -179,7 +179,7 @@ fn gpu_that_is_lost() {
         let mut full = place.zeroed(ranks * 16);
         let shard = Arc::new(Mutex::new(place.zeroed(16)));
         for unit in 0..20 {
-            full = group.reduce_scatter(queue, unit, ranks * 4, full, &shard)?.wait()?;
+            full = group.reduce_scatter(queue, unit, ranks * 4, full, &shard, Wire::Fp32)?.wait()?;
             queue.synchronize()?;
             group.check()?;
         }
