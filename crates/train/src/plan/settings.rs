@@ -247,8 +247,8 @@ impl Settings {
             self.device_train_microbatch_size = MicrobatchSize::Rows(rows);
         }
         let precision = saved.get("precision").and_then(serde_json::Value::as_str);
-        let known = [Precision::Fp32, Precision::AmpBf16].into_iter();
-        let precision = known.filter(|known| precision == Some(&known.to_string())).next();
+        let mut known = [Precision::Fp32, Precision::AmpBf16].into_iter();
+        let precision = known.find(|known| precision == Some(&known.to_string()));
         if let (false, Some(precision)) = (self.precision_is_given, precision) {
             self.precision = precision;
         }
