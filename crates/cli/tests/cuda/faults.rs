@@ -41,11 +41,13 @@ fn a_gpu_that_is_lost_ends_the_run_and_nothing_else() {
 }
 
 #[test]
-fn a_rank_that_does_not_come_to_a_collective_is_named() {
+fn a_collective_that_does_not_end_is_named() {
     let bench = Bench::new();
     let keys = ["devices=cuda", "dist_timeout=3", "dist_startup_timeout=20"];
-    train(&bench, 2, &keys, &[("TESSERA_EMULATOR_HANG", "1:40")]).failed(4, &["rank 1"]);
+    train(&bench, 2, &keys, &[("TESSERA_EMULATOR_HANG", "1:40")])
+        .failed(4, &["has not ended for 3 s", "runs/tiny/flight"]);
+    // All ranks have called it: which GPU does not come NCCL does not tell.
     let why = on_gpus(&bench, 2, &["runs", "why", "runs/tiny"], &[]).printed();
-    assert!(why.contains("ank 1"), "{why}");
+    assert!(why.contains("all-gather") || why.contains("reduce-scatter"), "{why}");
     train(&bench, 2, &keys, &[]).printed();
 }
