@@ -25,6 +25,8 @@ use crate::waiting::Waiting;
 
 /// How often events are looked at while something is under way: the grain of the recorder's times.
 const POLL: Duration = Duration::from_micros(250);
+/// How long NCCL is asked without a pause whether it has queued what was called: it rarely takes longer.
+const EAGER: Duration = Duration::from_micros(200);
 /// How often it is looked whether what is under way can still end.
 const WATCH: Duration = Duration::from_millis(10);
 /// How long NCCL may take to give something up, or to free it, before it is left to the end of the process.
@@ -286,8 +288,9 @@ impl Lane {
 
     /// Waits until NCCL has queued what was called last in a group.
     fn until_queued(&mut self, group: usize) -> Result<(), DistError> {
+        let since = Instant::now();
         while self.groups[group].communicator.status("a collective")? == Status::UnderWay {
-            self.idle()?;
+            if since.elapsed() < EAGER { thread::yield_now() } else { self.idle()? }
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Ranks that fail, leave, stand still or do something else, and GPUs that do: nobody hangs, and whoever can be named is.
 
-use std::sync::Mutex;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use tessera_dist::nccl::UniqueId;
 use tessera_dist::{Alarm, Deadline, DistError, Group, Watchdog, Wire, explain};
 use tessera_ops::DType;
 
@@ -198,4 +199,29 @@ fn gpu_that_is_lost() {
 #[test]
 fn a_gpu_that_is_lost_is_named() {
     passes("faults::gpu_that_is_lost", &[("TESSERA_EMULATOR_FAIL", "1:5")]);
+}
+
+#[test]
+#[ignore = "started by another test"]
+fn machine_without_nccl() {
+    let text = UniqueId::new().unwrap_err().to_string();
+    assert!(text.starts_with("found no libnccl.so, which several GPUs need: install"), "{text}");
+    assert!(text.contains("Where there is only a libnccl.so.2, make a link of that name to it"), "{text}");
+}
+
+#[test]
+fn a_machine_without_nccl_is_told_what_to_do() {
+    let folders = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    let name = "libtessera_cuda_emulator.so";
+    let Some(emulator) =
+        folders.split(':').map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
+    else {
+        return;
+    };
+    // All libraries but the name under which NCCL is looked for.
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libnccl.so.2"] {
+        symlink(&emulator, folder.path().join(name)).unwrap();
+    }
+    passes("faults::machine_without_nccl", &[("LD_LIBRARY_PATH", folder.path().to_str().unwrap())]);
 }
