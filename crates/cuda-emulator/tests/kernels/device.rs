@@ -1,6 +1,6 @@
 //! One kernel file on an emulated device: a call uploads its arguments, launches, and brings the results back.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::path::Path;
 
 use bytemuck::Pod;
@@ -70,16 +70,6 @@ impl Launch {
 thread_local! {
     /// A file of kernels that stands in for the compiled one in this thread.
     static REPLACED: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
-    /// What draws the order of blocks and warps.
-    static SEED: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Runs `body` with blocks and warps in another order.
-pub fn with_seed<R>(seed: u64, body: impl FnOnce() -> R) -> R {
-    SEED.set(seed);
-    let result = body();
-    SEED.set(0);
-    result
 }
 
 /// Runs `body` with the kernels of `file` replaced by those of `ptx`.
@@ -108,7 +98,7 @@ impl Kernels {
             let path = Path::new(&folder).join(format!("{file}.ptx"));
             std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         });
-        let mut emulator = Emulator::new(Options { memory: 1 << 28, seed: SEED.get(), ..Options::default() });
+        let mut emulator = Emulator::new(Options { memory: 1 << 28, ..Options::default() });
         let module = emulator.load_module(&ptx).unwrap_or_else(|error| panic!("{file}: {error}"));
         Self { emulator, module }
     }

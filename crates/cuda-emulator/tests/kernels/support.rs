@@ -69,17 +69,6 @@ pub fn unwritten<V: Variant>(count: usize) -> Vec<V> {
     vec![V::round(f64::NAN); count]
 }
 
-/// An extent of 1 to `largest`; 1, `largest`, and multiples of 8 (which take 16-byte accesses) come often.
-pub fn extent(random: &mut Random, largest: usize) -> usize {
-    let any = 1 + random.below(largest as u64) as usize;
-    match random.below(5) {
-        0 => 1,
-        1 => largest,
-        2 | 3 => any.next_multiple_of(8).min(largest),
-        _ => any,
-    }
-}
-
 pub fn below(random: &mut Random, bound: usize) -> usize {
     random.below(bound as u64) as usize
 }
