@@ -161,7 +161,7 @@ def killed_while_saving(folder: Folder) -> None:
         name = f"killed{number}"
         checkpoints = folder.run(name) / "checkpoints"
         with Job(folder, struck(folder, victim, call, checkpoints / file, training(name, *SAVED))) as job:
-            job.ends_after_a_fault()
+            job.ends_after_a_fault(victim)
             job.says(f"process rank {victim} with PID", "signal 9")
         expect(checkpoints.is_dir(), f"{call} on {file}: the kill came too early")
         seen = folder.whole_checkpoints(name)
@@ -246,7 +246,7 @@ def stands_still_before_it_trains(folder: Folder) -> None:
     ):
         name = f"stopped{victim}"
         with Job(folder, struck(folder, victim, "openat", file, training(name, *starting), "signal=STOP")) as job:
-            expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
+            expect(job.ends_after_a_fault(victim) == 4, f"not with 4:\n{job.said()[-3000:]}")
             job.says(message)
             expect(not folder.numbers(name), "it trained before it was stopped")
 
