@@ -12,6 +12,10 @@ use crate::recorder::Record;
 /// far less than the time that a live rank is waited for.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 
+/// How many times as long the first heartbeat may take to be seen: a network file system that has once found no file may go on
+/// finding none for a minute.
+const FIRST: u32 = 3;
+
 /// The one rank that a process listens to all the time. Each listens to the next, so every rank is heard by one other,
 /// and the shared folder bears it however many there are.
 pub(crate) struct Neighbour {
@@ -30,16 +34,20 @@ impl Neighbour {
     /// Listens, `counted` after the last time.
     pub fn listen(&mut self, folder: &Path, counted: Duration) {
         let heard = flight::read_heartbeat(folder, self.rank);
-        // One that cannot be read has not been written yet, is being written, or met a full disk: not the end of a rank.
-        let moved = heard.is_none() || beats(&heard) != beats(&self.heartbeat);
+        // One that is there and cannot be read is being written, or met a full disk: not the end of a rank.
+        let moved = match &heard {
+            Some(_) => beats(&heard) != beats(&self.heartbeat),
+            None => !flight::has_no_heartbeat(folder, self.rank),
+        };
         self.silent = if moved { Duration::ZERO } else { self.silent + counted };
-        self.heartbeat = heard;
+        self.heartbeat = heard.or(self.heartbeat.take());
     }
 
     /// The rank and the last collective that it is known to have called, if it has been silent for that long.
     pub fn is_silent_for(&self, silence: Duration) -> Option<(usize, Option<Record>)> {
+        let patience = if self.heartbeat.is_some() { silence } else { silence * FIRST };
         let last = self.heartbeat.as_ref().and_then(|heartbeat| heartbeat.last.clone());
-        (self.silent >= silence).then_some((self.rank, last))
+        (self.silent >= patience).then_some((self.rank, last))
     }
 }
 
@@ -120,7 +128,8 @@ mod tests {
             (0..seconds).for_each(|_| neighbour.listen(folder.path(), second));
             neighbour.is_silent_for(SILENCE).map(|(rank, last)| (rank, last.map(|last| last.sequence)))
         };
-        assert_eq!(hear(40), None, "it has not been heard yet");
+        assert_eq!(hear(89), None, "it has not been heard yet");
+        assert_eq!(hear(1), Some((0, None)), "it was lost before it was heard");
         beat(folder.path(), 0, 3, 1);
         assert_eq!(hear(30), None);
         beat(folder.path(), 0, 3, 2);
@@ -128,6 +137,9 @@ mod tests {
         assert_eq!(hear(1), Some((0, Some(2))));
         std::fs::write(folder.path().join("heartbeat-0.json"), "").unwrap();
         assert_eq!(hear(40), None, "its disk is full");
+        std::fs::remove_file(folder.path().join("heartbeat-0.json")).unwrap();
+        assert_eq!(hear(29), None);
+        assert_eq!(hear(1), Some((0, Some(2))), "there is none any more");
         assert!(Neighbour::of(&[0, 1], 2).is_none());
     }
 }
