@@ -251,6 +251,17 @@ def stands_still_before_it_trains(folder: Folder) -> None:
             expect(not folder.numbers(name), "it trained before it was stopped")
 
 
+def fails_where_mpirun_ends_nothing(folder: Folder) -> None:
+    """a rank whose disk fails, under an mpirun that ends nobody for it: the job ends at once, with the rank's own code"""
+    patient = ["dist_timeout=300", "dist_startup_timeout=300", *LONG]
+    line = struck(folder, 1, "openat", folder.path / "train.jsonl", training("failed", *patient), "error=EIO")
+    line[1:1] = ["--mca", "orte_abort_on_non_zero_status", "0"]
+    with Job(folder, line) as job:
+        code = job.wait(60)
+        expect(code in (3, 4), f"the job ended with {code}:\n{job.said()[-3000:]}")
+        job.says("train.jsonl", "Input/output error")
+
+
 def comes_late(folder: Folder) -> None:
     """a rank that comes to the start long after the others: it is named, and the run trains"""
     late = struck(folder, 2, "openat", folder.path / "model/config.json", training("late", *SAVED), "delay_enter=12s")
@@ -302,6 +313,7 @@ def main() -> None:
         stands_still,
         stands_still_and_mpirun_ends_it,
         stands_still_before_it_trains,
+        fails_where_mpirun_ends_nothing,
         comes_late,
         stopped_through_mpirun,
         killed_while_saving,
