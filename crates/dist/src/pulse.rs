@@ -66,7 +66,8 @@ impl Pulses {
     }
 
     /// The ranks that are not known to have called collective `sequence`; if all have, those whose heart has not beaten
-    /// since `before`. Each with the last collective that it is known to have called.
+    /// since `before`. One that beats and stands in an earlier collective waits itself, and is named only where all do. Each with
+    /// the last collective that it is known to have called.
     pub fn behind(self, before: Pulses, sequence: u64) -> Vec<(usize, Option<Record>)> {
         let stands = |(rank, now, before): (usize, Option<Heartbeat>, Option<Heartbeat>)| {
             let stands = beats(&now) == beats(&before);
@@ -79,7 +80,12 @@ impl Pulses {
         let all_called = ranks.iter().all(|(_, last, _)| called(last));
         let behind =
             ranks.into_iter().filter(|(_, last, stands)| if all_called { *stands } else { !called(last) });
-        behind.map(|(rank, last, _)| (rank, last)).collect()
+        let waits = |last: &Option<Record>| {
+            last.as_ref().is_some_and(|last| last.started.is_some() && last.finished.is_none())
+        };
+        let (wait, missing): (Vec<_>, Vec<_>) = behind.partition(|(_, last, stands)| !stands && waits(last));
+        let named = if missing.is_empty() { wait } else { missing };
+        named.into_iter().map(|(rank, last, _)| (rank, last)).collect()
     }
 }
 
@@ -117,6 +123,24 @@ mod tests {
         beat(folder.path(), 1, 4, 9);
         std::fs::write(folder.path().join("heartbeat-3.json"), "").unwrap();
         assert_eq!(behind(before), [(2, Some(3))], "it has stopped in the call");
+    }
+
+    #[test]
+    fn a_rank_that_waits_in_an_earlier_collective_is_not_the_one_that_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let waits = Recorder::new(1, 3);
+        let call = Call { group: "world".into(), operation: Operation::AllGather, label: Label::Unit(0) };
+        waits.start(waits.queue(call, 0), None);
+        flight::write_heartbeat(folder.path(), &waits, 1).unwrap();
+        beat(folder.path(), 2, 1, 1);
+        let pulses = || Pulses::of(folder.path(), 1..3);
+        let before = pulses();
+        flight::write_heartbeat(folder.path(), &waits, 2).unwrap();
+        let ranks = |behind: Vec<(usize, Option<Record>)>| {
+            behind.into_iter().map(|(rank, _)| rank).collect::<Vec<_>>()
+        };
+        assert_eq!(ranks(pulses().behind(before, 1)), [2]);
+        assert_eq!(ranks(pulses().behind(pulses(), 1)), [1, 2], "it stands still too");
     }
 
     #[test]
