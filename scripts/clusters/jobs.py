@@ -89,8 +89,24 @@ class Job:
         code = self.wait(seconds)
         expect(code == 0, f"the job ended with {code}:\n{self.said()[-3000:]}")
 
-    def ends_after_a_fault(self) -> int:
-        """Its exit code, which must come when the ranks have waited for one another in vain."""
+    def hit(self, victim: int) -> None:
+        """Waits until a rank that a tracer is to hit is gone or stands still, for as long as a crowded machine may take to come
+        there."""
+        seen = False
+
+        def is_hit() -> bool:
+            nonlocal seen
+            process = processes(self.folder).get(victim)
+            seen = seen or process is not None
+            return not self.runs() or (seen if process is None else is_stopped(process))
+
+        until(f"the fault of rank {victim}", 120, is_hit)
+
+    def ends_after_a_fault(self, victim: int | None = None) -> int:
+        """Its exit code, which must come when the ranks have waited for one another in vain: from now on, or since the victim
+        was hit."""
+        if victim is not None:
+            self.hit(victim)
         began = time.monotonic()
         code = self.wait(DEADLINE + SLACK)
         expect(code != 0, f"the job took no notice:\n{self.said()[-3000:]}")
@@ -122,6 +138,19 @@ class Job:
             return len(self.folder.numbers(name)) >= before + batches
 
         until(f"{batches} batches of {name}", 30, more)
+
+
+def is_stopped(process: int) -> bool:
+    """Whether all threads of a process stand still; a tracer stops each for a moment at every system call."""
+    for _ in range(10):
+        try:
+            threads = [(thread / "stat").read_text() for thread in Path(f"/proc/{process}/task").iterdir()]
+        except OSError:
+            return False  # One has ended meanwhile.
+        if any(thread.rpartition(")")[2].split()[0] not in "Tt" for thread in threads):
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def kill(process: int, number: signal.Signals) -> bool:

@@ -161,7 +161,7 @@ def killed_while_saving(folder: Folder) -> None:
         name = f"killed{number}"
         checkpoints = folder.run(name) / "checkpoints"
         with Job(folder, struck(folder, victim, call, checkpoints / file, training(name, *SAVED))) as job:
-            job.ends_after_a_fault()
+            job.ends_after_a_fault(victim)
             job.says(f"process rank {victim} with PID", "signal 9")
         expect(checkpoints.is_dir(), f"{call} on {file}: the kill came too early")
         seen = folder.whole_checkpoints(name)
@@ -246,9 +246,20 @@ def stands_still_before_it_trains(folder: Folder) -> None:
     ):
         name = f"stopped{victim}"
         with Job(folder, struck(folder, victim, "openat", file, training(name, *starting), "signal=STOP")) as job:
-            expect(job.ends_after_a_fault() == 4, f"not with 4:\n{job.said()[-3000:]}")
+            expect(job.ends_after_a_fault(victim) == 4, f"not with 4:\n{job.said()[-3000:]}")
             job.says(message)
             expect(not folder.numbers(name), "it trained before it was stopped")
+
+
+def fails_where_mpirun_ends_nothing(folder: Folder) -> None:
+    """a rank whose disk fails, under an mpirun that ends nobody for it: the job ends at once, with the rank's own code"""
+    patient = ["dist_timeout=300", "dist_startup_timeout=300", *LONG]
+    line = struck(folder, 1, "openat", folder.path / "train.jsonl", training("failed", *patient), "error=EIO")
+    line[1:1] = ["--mca", "orte_abort_on_non_zero_status", "0"]
+    with Job(folder, line) as job:
+        code = job.wait(60)
+        expect(code in (3, 4), f"the job ended with {code}:\n{job.said()[-3000:]}")
+        job.says("train.jsonl", "Input/output error")
 
 
 def comes_late(folder: Folder) -> None:
@@ -302,6 +313,7 @@ def main() -> None:
         stands_still,
         stands_still_and_mpirun_ends_it,
         stands_still_before_it_trains,
+        fails_where_mpirun_ends_nothing,
         comes_late,
         stopped_through_mpirun,
         killed_while_saving,

@@ -45,7 +45,7 @@ pub struct PlanArguments {
     #[arg(long, value_name = "TOKENS")]
     context_length: Option<usize>,
     /// Plan for one of so many processes, as mpirun or srun start them
-    #[arg(long, conflicts_with_all = ["model", "nodes", "gpus", "gpu"])]
+    #[arg(long, conflicts_with_all = ["model", "context_length", "nodes", "gpus", "gpu", "network_gbit", "gpu_mtbf_hours"])]
     processes: Option<NonZeroUsize>,
     /// Machines of the cluster [default: 1]
     #[arg(long)]

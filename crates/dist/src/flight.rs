@@ -3,7 +3,7 @@
 //!
 //! A folder is one attempt's; what an earlier one left is set aside. A ring is written once, when something went wrong. The heartbeat says all the while how far a rank has come, so that
 //! the others can tell who is behind even if that rank can no longer write. The alarm asks all processes for their
-//! rings, also those that wait for nothing.
+//! rings, also those that wait for nothing, and says why the run ends as soon as that is known, so that nobody waits on.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,6 +15,7 @@ use tessera_files::{IoContext, write_atomic};
 
 use crate::error::DistError;
 use crate::recorder::{Record, Recorder, beginning_unix_seconds, unix_seconds};
+use crate::watchdog::Alarm;
 
 /// The first line of a ring. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +61,15 @@ pub(crate) struct Heartbeat {
     pub beats: u64,
     /// The last collective that it called.
     pub last: Option<Record>,
+}
+
+/// What the alarm's file says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Raised {
+    #[serde(flatten)]
+    header: Header,
+    /// Why the run ends; `None` while that is looked into.
+    verdict: Option<Alarm>,
 }
 
 /// The file that asks for the rings.
@@ -118,15 +128,36 @@ pub(crate) fn read_heartbeat(folder: &Path, rank: usize) -> Option<Heartbeat> {
     serde_json::from_slice(&fs::read(heartbeat_path(folder, rank)).ok()?).ok()
 }
 
-/// Asks all processes for their rings. Several may do so at once, so it is not renamed into place.
-pub(crate) fn raise_alarm(folder: &Path, recorder: &Recorder) -> Result<(), DistError> {
+/// Whether a rank has written no heartbeat at all, as far as that can be known.
+pub(crate) fn has_no_heartbeat(folder: &Path, rank: usize) -> bool {
+    matches!(heartbeat_path(folder, rank).try_exists(), Ok(false))
+}
+
+/// Asks all processes for their rings, and tells them why the run ends if that is known. Several may do so at once; what one
+/// has told the others stays.
+pub(crate) fn raise_alarm(
+    folder: &Path,
+    recorder: &Recorder,
+    verdict: Option<&Alarm>,
+) -> Result<(), DistError> {
+    if read_verdict(folder).is_some() || (verdict.is_none() && alarm_is_raised(folder)) {
+        return Ok(());
+    }
     let path = folder.join(ALARM);
-    Ok(fs::write(&path, line(&Header::of(recorder))).context("write", &path)?)
+    let raised = Raised { header: Header::of(recorder), verdict: verdict.cloned() };
+    let own = folder.join(format!("alarm-{}.partial", recorder.rank()));
+    fs::write(&own, line(&raised)).context("write", &own)?;
+    Ok(fs::rename(&own, &path).context("move", &own)?)
 }
 
 /// Whether a process has asked for the rings.
 pub(crate) fn alarm_is_raised(folder: &Path) -> bool {
     folder.join(ALARM).exists()
+}
+
+/// Why the run ends, if a process has said it.
+pub(crate) fn read_verdict(folder: &Path) -> Option<Alarm> {
+    serde_json::from_slice::<Raised>(&fs::read(folder.join(ALARM)).ok()?).ok()?.verdict
 }
 
 /// Makes way for a new attempt: rings that an earlier one left, with what was written beside them, go to a folder
@@ -195,7 +226,7 @@ mod tests {
         let recorder = Recorder::new(1, 2);
         for number in 1..=2 {
             write_heartbeat(&folder, &recorder, 1).unwrap();
-            raise_alarm(&folder, &recorder).unwrap();
+            raise_alarm(&folder, &recorder, None).unwrap();
             write_ring(&folder, &recorder).unwrap();
             assert!(alarm_is_raised(&folder));
             set_aside(&folder).unwrap();

@@ -12,6 +12,10 @@ use crate::recorder::Record;
 /// far less than the time that a live rank is waited for.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 
+/// How many times as long the first heartbeat may take to be seen: a network file system that has once found no file may go on
+/// finding none for a minute.
+const FIRST: u32 = 3;
+
 /// The one rank that a process listens to all the time. Each listens to the next, so every rank is heard by one other,
 /// and the shared folder bears it however many there are.
 pub(crate) struct Neighbour {
@@ -30,16 +34,20 @@ impl Neighbour {
     /// Listens, `counted` after the last time.
     pub fn listen(&mut self, folder: &Path, counted: Duration) {
         let heard = flight::read_heartbeat(folder, self.rank);
-        // One that cannot be read has not been written yet, is being written, or met a full disk: not the end of a rank.
-        let moved = heard.is_none() || beats(&heard) != beats(&self.heartbeat);
+        // One that is there and cannot be read is being written, or met a full disk: not the end of a rank.
+        let moved = match &heard {
+            Some(_) => beats(&heard) != beats(&self.heartbeat),
+            None => !flight::has_no_heartbeat(folder, self.rank),
+        };
         self.silent = if moved { Duration::ZERO } else { self.silent + counted };
-        self.heartbeat = heard;
+        self.heartbeat = heard.or(self.heartbeat.take());
     }
 
     /// The rank and the last collective that it is known to have called, if it has been silent for that long.
     pub fn is_silent_for(&self, silence: Duration) -> Option<(usize, Option<Record>)> {
+        let patience = if self.heartbeat.is_some() { silence } else { silence * FIRST };
         let last = self.heartbeat.as_ref().and_then(|heartbeat| heartbeat.last.clone());
-        (self.silent >= silence).then_some((self.rank, last))
+        (self.silent >= patience).then_some((self.rank, last))
     }
 }
 
@@ -58,7 +66,8 @@ impl Pulses {
     }
 
     /// The ranks that are not known to have called collective `sequence`; if all have, those whose heart has not beaten
-    /// since `before`. Each with the last collective that it is known to have called.
+    /// since `before`. One that beats and stands in an earlier collective waits itself, and is named only where all do. Each with
+    /// the last collective that it is known to have called.
     pub fn behind(self, before: Pulses, sequence: u64) -> Vec<(usize, Option<Record>)> {
         let stands = |(rank, now, before): (usize, Option<Heartbeat>, Option<Heartbeat>)| {
             let stands = beats(&now) == beats(&before);
@@ -71,7 +80,12 @@ impl Pulses {
         let all_called = ranks.iter().all(|(_, last, _)| called(last));
         let behind =
             ranks.into_iter().filter(|(_, last, stands)| if all_called { *stands } else { !called(last) });
-        behind.map(|(rank, last, _)| (rank, last)).collect()
+        let waits = |last: &Option<Record>| {
+            last.as_ref().is_some_and(|last| last.started.is_some() && last.finished.is_none())
+        };
+        let (wait, missing): (Vec<_>, Vec<_>) = behind.partition(|(_, last, stands)| !stands && waits(last));
+        let named = if missing.is_empty() { wait } else { missing };
+        named.into_iter().map(|(rank, last, _)| (rank, last)).collect()
     }
 }
 
@@ -112,6 +126,24 @@ mod tests {
     }
 
     #[test]
+    fn a_rank_that_waits_in_an_earlier_collective_is_not_the_one_that_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let waits = Recorder::new(1, 3);
+        let call = Call { group: "world".into(), operation: Operation::AllGather, label: Label::Unit(0) };
+        waits.start(waits.queue(call, 0), None);
+        flight::write_heartbeat(folder.path(), &waits, 1).unwrap();
+        beat(folder.path(), 2, 1, 1);
+        let pulses = || Pulses::of(folder.path(), 1..3);
+        let before = pulses();
+        flight::write_heartbeat(folder.path(), &waits, 2).unwrap();
+        let ranks = |behind: Vec<(usize, Option<Record>)>| {
+            behind.into_iter().map(|(rank, _)| rank).collect::<Vec<_>>()
+        };
+        assert_eq!(ranks(pulses().behind(before, 1)), [2]);
+        assert_eq!(ranks(pulses().behind(pulses(), 1)), [1, 2], "it stands still too");
+    }
+
+    #[test]
     fn silence_is_a_count_that_does_not_move() {
         let folder = tempfile::tempdir().unwrap();
         let mut neighbour = Neighbour::of(&[4], 5).unwrap();
@@ -120,7 +152,8 @@ mod tests {
             (0..seconds).for_each(|_| neighbour.listen(folder.path(), second));
             neighbour.is_silent_for(SILENCE).map(|(rank, last)| (rank, last.map(|last| last.sequence)))
         };
-        assert_eq!(hear(40), None, "it has not been heard yet");
+        assert_eq!(hear(89), None, "it has not been heard yet");
+        assert_eq!(hear(1), Some((0, None)), "it was lost before it was heard");
         beat(folder.path(), 0, 3, 1);
         assert_eq!(hear(30), None);
         beat(folder.path(), 0, 3, 2);
@@ -128,6 +161,9 @@ mod tests {
         assert_eq!(hear(1), Some((0, Some(2))));
         std::fs::write(folder.path().join("heartbeat-0.json"), "").unwrap();
         assert_eq!(hear(40), None, "its disk is full");
+        std::fs::remove_file(folder.path().join("heartbeat-0.json")).unwrap();
+        assert_eq!(hear(29), None);
+        assert_eq!(hear(1), Some((0, Some(2))), "there is none any more");
         assert!(Neighbour::of(&[0, 1], 2).is_none());
     }
 }

@@ -3,7 +3,8 @@
 //! A hang has no error of its own: some rank waits for another for ever. The watchdog is a thread that does nothing
 //! but look at the clock. When a collective is past its deadline, or waits while the process of a rank is gone, it writes
 //! the rings of its ranks, says who is missing as far as that can be known, and calls a handler that ends the process,
-//! whatever the other threads stand in. What its own process stood still for is nobody's delay and does not count.
+//! whatever the other threads stand in. The processes that wait for the same rank, or for one that ends so, hear of it and end
+//! with the same words. What its own process stood still for is nobody's delay and does not count.
 
 use std::fmt;
 use std::fs;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tessera_files::IoContext;
 
 use crate::error::{DistError, name_ranks};
@@ -58,9 +60,9 @@ impl Deadline {
 }
 
 /// A collective that did not end in time, or cannot end.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alarm {
-    /// The rank that noticed, in the world.
+    /// The rank that noticed, in the world; it may be one of another process, which has told this one.
     pub rank: usize,
     /// The collective.
     pub record: Record,
@@ -70,12 +72,18 @@ pub struct Alarm {
     pub stood_still: Option<f64>,
     /// Ranks that are known not to have come to it, each with the last collective that it is known to have called.
     pub absent: Vec<(usize, Option<Record>)>,
-    /// Where the rings are, or why they are not.
+    /// Where the rings are, or why they are not. Each process sees the folder by its own path.
+    #[serde(skip, default = "nowhere")]
     pub rings: Result<PathBuf, String>,
 }
 
+fn nowhere() -> Result<PathBuf, String> {
+    Ok(PathBuf::new())
+}
+
 /// Why a collective is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// It had this long.
     Late(Duration),
@@ -198,10 +206,17 @@ impl Watchdog {
     /// The folder is this attempt's from now on: the process says there how far its ranks are, and listens to the others.
     ///
     /// # Errors
-    /// When the folder cannot be created.
+    /// When the folder cannot be created or written to.
     pub fn begin(&self) -> Result<(), DistError> {
-        fs::create_dir_all(&self.shared.folder).context("create", &self.shared.folder)?;
-        self.shared.state().begun = true;
+        let folder = &self.shared.folder;
+        fs::create_dir_all(folder).context("create", folder)?;
+        let mut state = self.shared.state();
+        let local = Local::new(state.recorders.clone(), true);
+        // At once: from now on a rank of which nothing is there is silent.
+        if local.heard {
+            local.recorders.iter().try_for_each(|recorder| flight::write_heartbeat(folder, recorder, 0))?;
+        }
+        state.begun = true;
         Ok(())
     }
 
@@ -317,6 +332,13 @@ impl Watch<'_> {
         let (deadline, silence) = (self.shared.deadline.get(), self.shared.silence);
         let waits = local.recorders.iter().filter_map(|recorder| Some((recorder, recorder.watch(counted)?)));
         let waits: Vec<(&Arc<Recorder>, Wait)> = waits.collect();
+        if local.heard
+            && !waits.is_empty()
+            && let Some(told) = flight::read_verdict(&self.shared.folder)
+        {
+            let rings = self.rings(self.shared.write_rings(&local.recorders));
+            return Some(Alarm { rings, ..told });
+        }
         let first = |time: Duration| {
             let overdue = waits.iter().filter(move |(_, wait)| wait.watched >= time);
             overdue.min_by_key(|(_, wait)| wait.record.sequence).cloned()
@@ -326,29 +348,28 @@ impl Watch<'_> {
         }
         let silent = self.neighbour.as_ref()?.is_silent_for(silence)?;
         let (recorder, Wait { record, .. }) = first(silence)?;
-        let rings = self.raise(local, recorder);
-        self.let_others_write(local);
         let (reason, absent) = (Reason::Silent(silence), vec![silent]);
-        Some(Alarm {
-            rank: recorder.rank(),
-            record,
-            reason,
-            stood_still: recorder.stood_still(),
-            absent,
-            rings,
-        })
+        let (rank, stood_still) = (recorder.rank(), recorder.stood_still());
+        let mut alarm = Alarm { rank, record, reason, stood_still, absent, rings: nowhere() };
+        alarm.rings = self.raise(local, recorder, Some(&alarm));
+        self.let_others_write(local);
+        Some(alarm)
     }
 
     /// A collective is past the deadline.
     fn late(&mut self, local: &Local, recorder: &Recorder, wait: Wait, deadline: Duration) -> Alarm {
         let Wait { record, absent, .. } = wait;
-        let rings = self.raise(local, recorder);
+        let rings = self.raise(local, recorder, None);
         let stood_still = recorder.stood_still();
         let mut absent: Vec<(usize, Option<Record>)> = absent.into_iter().map(|rank| (rank, None)).collect();
         if local.heard {
             let others = (0..local.world_size).filter(|rank| !local.ranks.contains(rank));
             let before = Pulses::of(&self.shared.folder, others.clone());
             self.let_others_write(local);
+            // Those who heard another process's verdict have ended, and only look as if they were behind.
+            if let Some(told) = flight::read_verdict(&self.shared.folder) {
+                return Alarm { rings, ..told };
+            }
             if absent.is_empty() && stood_still.is_none() {
                 absent = Pulses::of(&self.shared.folder, others).behind(before, record.sequence);
             }
@@ -358,15 +379,23 @@ impl Watch<'_> {
                 *last = recorder.last();
             }
         }
-        Alarm { rank: recorder.rank(), record, reason: Reason::Late(deadline), stood_still, absent, rings }
+        let (rank, reason) = (recorder.rank(), Reason::Late(deadline));
+        let alarm = Alarm { rank, record, reason, stood_still, absent, rings };
+        // Whoever does not hear of it waits for as long itself.
+        let _ = flight::raise_alarm(&self.shared.folder, recorder, Some(&alarm));
+        alarm
     }
 
-    /// Writes the rings of this process and asks the others for theirs; where they are, or why not.
-    fn raise(&self, local: &Local, recorder: &Recorder) -> Result<PathBuf, String> {
-        let folder = &self.shared.folder;
+    /// Writes the rings of this process and asks the others for theirs, or tells them the `verdict`; where the rings are, or
+    /// why not.
+    fn raise(&self, local: &Local, recorder: &Recorder, verdict: Option<&Alarm>) -> Result<PathBuf, String> {
         let written = self.shared.write_rings(&local.recorders);
-        let raised = written.and_then(|()| flight::raise_alarm(folder, recorder));
-        raised.map(|()| folder.clone()).map_err(|error| error.to_string())
+        self.rings(written.and_then(|()| flight::raise_alarm(&self.shared.folder, recorder, verdict)))
+    }
+
+    /// Where the rings are that were written so.
+    fn rings(&self, written: Result<(), DistError>) -> Result<PathBuf, String> {
+        written.map(|()| self.shared.folder.clone()).map_err(|error| error.to_string())
     }
 
     /// The other processes look as often, and write their rings before this one's end ends them.
@@ -386,20 +415,25 @@ mod tests {
     use super::*;
     use crate::recorder::{Call, Label, Operation};
 
+    /// Long enough for the looks of a busy machine.
+    const SILENT: Duration = Duration::from_secs(2);
+
+    fn barrier() -> Call {
+        Call { group: "world".into(), operation: Operation::Barrier, label: Label::Label("save".into()) }
+    }
+
     /// Rank 0 of two processes waits in a barrier while the heart of rank 1 beats so often, four times a second; what the
     /// watchdog says until `patience` after that.
     fn alarm_when_rank_1_beats(times: u64, patience: Duration) -> Result<Alarm, RecvTimeoutError> {
         let folder = tempfile::tempdir().unwrap();
         let (tell, told) = channel();
-        let (deadline, silence) = (Deadline::new(Duration::from_secs(60)), Duration::from_secs(2));
-        let watchdog = Watchdog::with_silence(folder.path(), &deadline, silence, move |alarm| {
+        let deadline = Deadline::new(Duration::from_secs(60));
+        let watchdog = Watchdog::with_silence(folder.path(), &deadline, SILENT, move |alarm| {
             tell.send(alarm.clone()).unwrap();
         });
         let watchdog = watchdog.unwrap();
         let [waits, other] = [0, 1].map(|rank| Arc::new(Recorder::new(rank, 2)));
-        let label = Label::Label("save".into());
-        let call = Call { group: "world".into(), operation: Operation::Barrier, label };
-        waits.start(waits.queue(call, 0), None);
+        waits.start(waits.queue(barrier(), 0), None);
         watchdog.watch(waits);
         watchdog.begin().unwrap();
         for beats in 0..times {
@@ -417,6 +451,43 @@ mod tests {
         let expected =
             "rank 0: number 0, barrier 'save', cannot end; rank 1 has shown no sign of life for 2 s";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_rank_that_was_never_heard_is_not_waited_for() {
+        let alarm = alarm_when_rank_1_beats(0, Duration::from_secs(30)).unwrap();
+        assert_eq!((alarm.reason, alarm.absent.as_slice()), (Reason::Silent(SILENT), [(1, None)].as_slice()));
+    }
+
+    /// Rank 2 of four processes is gone. Only rank 1 listens to it, and the hearts of the others beat until they end.
+    #[test]
+    fn all_who_wait_end_with_the_first_and_name_the_same_rank() {
+        let folder = tempfile::tempdir().unwrap();
+        let deadline = Deadline::new(Duration::from_secs(600));
+        let (tell, told) = channel();
+        let watchdogs = [0, 1, 3].map(|rank| {
+            let (tell, path) = (tell.clone(), folder.path());
+            let watchdog = Watchdog::with_silence(path, &deadline, SILENT, move |alarm| {
+                tell.send((rank, alarm.clone())).unwrap();
+            });
+            let watchdog = watchdog.unwrap();
+            let recorder = Arc::new(Recorder::new(rank, 4));
+            recorder.start(recorder.queue(barrier(), 0), None);
+            watchdog.watch(recorder);
+            watchdog.begin().unwrap();
+            watchdog
+        });
+        flight::write_heartbeat(folder.path(), &Recorder::new(2, 4), 1).unwrap();
+        let alarms = [(); 3].map(|()| told.recv_timeout(Duration::from_secs(30)).unwrap());
+        let mut ended = alarms.each_ref().map(|&(rank, _)| rank);
+        ended.sort_unstable();
+        assert_eq!(ended, [0, 1, 3]);
+        for (rank, alarm) in &alarms {
+            assert_eq!((alarm.rank, alarm.absent.as_slice()), (1, [(2, None)].as_slice()), "rank {rank}");
+            assert_eq!(alarm.rings, Ok(folder.path().to_owned()));
+            assert!(folder.path().join(format!("rank-{rank}.jsonl")).exists());
+        }
+        drop(watchdogs);
     }
 
     #[test]

@@ -130,10 +130,11 @@ pub enum TrainError {
     )]
     NoProcesses { launcher: &'static str, processes: usize },
     #[error(
-        "{launcher} started {processes} processes, but MPI joined {found} of them; start the run by the mpirun of the MPI that \
-         the binary was built with, or by srun --mpi=pmix"
+        "this process is rank {} of {} as {launcher} says, but rank {} of {} as MPI found; start the run by the mpirun of the MPI \
+         that the binary was built with, or by srun --mpi=pmix, and give --rank and --world-size only where neither says them",
+        .said.0, .said.1, .found.0, .found.1
     )]
-    Unlaunched { launcher: &'static str, processes: usize, found: usize },
+    Unlaunched { launcher: &'static str, said: (usize, usize), found: (usize, usize) },
     #[error("rank 0 could not start the run: {message}")]
     NotStarted { message: String, fault: Fault },
     #[error(

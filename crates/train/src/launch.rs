@@ -72,11 +72,12 @@ impl Launch {
                 number.transpose().map_err(|found| TrainError::Launch { launcher, name, found })
             };
             let process = given.rank.map_or_else(|| number(process_name), |rank| Ok(Some(rank)))?;
-            let processes = match (given.world_size, processes_name) {
-                (Some(processes), _) => Some(processes),
-                (None, Some(name)) => number(name)?,
-                (None, None) => None,
-            };
+            let said = processes_name.map(number).transpose()?.flatten();
+            // A launcher of another number of processes counts others than those of the run.
+            if given.world_size.is_some() && said.is_some() && given.world_size != said {
+                continue;
+            }
+            let processes = given.world_size.or(said);
             match (process, processes, processes_name) {
                 (Some(process), Some(processes), _) => {
                     return Self::of(launcher, process_name, process, processes);
@@ -189,14 +190,19 @@ impl Launch {
         let presence = tessera_dist::Presence::show(folder, self.process)?;
         let connected = tessera_dist::mpi::connect(deadline.get());
         let (group, session) = connected.map_err(|error| presence.name_missing(error, self.processes))?;
-        if group.world_size() != self.processes {
-            return Err(TrainError::Unlaunched {
-                launcher: self.launcher,
-                processes: self.processes,
-                found: group.world_size(),
-            });
-        }
+        self.hold_against(group.rank(), group.world_size())?;
         Ok(Ranks { groups: vec![group], gpus: Vec::new(), session: Some((session, deadline.clone())) })
+    }
+
+    /// Fails unless MPI has found this process to be the rank that it was said to be, of as many.
+    #[cfg(any(feature = "mpi", test))]
+    fn hold_against(&self, rank: usize, world_size: usize) -> Result<(), TrainError> {
+        let Self { launcher, process, processes } = *self;
+        if (rank, world_size) == (process, processes) {
+            return Ok(());
+        }
+        let (said, found) = ((process, processes), (rank, world_size));
+        Err(TrainError::Unlaunched { launcher, said, found })
     }
 
     #[cfg(not(feature = "mpi"))]
@@ -393,6 +399,29 @@ mod tests {
         }
         let error = read_with(given(Some(4), Some(4)), &[]).unwrap_err().to_string();
         assert!(error.contains("4 of 4"), "{error}");
+    }
+
+    #[test]
+    fn a_launcher_of_another_number_of_processes_counts_others() {
+        let four = Given { rank: None, world_size: Some(4) };
+        let step = [("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1"), ("PMIX_RANK", "2")];
+        let launched = read_with(four, &step).unwrap();
+        assert_eq!((launched.process, launched.processes), (2, 4));
+        let error = read_with(four, &step[..2]).unwrap_err().to_string();
+        assert!(error.contains("--rank") && error.contains("--world-size"), "{error}");
+    }
+
+    #[test]
+    fn what_is_said_is_held_against_mpi() {
+        let launch = Launch { launcher: "srun", process: 1, processes: 4 };
+        launch.hold_against(1, 4).unwrap();
+        let error = |rank, world_size| launch.hold_against(rank, world_size).unwrap_err().to_string();
+        for (found, text) in [(error(2, 4), "rank 2 of 4"), (error(0, 1), "rank 0 of 1")] {
+            assert!(
+                found.contains("srun") && found.contains("rank 1 of 4") && found.contains(text),
+                "{found}"
+            );
+        }
     }
 
     #[test]

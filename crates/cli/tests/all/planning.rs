@@ -105,6 +105,19 @@ fn what_cannot_be_planned_is_refused() {
         bench.tessera(&[&["plan"], arguments].concat()).refused(parts);
     }
     bench.tessera(&["plan"]).refused(&["RUN.yaml"]);
+    let cluster = [
+        ("--model", LLAMA_8B),
+        ("--context-length", "64"),
+        ("--nodes", "1"),
+        ("--gpus", "2"),
+        ("--gpu", "h100"),
+        ("--network-gbit", "400"),
+        ("--gpu-mtbf-hours", "50000"),
+    ];
+    for (flag, value) in cluster {
+        let ended = bench.tessera(&["plan", "run.yaml", "--processes", "2", flag, value]);
+        ended.refused(&["--processes", flag, "cannot be used with"]);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@
 mod transport;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -29,8 +29,10 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a thread's end is asked for.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The process's communication thread, which alone may end the job; MPI is initialised once in a process.
-static WORKER: OnceLock<Weak<Worker>> = OnceLock::new();
+/// The process's communication thread, which alone may end the job; MPI is initialised once in a process. It is kept here so
+/// that it serves until [`Session::finish`] takes its queue: a process that fails has given up its session by the time that it
+/// calls [`abort`], and a thread without a queue would stand in MPI's own end, which waits for the others.
+static WORKER: OnceLock<Arc<Worker>> = OnceLock::new();
 /// The exit code with which the job is to be ended.
 static ABORT: OnceLock<i32> = OnceLock::new();
 /// Whether MPI has been left.
@@ -59,7 +61,7 @@ pub fn connect(patience: Duration) -> Result<(Box<dyn Group>, Session), DistErro
     let (worker, thread) = (started.worker, started.thread);
     let (rank, world_size) = (worker.recorder.rank(), worker.recorder.world_size());
     let session = Session { worker: worker.clone(), thread };
-    WORKER.get_or_init(|| Arc::downgrade(&worker));
+    WORKER.get_or_init(|| worker.clone());
     let peers = started.peers;
     Ok((Box::new(HostGroup { name: WORLD, rank, world_size, worker, index: 0, peers }), session))
 }
@@ -99,9 +101,7 @@ pub fn abort(code: i32) -> ! {
     {
         let _ = ABORT.set(code);
         // The thread is idle and finds this, or is in a collective and finds the code.
-        if let Some(worker) = worker.upgrade() {
-            worker.interject(abort_if_wanted);
-        }
+        worker.interject(abort_if_wanted);
         thread::sleep(ABORT_PATIENCE);
     }
     std::process::exit(code)

@@ -116,7 +116,8 @@ const FREE_KEYS: [&str; 20] = [
     "eval_interval",
 ];
 
-/// What a resumed run may not change of a key that it may change otherwise, as JSON pointers.
+/// What a resumed run may not change of a key that it may change otherwise, as JSON pointers. What a checkpoint does not say
+/// came after it, and the run had its default.
 const FIXED_PARTS: [&str; 1] = ["/parallel/reduce_dtype"];
 
 impl Settings {
@@ -375,10 +376,12 @@ impl Settings {
     pub fn difference(&self, saved: &serde_json::Value) -> Result<Option<Difference>, TrainError> {
         let own = self.to_json()?;
         let null = serde_json::Value::Null;
+        let defaults = serde_json::json!({ "parallel": Parallel::default() });
         let keys = own.as_object().into_iter().flat_map(serde_json::Map::keys);
         let keys = keys.filter(|key| !FREE_KEYS.contains(&key.as_str())).map(|key| format!("/{key}"));
         Ok(keys.chain(FIXED_PARTS.map(str::to_owned)).find_map(|pointer| {
-            let [before, now] = [saved, &own].map(|settings| settings.pointer(&pointer).unwrap_or(&null));
+            let now = own.pointer(&pointer).unwrap_or(&null);
+            let before = saved.pointer(&pointer).or_else(|| defaults.pointer(&pointer)).unwrap_or(&null);
             (now != before).then(|| Difference {
                 key: pointer[1..].replace('/', "."),
                 before: before.to_string(),

@@ -180,7 +180,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Prepares the run, tells the others, and has rank 0 among its ranks.
-    fn lead(self, resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
+    fn lead(self, resolved: Resolved, mut ranks: Ranks) -> Result<Outcome, TrainError> {
         let folder = self.open(&resolved);
         let told = tell(&ranks, FOLDER, folder.as_ref().map(|_| ()));
         let folder = folder?;
@@ -202,10 +202,22 @@ impl Run<'_> {
         };
         let result = told.and_then(|()| {
             let lead = rank::Lead { events: &mut events, observer: self.observer };
-            rank::run(&self, ranks, &prepared, folder.paths(), Some(lead))
+            rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
+        self.note(&mut events, &folder, result.as_ref().err());
+        let outcome = result?;
+        // After the report: a launcher may end this process as soon as the others have left.
+        if let Err(error) = ranks.leave() {
+            self.note(&mut events, &folder, Some(&error));
+            return Err(error);
+        }
+        Ok(outcome)
+    }
+
+    /// Notes what the run ended for, if it failed, and writes the report.
+    fn note(&self, events: &mut EventLog, folder: &RunFolder, failure: Option<&TrainError>) {
         // What went wrong must not be hidden by a disk that is too full to note it.
-        if let Err(error) = &result {
+        if let Some(error) = failure {
             let kind = match error.fault() {
                 Fault::Input => EventType::FailedException,
                 Fault::Machine | Fault::Network => EventType::Failed,
@@ -216,7 +228,6 @@ impl Run<'_> {
         if let Err(error) = write_report(folder.path()) {
             self.observer.observe(Update::Warning(&format!("report.html could not be written: {error}")));
         }
-        result
     }
 
     /// Takes the run's folder; from then on ranks can be seen there.
@@ -257,7 +268,7 @@ impl Run<'_> {
     }
 
     /// Waits for the leading process's word, and does its part.
-    fn follow(self, mut resolved: Resolved, ranks: Ranks) -> Result<Outcome, TrainError> {
+    fn follow(self, mut resolved: Resolved, mut ranks: Ranks) -> Result<Outcome, TrainError> {
         let folder = RunPaths::new(resolved.settings.run_folder());
         hear::<()>(&ranks, FOLDER)?;
         if let Some(watchdog) = &self.watchdog {
@@ -272,7 +283,9 @@ impl Run<'_> {
                 resolved.settings.keep_resolved(&settings);
                 let silent: Arc<dyn Observer> = Arc::new(Silent);
                 let prepared = resolved.prepare(&silent)?;
-                rank::run(&self, ranks, &prepared, &folder, None)
+                let outcome = rank::run(&self, &mut ranks, &prepared, &folder, None)?;
+                ranks.leave()?;
+                Ok(outcome)
             }
         }
     }

@@ -29,10 +29,11 @@ pub(super) struct Lead<'a> {
     pub observer: &'a Arc<dyn Observer>,
 }
 
-/// Runs this process's ranks, each on a thread where there are several, and returns how the first of them ended.
+/// Runs this process's ranks, each on a thread where there are several, and returns how the first of them ended. They are
+/// still to leave the others.
 pub(super) fn run(
     run: &Run<'_>,
-    mut ranks: Ranks,
+    ranks: &mut Ranks,
     prepared: &Prepared,
     folder: &RunPaths,
     mut lead: Option<Lead<'_>>,
@@ -61,9 +62,7 @@ pub(super) fn run(
         // What each rank did last explains a failure between ranks; without it there is still the failure.
         let _ = watchdog.write_rings();
     }
-    let outcome = first_cause(results)?;
-    ranks.leave()?;
-    Ok(outcome)
+    first_cause(results)
 }
 
 /// How a rank's thread ended, if it started.

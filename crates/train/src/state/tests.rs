@@ -21,7 +21,7 @@ use crate::error::TrainError;
 use crate::observe::Silent;
 use crate::plan::{RunPlan, Settings, engine_settings};
 use crate::schedule::Schedule;
-use crate::spec::RunSpec;
+use crate::spec::{ReduceDType, RunSpec};
 use crate::time::{EpochLength, RunLength};
 
 const IDENTITY: &str = "the data";
@@ -140,6 +140,24 @@ fn assert_read(folder: &Path, config: &ModelConfig, degrees: Degrees) {
 
 fn ranks(shard: usize) -> Degrees {
     Degrees { shard, replicate: 1, context: 1 }
+}
+
+#[test]
+fn what_came_after_a_checkpoint_had_its_default() {
+    let config = config("tied_gqa");
+    let settings = plan(&config).settings;
+    let mut saved = settings.to_json().unwrap();
+    saved["parallel"].as_object_mut().unwrap().remove("reduce_dtype").unwrap();
+    assert_eq!(settings.difference(&saved).unwrap(), None);
+    saved.as_object_mut().unwrap().remove("parallel").unwrap();
+    assert_eq!(settings.difference(&saved).unwrap(), None);
+    let mut rounded = settings;
+    rounded.parallel.reduce_dtype = ReduceDType::Bf16;
+    let difference = rounded.difference(&saved).unwrap().unwrap();
+    assert_eq!(
+        (difference.key.as_str(), difference.before.as_str(), difference.now.as_str()),
+        ("parallel.reduce_dtype", "\"fp32\"", "\"bf16\"")
+    );
 }
 
 #[test]
