@@ -60,11 +60,10 @@ __device__ __forceinline__ void sum_token(const T *dx, const uint32_t *order, ui
     }
 }
 
-// How often a token occurs, at its first sorted position; 0 at its others. By halves, since the commonest tokens are a
-// large part of all.
-__device__ __forceinline__ uint32_t occurrences_from(const uint32_t *tokens, const uint32_t *order, uint32_t first,
-                                                     uint32_t count) {
-    const uint32_t token = tokens[order[first]];
+// How often the token at a sorted position occurs, where that is its first; 0 at its others. By halves, since the
+// commonest tokens are a large part of all.
+__device__ __forceinline__ uint32_t occurrences_from(const uint32_t *tokens, const uint32_t *order, uint32_t token,
+                                                     uint32_t first, uint32_t count) {
     if (first > 0 && tokens[order[first - 1]] == token) return 0;
     uint32_t low = first + 1, high = count;
     while (low < high) {
@@ -81,12 +80,15 @@ __device__ __forceinline__ uint32_t occurrences_from(const uint32_t *tokens, con
 template <typename T>
 __device__ __forceinline__ void backward(const uint32_t *tokens, const uint32_t *order, const T *dx, float *dweight,
                                          uint32_t count, uint32_t width) {
-    __shared__ uint32_t rows;
+    __shared__ uint32_t rows, token;
     const uint32_t first = blockIdx.x;
-    if (threadIdx.x == 0) rows = occurrences_from(tokens, order, first, count);
+    if (threadIdx.x == 0) {
+        token = tokens[order[first]];
+        rows = occurrences_from(tokens, order, token, first, count);
+    }
     __syncthreads();
     if (rows == 0) return;
-    float *row = dweight + static_cast<uint64_t>(tokens[order[first]]) * width;
+    float *row = dweight + static_cast<uint64_t>(token) * width;
     if (wide_rows<float>(width, dx, dweight)) {
         sum_token<WIDE<float>>(dx, order + first, rows, row, width);
     } else {

@@ -44,8 +44,8 @@ pub fn double(value: f64) -> Argument<'static> {
 #[derive(Clone, Copy)]
 pub struct Launch {
     grid: [usize; 3],
-    threads: usize,
-    shared: usize,
+    pub threads: usize,
+    pub shared: usize,
 }
 
 impl Launch {

@@ -12,6 +12,7 @@ use cudarc::cublas::sys::{
     cublasSetMathMode, cublasSetWorkspace_v2, cudaDataType,
 };
 
+use super::gpu::Work;
 use super::memory::DeviceMemory;
 use super::stream::{Stream, WORKSPACE_BYTES};
 use crate::buffer::{View, ViewMut};
@@ -113,6 +114,7 @@ impl Stream {
         let blas = self.blas()?.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = blas.handle;
         self.bind()?;
+        self.gpu().count(Work::Product);
         // SAFETY: the pointers lie on this GPU, in matrices of these extents, as the operator has checked; the factors are
         // read before the call returns.
         #[allow(unsafe_code)]

@@ -1,6 +1,7 @@
 //! One GPU: its context, what is to be known of it, and the kernels that were loaded to it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -26,11 +27,26 @@ pub struct Gpu {
     multiprocessors: usize,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, Arc<Function>>>,
+    /// Of each [`Work`], how often it was queued.
+    work: [AtomicU64; Work::ALL.len()],
+}
+
+/// What streams are given to do besides launches of kernels.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work {
+    Product,
+    Copy,
+    Fill,
+}
+
+impl Work {
+    const ALL: [(Self, &str); 3] = [(Self::Product, "product"), (Self::Copy, "copy"), (Self::Fill, "fill")];
 }
 
 /// A kernel, ready to launch.
 pub(super) struct Function {
     pub function: CudaFunction,
+    pub launches: AtomicU64,
     /// The most dynamic shared memory that was asked for.
     shared: Mutex<usize>,
 }
@@ -208,6 +224,7 @@ impl Gpu {
             context,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            work: Default::default(),
         }))
     }
 
@@ -247,6 +264,21 @@ impl Gpu {
         OpError::Cuda { ordinal: self.ordinal(), doing, message: text(error) }
     }
 
+    /// How often each kernel was launched since the GPU was opened, and how often cuBLAS was asked for a `product` and the
+    /// driver for a `copy` or a `fill`. Each has its price, however little it does; what never came is left out.
+    pub fn issued(&self) -> BTreeMap<String, u64> {
+        let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let launches = functions.iter().map(|(name, function)| (name.clone(), &function.launches));
+        let work = Work::ALL.iter().map(|&(work, name)| (name.to_owned(), &self.work[work as usize]));
+        let counts = launches.chain(work).map(|(name, count)| (name, count.load(Ordering::Relaxed)));
+        counts.filter(|&(_, count)| count > 0).collect()
+    }
+
+    /// Notes that a stream was given something to do.
+    pub(super) fn count(&self, work: Work) {
+        self.work[work as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The kernel `name` of `file`, which is loaded when first asked for.
     pub(super) fn function(&self, file: &'static str, name: &str) -> Result<Arc<Function>, OpError> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -255,7 +287,7 @@ impl Gpu {
         }
         let failed = |error| self.failed("loading a kernel", error);
         let function = self.module(file)?.load_function(name).map_err(failed)?;
-        let function = Arc::new(Function { function, shared: Mutex::new(0) });
+        let function = Arc::new(Function { function, launches: AtomicU64::new(0), shared: Mutex::new(0) });
         functions.insert(name.to_owned(), function.clone());
         Ok(function)
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::result;
 
@@ -163,6 +164,7 @@ impl Kernel<'_> {
         let mut pointers: Vec<*mut c_void> =
             self.arguments.iter_mut().map(|argument| std::ptr::from_mut(argument).cast()).collect();
         let raw = self.stream.raw().cu_stream();
+        function.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the arguments are those that the kernel's file asks for, in its order; every pointer was checked to lie on
         // this GPU, in memory whose freeing waits for the stream. CUDA copies the arguments before it returns.
         #[allow(unsafe_code)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 
 use super::blas::Blas;
-use super::gpu::Gpu;
+use super::gpu::{Gpu, Work};
 use super::memory::DeviceMemory;
 use crate::buffer::{View, ViewMut};
 use crate::error::OpError;
@@ -111,6 +111,7 @@ impl Stream {
         }
         let address = self.address(operator, "x", to.as_view())?;
         self.bind()?;
+        self.gpu.count(Work::Fill);
         // SAFETY: the view is `bytes` long, and its memory outlives what is queued: freeing waits.
         #[allow(unsafe_code)]
         let set = unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) };
@@ -133,6 +134,7 @@ impl Stream {
             return Ok(());
         }
         self.bind()?;
+        self.gpu.count(Work::Copy);
         let stream = self.stream.cu_stream();
         // SAFETY: both views are `bytes` long. Freeing memory of the device waits for what is queued; that of the host is kept
         // by the callers, of which one waits and the other owns it.

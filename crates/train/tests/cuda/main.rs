@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 #[path = "../all/golden.rs"]
 mod golden;
+mod launches;
 mod runs;
 mod steps;
 #[allow(dead_code)]
