@@ -36,8 +36,7 @@ impl Folder {
 
     /// Lays something out for the others.
     pub fn post(&self, name: &str, bytes: &[u8]) -> Result<(), EmulatorError> {
-        let place = self.place(name);
-        let hidden = place.with_extension(format!("{}.part", std::process::id()));
+        let (place, hidden) = (self.place(name), self.place(&format!("{name}.{}.part", std::process::id())));
         let failed = |error| EmulatorError::Collective { problem: format!("{}: {error}", place.display()) };
         fs::write(&hidden, bytes).and_then(|()| fs::rename(&hidden, &place)).map_err(failed)
     }

@@ -22,10 +22,10 @@
 //! **Bits.** Algorithm and protocol are pinned, unless the user's environment chooses them, so that sums are taken in an order
 //! that follows from the ranks, their topology and the size alone.
 //!
-//! **Faults.** Communicators are non-blocking, so that no call waits for peers. What does not end by the deadline is given up by the rank's
-//! communication thread, which aborts its communicators so that nobody stands in a synchronisation of the GPU; the watchdog
-//! knows of every collective through the recorder. Who is missing can be told of ranks of this process; of others
-//! NCCL says nothing, and the rings do.
+//! **Faults.** Communicators are non-blocking, so that no call waits for peers. What does not end by the deadline is given up
+//! by the rank's communication thread, which aborts its communicators so that nobody stands in a synchronisation of the GPU;
+//! the watchdog knows of every collective through the recorder. Who is missing can be told of ranks of this process; of
+//! others NCCL says nothing, and the rings do.
 
 mod crew;
 mod group;

@@ -134,6 +134,8 @@ impl Lane {
         let mut own = pack(&text);
         own.resize(TEXT, 0);
         let all = self.gather_words(*group, &own)?;
+        // A rank that knows ends, and its end would end this collective for those that do not know yet.
+        let _ = self.gather_words(*group, &[0]);
         let text = unpack(&all[other * TEXT..][..TEXT], TEXT * 4);
         let text: Vec<u8> = text.into_iter().take_while(|&byte| byte != 0).collect();
         let other_call = serde_json::from_slice(&text).unwrap_or_else(|_| call.clone());
