@@ -134,7 +134,6 @@ impl Stream {
             return Ok(());
         }
         self.bind()?;
-        self.gpu.count(Work::Copy);
         let stream = self.stream.cu_stream();
         // SAFETY: both views are `bytes` long. Freeing memory of the device waits for what is queued; that of the host is kept
         // by the callers, of which one waits and the other owns it.
@@ -143,7 +142,7 @@ impl Stream {
             match (from.bytes(), to.into_bytes()) {
                 (Bytes::Host(from), BytesMut::Host(to)) => {
                     to.copy_from_slice(from);
-                    Ok(())
+                    return Ok(());
                 }
                 (Bytes::Host(from), BytesMut::Device(to)) => {
                     result::memcpy_htod_async(to.address(), from, stream)
@@ -156,6 +155,7 @@ impl Stream {
                 }
             }
         };
+        self.gpu.count(Work::Copy);
         copied.map_err(|error| self.failed("copying memory", error))
     }
 
