@@ -190,8 +190,8 @@ def stands_still(folder: Folder) -> None:
     """a rank that stands still longer than the deadline: all others end with 4 and name it; `runs why` explains"""
     for victim in (1, 0):
         name = f"stopped{victim}"
-        # Each rank's own exit code: mpirun would end the others with the first.
-        shell = ["sh", "-c", '"$0" "$@"; echo $? > code-$OMPI_COMM_WORLD_RANK', *training(name, *LONG)]
+        # Each rank's own exit code: mpirun would end the others with the first, and may end their shells all the same.
+        shell = ["sh", "-c", 'trap : TERM; "$0" "$@"; echo $? > code-$OMPI_COMM_WORLD_RANK', *training(name, *LONG)]
         line = mpirun(RANKS, *shell)
         line[1:1] = ["--mca", "orte_abort_on_non_zero_status", "0"]
         with Job(folder, line) as job:
