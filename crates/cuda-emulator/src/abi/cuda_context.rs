@@ -9,8 +9,6 @@ use super::world::{
 };
 use crate::driver::Failure;
 
-/// CUDA 13.4, the newest that cudarc knows.
-const DRIVER_VERSION: c_int = 13040;
 /// Bytes of `CUuuid`.
 const UUID: usize = 16;
 
@@ -21,7 +19,7 @@ pub unsafe extern "C" fn cuInit(_flags: c_uint) -> u32 {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> u32 {
-    unsafe { put(version, DRIVER_VERSION) };
+    unsafe { put(version, world().settings.driver as c_int) };
     SUCCESS
 }
 
@@ -81,28 +79,36 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -
     SUCCESS
 }
 
-/// Those of an A100, on which sm_80 code runs, where they matter.
+/// Those of an A100, on which sm_80 code runs, where they matter; with another compute capability what that needs.
 fn attribute(number: c_uint) -> Option<c_int> {
+    let capability = world().settings.capability as c_int;
     Some(match number {
-        1 => 1024,            // threads of a block
-        2 | 3 => 1024,        // its extents in x, y
-        4 => 64,              // and z
-        5 => c_int::MAX,      // a grid's extents in x
-        6 | 7 => 65535,       // and y, z
-        8 => 48 << 10,        // shared memory of a block
-        9 => 64 << 10,        // constant memory
-        10 => 32,             // threads of a warp
-        12 | 82 => 65536,     // registers of a block, of a multiprocessor
-        13 | 36 => 1_410_000, // clocks in kHz
-        16 => 108,            // multiprocessors
-        31 | 40 | 41 => 1,    // concurrent kernels, copy engines, unified addresses
-        37 => 5120,           // bits of the memory bus
-        38 => 40 << 20,       // L2
-        39 => 2048,           // threads of a multiprocessor
-        75 => 8,              // compute capability
-        76 => 0,              // its minor
-        81 | 97 => 163 << 10, // shared memory of a multiprocessor, of a block that asked
-        115 => 1,             // memory pools
+        1 => 1024,             // threads of a block
+        2 | 3 => 1024,         // its extents in x, y
+        4 => 64,               // and z
+        5 => c_int::MAX,       // a grid's extents in x
+        6 | 7 => 65535,        // and y, z
+        8 => 48 << 10,         // shared memory of a block
+        9 => 64 << 10,         // constant memory
+        10 => 32,              // threads of a warp
+        12 | 82 => 65536,      // registers of a block, of a multiprocessor
+        13 | 36 => 1_410_000,  // clocks in kHz
+        16 => 108,             // multiprocessors
+        31 | 40 | 41 => 1,     // concurrent kernels, copy engines, unified addresses
+        37 => 5120,            // bits of the memory bus
+        38 => 40 << 20,        // L2
+        39 => 2048,            // threads of a multiprocessor
+        75 => capability / 10, // compute capability
+        76 => capability % 10, // its minor
+        // Shared memory of a multiprocessor, of a block that asked.
+        81 | 97 => {
+            if capability < 90 {
+                163 << 10
+            } else {
+                227 << 10
+            }
+        }
+        115 => 1, // memory pools
         11 | 14 | 15 | 17..=30 | 32..=35 | 42..=74 | 77..=80 | 83..=96 | 98..=114 | 116..=160 => 0,
         _ => return None,
     })

@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use super::cuda_context::stuck;
+use super::fat_binary;
 use super::put;
 use super::world::{
     FUNCTIONS, INVALID_CONTEXT, INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, Loaded, MODULES, NOT_FOUND,
@@ -31,23 +32,34 @@ fn load(module: *mut u64, text: &str) -> u32 {
     }
 }
 
-/// PTX as text; machine code cannot be emulated.
+/// PTX, as text or in a fat binary; machine code cannot be emulated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadData(module: *mut u64, image: *const c_void) -> u32 {
     if image.is_null() {
         return INVALID_VALUE;
     }
-    // SAFETY: the caller gives an image of at least its first four bytes, or a string that ends with a zero.
-    let text = unsafe { CStr::from_ptr(image.cast::<c_char>()) };
-    let is_machine_code =
-        text.to_bytes().starts_with(b"\x7fELF") || text.to_bytes().starts_with(&[0x50, 0xed, 0x55]);
-    match text.to_str() {
-        Ok(text) if !is_machine_code => load(module, text),
-        _ => {
-            eprintln!("cuda-emulator: the module is machine code: compile it to PTX (nvcc -ptx)");
-            INVALID_IMAGE
+    // SAFETY: the caller gives a whole image: text that ends with a zero, a fat binary as long as its header says, or machine
+    // code, of which only the first bytes are read. None is shorter than four bytes.
+    let text = unsafe {
+        let image = image.cast::<u8>();
+        match image.cast::<[u8; 4]>().read_unaligned() {
+            fat_binary::MAGIC => {
+                let header = image.cast::<[u8; fat_binary::HEADER]>().read_unaligned();
+                fat_binary::ptx(std::slice::from_raw_parts(image, fat_binary::size(&header)))
+            }
+            [0x7f, b'E', b'L', b'F'] => None,
+            _ => CStr::from_ptr(image.cast()).to_str().ok(),
         }
-    }
+    };
+    text.map_or_else(
+        || {
+            eprintln!(
+                "cuda-emulator: the module has no PTX: compile it with nvcc --ptx, or --fatbin --no-compress"
+            );
+            INVALID_IMAGE
+        },
+        |text| load(module, text),
+    )
 }
 
 #[unsafe(no_mangle)]

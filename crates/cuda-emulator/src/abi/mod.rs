@@ -17,6 +17,7 @@ mod cuda_memory;
 mod cuda_module;
 mod cuda_stream;
 mod curand;
+mod fat_binary;
 mod nccl;
 mod world;
 

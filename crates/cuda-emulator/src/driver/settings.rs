@@ -12,6 +12,11 @@ pub(crate) struct Settings {
     pub devices: usize,
     /// `TESSERA_EMULATOR_MEMORY`: bytes of each; 8 GiB.
     pub memory: u64,
+    /// `TESSERA_EMULATOR_CAPABILITY`: their compute capability without its point; 80, or 90.
+    pub capability: u32,
+    /// `TESSERA_EMULATOR_DRIVER`: the version of CUDA that the driver is made for, as it tells it; 13040 is 13.4, the newest that
+    /// cudarc knows.
+    pub driver: u32,
     /// `TESSERA_EMULATOR_SEED`: draws all orders; 0.
     pub seed: u64,
     /// `TESSERA_EMULATOR_CHECKS`: a list of `shared-races`, `global-races` and `uninitialised`, or `none`; the first
@@ -37,6 +42,8 @@ impl Default for Settings {
         Self {
             devices: 1,
             memory: 8 << 30,
+            capability: 80,
+            driver: 13040,
             seed: 0,
             checks: Checks { global_races: false, ..Checks::ALL },
             deadline: Duration::from_secs(60),
@@ -67,6 +74,8 @@ impl Settings {
         };
         settings.devices = (number("DEVICES", 1) as usize).min(MOST_DEVICES);
         settings.memory = number("MEMORY", settings.memory);
+        settings.capability = number("CAPABILITY", settings.capability.into()) as u32;
+        settings.driver = number("DRIVER", settings.driver.into()) as u32;
         settings.seed = number("SEED", 0);
         settings.deadline = Duration::from_secs(number("DEADLINE", settings.deadline.as_secs()));
         settings.strict = number("STRICT", 0) != 0;

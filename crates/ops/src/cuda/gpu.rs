@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-use cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE;
+use cudarc::driver::sys::CUresult::{
+    CUDA_ERROR_NO_BINARY_FOR_GPU, CUDA_ERROR_NO_DEVICE, CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::kernels::FILES;
+use super::kernels::{FILES, toolkit};
 use crate::error::OpError;
 
 /// The lowest compute capability that the kernels are written for: bf16 on tensor cores and asynchronous copies.
@@ -124,30 +126,37 @@ fn look() -> Result<Found, String> {
     }
 }
 
-/// Fails unless the driver can compile the kernels: it must be as new as the toolkit that made their PTX.
+/// Fails unless the driver is of the major version of the toolkit that compiled the kernels, or newer. That is enough for the
+/// machine code that they hold; for a newer GPU, whose code the driver must make, [`Gpu::open`] asks the driver itself.
 fn check_driver() -> Result<(), String> {
-    let mut version = 0;
-    // SAFETY: the driver was loaded, and writes one number.
-    #[allow(unsafe_code)]
-    let asked = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
-    asked.map_err(|error| format!("the CUDA driver does not tell its version: {}", text(error)))?;
-    let driver = (version / 1000, version % 1000 / 10);
+    let driver =
+        driver().map_err(|error| format!("the CUDA driver does not tell its version: {}", text(error)))?;
     match toolkit() {
-        Some(toolkit) if driver < toolkit => Err(format!(
-            "the CUDA driver is of CUDA {}.{}, the kernels were compiled by that of CUDA {}.{}: install a newer driver, build \
-             tessera with an older toolkit, or set devices: cpu",
-            driver.0, driver.1, toolkit.0, toolkit.1
-        )),
+        Some(toolkit) if driver.0 < toolkit.0 => Err(too_old(driver, toolkit)),
         _ => Ok(()),
     }
 }
 
-/// The version of the toolkit that compiled the kernels, as it says in their heads.
-fn toolkit() -> Option<(i32, i32)> {
-    let (_, ptx) = FILES.first()?;
-    let (_, after) = ptx.split_once("release ")?;
-    let (major, after) = after.split_once('.')?;
-    Some((major.parse().ok()?, after.split_once(',')?.0.parse().ok()?))
+/// The version of CUDA that the driver is made for, major and minor; `None` where it does not tell.
+pub fn driver_version() -> Option<(i32, i32)> {
+    count().ok()?;
+    driver().ok()
+}
+
+fn driver() -> Result<(i32, i32), DriverError> {
+    let mut version = 0;
+    // SAFETY: the driver was loaded, and writes one number.
+    #[allow(unsafe_code)]
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+fn too_old(driver: (i32, i32), toolkit: (i32, i32)) -> String {
+    format!(
+        "the CUDA driver is of CUDA {}.{}, the kernels were compiled by that of CUDA {}.{}: install a newer driver, build \
+         tessera with an older toolkit, or set devices: cpu",
+        driver.0, driver.1, toolkit.0, toolkit.1
+    )
 }
 
 /// What the driver says of an error.
@@ -217,7 +226,7 @@ impl Gpu {
         }
         let count = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed)?;
-        Ok(Arc::new(Self {
+        let gpu = Self {
             name,
             capability,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
@@ -225,7 +234,10 @@ impl Gpu {
             modules: Mutex::default(),
             functions: Mutex::default(),
             work: Default::default(),
-        }))
+        };
+        // One file of kernels is as good as all to see whether the driver takes them.
+        gpu.module("step")?;
+        Ok(Arc::new(gpu))
     }
 
     /// Its number in this machine.
@@ -298,10 +310,22 @@ impl Gpu {
             return Ok(module.clone());
         }
         let known = FILES.iter().find(|(name, _)| *name == file);
-        let (_, ptx) =
+        let (_, code) =
             known.ok_or_else(|| OpError::NoCuda(format!("this build has no kernels of the file {file}")))?;
-        let module = self.context.load_module(Ptx::from_src(*ptx));
-        let module = module.map_err(|error| self.failed("compiling a kernel", error))?;
+        let module = self.context.load_module(Ptx::from_binary(code.to_vec()));
+        let module = module.map_err(|error| match (error.0, driver(), toolkit()) {
+            (
+                CUDA_ERROR_NO_BINARY_FOR_GPU | CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+                Ok(driver),
+                Some(toolkit),
+            ) => OpError::NoCuda(format!(
+                "CUDA device {}, {}: {}",
+                self.ordinal(),
+                self.name,
+                too_old(driver, toolkit)
+            )),
+            _ => self.failed("loading kernels", error),
+        })?;
         modules.insert(file, module.clone());
         Ok(module)
     }
