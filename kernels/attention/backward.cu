@@ -57,19 +57,21 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
     const uint32_t blocks = (last_query - first + BLOCK<D> - 1) / BLOCK<D>;
     const uint32_t rounds = blocks * layer.group();
 
-    // Queries, their output's gradients and their statistics; a query that is not there has P = exp(−∞) = 0.
+    // Queries, their output's gradients and their statistics. A query that is not there has zeros everywhere, which add
+    // nothing to any gradient.
     auto load_queries = [&](uint32_t round) {
         const uint32_t head = key_value_head * layer.group() + round / blocks, stage = round % 2;
         const uint32_t query = first + round % blocks * BLOCK<D>, start = layer.query_start(head);
         const uint32_t known = rows_from(query, layer.rows, BLOCK<D>);
         pairs.tile(stage, 0).template load<BLOCK<D>>(qkv + query * width + start, width, known, D);
         pairs.tile(stage, 1).template load<BLOCK<D>>(doutput + query * output_width + start, output_width, known, D);
-        commit_copies();
-        for (uint32_t i = threadIdx.x; i < BLOCK<D>; i += THREADS) {
-            const uint64_t place = static_cast<uint64_t>(query + i) * layer.query_heads + head;
-            statistics[stage][0][i] = i < known ? log_sum_exp[place] * LOG2_E : INFINITY;
-            statistics[stage][1][i] = i < known ? delta[place] : 0;
+        if (threadIdx.x < 2 * BLOCK<D>) {
+            const uint32_t own = threadIdx.x % BLOCK<D>, which = threadIdx.x / BLOCK<D>;
+            const uint64_t at = own < known ? query + own : 0;
+            copy_async(&statistics[stage][which][own], (which == 0 ? log_sum_exp : delta) + at * layer.query_heads + head,
+                       own < known);
         }
+        commit_copies();
     };
 
     const float scale = rsqrtf(D);
@@ -92,7 +94,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint32_t column = n * 8 + threadIdx.x % 4 * 2 + i % 2, key = row + i / 2 * 8;
-                float weight = exp2_fast(p[0][n].values[i] * (scale * LOG2_E) - statistics[stage][0][column]);
+                float weight = exp2_fast((p[0][n].values[i] * scale - statistics[stage][0][column]) * LOG2_E);
                 if (masked && (query + column < key || query + column >= end_queries[i / 2])) weight = 0;
                 p[0][n].values[i] = weight;
                 ds[0][n].values[i] = weight * (ds[0][n].values[i] - statistics[stage][1][column]);

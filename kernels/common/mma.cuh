@@ -16,6 +16,12 @@ __device__ __forceinline__ void copy_async(void *to, const void *from, bool pres
                  "r"(present ? 16 : 0));
 }
 
+// The same with a single number.
+__device__ __forceinline__ void copy_async(float *to, const float *from, bool present) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(to)), "l"(from),
+                 "r"(present ? 4 : 0));
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::); }
 
 // Waits until at most `PENDING` of this thread's groups of copies are under way.

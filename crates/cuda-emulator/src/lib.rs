@@ -13,8 +13,8 @@
 //! instructions and bytes.
 //!
 //! What it does not show: anything about ptxas and the machine code it makes, about time, the last bits of
-//! `approx` instructions and of cuBLAS, or hardware newer than sm_80 (`wgmma`, TMA, clusters). A result from here is
-//! called emulated, never run on a GPU.
+//! `approx` instructions and of cuBLAS, that products of `wgmma` are waited for, or other hardware newer than sm_80 (TMA,
+//! clusters). A result from here is called emulated, never run on a GPU.
 
 mod abi;
 mod blas;

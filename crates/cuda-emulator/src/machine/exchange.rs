@@ -49,6 +49,10 @@ impl Warp {
                 self.require_whole_warp(active, instruction, context)?;
                 self.multiply(multiply, context);
             }
+            Operation::GroupMultiply(multiply) => {
+                self.require_whole_warp(active, instruction, context)?;
+                self.multiply_group(multiply, instruction, context)?;
+            }
             _ => {}
         }
         Ok(Step::Next)

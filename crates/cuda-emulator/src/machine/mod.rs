@@ -20,6 +20,7 @@ mod report;
 mod shared;
 mod traffic;
 mod warp;
+mod warpgroup;
 
 pub(crate) use launch::{DEFAULT_SHARED, Launch, check_extents, run};
 pub use report::{Hazard, HazardKind, Report};

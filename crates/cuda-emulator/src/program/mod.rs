@@ -148,6 +148,7 @@ pub(crate) enum Operation {
         transposed: bool,
     },
     Multiply(Multiply),
+    GroupMultiply(GroupMultiply),
     /// `__assertfail`: message, file, line, function.
     AssertFail {
         arguments: [CallArgument; 4],
@@ -283,6 +284,26 @@ pub(crate) struct Multiply {
     pub a: Vec<Source>,
     pub b: Vec<Source>,
     pub c: Vec<Source>,
+}
+
+/// `wgmma.mma_async.m64n*k16` in bf16 with f32 accumulators.
+pub(crate) struct GroupMultiply {
+    /// The sums, which are read where it adds.
+    pub targets: Vec<Target>,
+    pub sums: Vec<Source>,
+    pub left: GroupLeft,
+    /// The descriptor of the right operand.
+    pub right: Source,
+    /// Whether the inner dimension is that operand's rows, not what its rows run along.
+    pub right_is_by_rows: bool,
+    pub adds: Source,
+}
+
+/// Where the left operand of a [`GroupMultiply`] is.
+pub(crate) enum GroupLeft {
+    Registers(Vec<Source>),
+    /// Its descriptor.
+    Shared(Source),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use super::form::Form;
 use super::operands::Operands;
 use super::{
-    AtomicKind, Barrier, BarrierReduction, MatrixElement, Multiply, Operation, Shuffle, ShuffleKind, Vote,
+    AtomicKind, Barrier, BarrierReduction, GroupLeft, GroupMultiply, MatrixElement, Multiply, Operation,
+    Shuffle, ShuffleKind, Vote,
 };
 use crate::EmulatorError;
 use crate::machine::registers::{Source, Target};
@@ -20,6 +21,7 @@ pub(super) fn decode(form: &mut Form, operands: &mut Operands) -> Result<Option<
         "elect" => Ok(None),
         "ldmatrix" => load_matrix(form, operands),
         "mma" => multiply(form, operands),
+        "wgmma" => multiply_group(form, operands),
         "trap" => Ok(Some(Operation::Trap)),
         "brkpt" => Ok(Some(Operation::Nothing)),
         _ => Ok(None),
@@ -156,4 +158,39 @@ fn multiply(form: &mut Form, operands: &mut Operands) -> Result<Option<Operation
         return Ok(None);
     }
     Ok(Some(Operation::Multiply(Multiply { element, depth, targets, a, b, c })))
+}
+
+/// `wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16` and other widths, with the left operand in registers or described,
+/// and what orders it, which is nothing to do here.
+fn multiply_group(form: &mut Form, operands: &mut Operands) -> Result<Option<Operation>, EmulatorError> {
+    form.ignore(&["sync", "aligned"]);
+    if form.take("fence") || form.take("commit_group") || form.take("wait_group") {
+        return Ok(Some(Operation::Nothing));
+    }
+    let columns = (8..=256).step_by(8).find(|columns| form.take(&format!("m64n{columns}k16")));
+    let known = form.take("mma_async") && form.types() == [Type::F32, Type::Bf16, Type::Bf16];
+    let (Some(columns), true) = (columns, known) else { return Ok(None) };
+    let targets = operands.target_vector(0)?;
+    let left = operands.vector(1, Type::B64)?;
+    // Whether it adds, signs of the operands, whether the first one, where it is described, and the second are transposed.
+    let (constants, described) = match left.len() {
+        1 => (
+            [operands.constant(4)?, operands.constant(5)?, operands.constant(6)?, operands.constant(7)?],
+            true,
+        ),
+        _ => ([operands.constant(4)?, operands.constant(5)?, 0, operands.constant(6)?], false),
+    };
+    let [1, 1, 0, right_is_by_rows] = constants else { return Ok(None) };
+    if targets.len() != columns / 2 || !matches!(left.len(), 1 | 4) {
+        return Ok(None);
+    }
+    let left = if described { GroupLeft::Shared(left[0]) } else { GroupLeft::Registers(left) };
+    Ok(Some(Operation::GroupMultiply(GroupMultiply {
+        targets,
+        sums: operands.vector(0, Type::F32)?,
+        left,
+        right: operands.source(2, Type::B64)?,
+        right_is_by_rows: right_is_by_rows == 1,
+        adds: operands.source(3, Type::Pred)?,
+    })))
 }

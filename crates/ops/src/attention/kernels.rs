@@ -1,7 +1,7 @@
 //! Which of the kernels in `kernels/attention` serve a layer on a GPU, and their launches.
 //!
-//! bf16 with heads of 64 and 128 has kernels on tensor cores; fp32, heads of any other size and matrices that do not begin
-//! at 16 bytes have plain ones.
+//! bf16 with heads of 64 and 128 has kernels on tensor cores, and others for the H100's and H200's, of which four warps
+//! issue a product together; fp32, heads of any other size and matrices that do not begin at 16 bytes have plain ones.
 
 use super::Heads;
 use crate::buffer::{View, ViewMut};
@@ -9,7 +9,7 @@ use crate::cuda::{Grid, Kernel, Stream, is_aligned};
 use crate::dtype::DType;
 use crate::error::OpError;
 
-/// Threads of a block of any of them.
+/// Threads of a block, where four warps do not work together.
 const THREADS: usize = 128;
 
 /// Warps of a block.
@@ -17,6 +17,24 @@ const WARPS: usize = 4;
 
 /// Of a plain kernel: rows of its own that a block works on, and rows of the other side that meet them at once.
 const PLAIN_ROWS: [usize; 2] = [8, 32];
+
+/// For warpgroups: threads of a block, its rows, those of the other side that meet them at once, and the pairs of tiles of
+/// these that have room.
+const GROUP_THREADS: usize = 256;
+const GROUP_ROWS: usize = 128;
+const GROUP_OTHERS: usize = 64;
+const GROUP_STAGES: usize = 4;
+
+/// The compute capability of GPUs whose warps form warpgroups: later ones have it no more.
+const WARPGROUPS: i32 = 9;
+
+/// How a kernel multiplies.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Plain,
+    TensorCores,
+    Warpgroups,
+}
 
 /// A layer on a GPU.
 #[derive(Clone, Copy)]
@@ -27,7 +45,7 @@ pub(super) struct Kernels<'a> {
     rows: usize,
     documents: usize,
     dtype: DType,
-    on_tensor_cores: bool,
+    way: Way,
 }
 
 /// What a kernel writes.
@@ -48,8 +66,12 @@ impl<'a> Kernels<'a> {
         dtype: DType,
         matrices: &[View<'_>],
     ) -> Self {
-        let on_tensor_cores = dtype == DType::BF16 && matches!(heads.size, 64 | 128) && is_aligned(matrices);
-        Self { stream, operator, heads, rows, documents, dtype, on_tensor_cores }
+        let way = match dtype == DType::BF16 && matches!(heads.size, 64 | 128) && is_aligned(matrices) {
+            false => Way::Plain,
+            true if stream.gpu().capability().0 == WARPGROUPS => Way::Warpgroups,
+            true => Way::TensorCores,
+        };
+        Self { stream, operator, heads, rows, documents, dtype, way }
     }
 
     /// How the names of plain kernels end.
@@ -63,27 +85,32 @@ impl<'a> Kernels<'a> {
         pass: Pass,
         arguments: impl FnOnce(Kernel<'a>) -> Kernel<'a>,
     ) -> Result<(), OpError> {
-        let (name, file) = match pass {
-            Pass::Output => ("attention_forward", "attention_forward"),
-            Pass::KeyGradients => ("attention_backward_keys", "attention_backward"),
-            Pass::QueryGradients => ("attention_backward_queries", "attention_backward"),
-        };
-        let Heads { query, key_value, size, window } = self.heads;
-        let kernel = match self.on_tensor_cores {
-            true => self.stream.kernel(self.operator, file, &format!("{name}_{size}")),
-            false => {
-                self.stream.kernel(self.operator, "attention_plain", &format!("{name}_{}", self.variant()?))
+        let (name, file, group_file) = match pass {
+            Pass::Output => ("attention_forward", "attention_forward", "hopper_attention_forward"),
+            Pass::KeyGradients => {
+                ("attention_backward_keys", "attention_backward", "hopper_attention_backward")
+            }
+            Pass::QueryGradients => {
+                ("attention_backward_queries", "attention_backward", "hopper_attention_backward")
             }
         };
+        let Heads { query, key_value, size, window } = self.heads;
+        let (file, kernel) = match self.way {
+            Way::Plain => ("attention_plain", format!("{name}_{}", self.variant()?)),
+            Way::TensorCores => (file, format!("{name}_{size}")),
+            Way::Warpgroups => (group_file, format!("hopper_{name}_{size}")),
+        };
+        let kernel = self.stream.kernel(self.operator, file, &kernel);
         let kernel = arguments(kernel)
             .u32(self.rows)
             .u32(self.documents)
             .u32(query)
             .u32(key_value)
             .u32(window.unwrap_or(0));
-        match self.on_tensor_cores {
-            true => kernel.launch(self.tensor_core_grid(pass)),
-            false => kernel.u32(size).launch(self.plain_grid(pass)),
+        match self.way {
+            Way::Plain => kernel.u32(size).launch(self.plain_grid(pass)),
+            Way::TensorCores => kernel.launch(self.tensor_core_grid(pass)),
+            Way::Warpgroups => kernel.launch(self.group_grid(pass)),
         }
     }
 
@@ -103,6 +130,18 @@ impl<'a> Kernels<'a> {
             Pass::QueryGradients => (64, rows_bytes(2 * 64 + 4 * others)),
         };
         Grid::of([self.rows.div_ceil(own), self.own_heads(pass), 1]).threads(THREADS).shared(shared)
+    }
+
+    fn group_grid(&self, pass: Pass) -> Grid {
+        let rows_bytes = |rows: usize| rows * self.heads.size * DType::BF16.size();
+        let (own, others) = (rows_bytes(GROUP_ROWS), rows_bytes(GROUP_STAGES * 2 * GROUP_OTHERS));
+        let shared = match pass {
+            Pass::Output => own + others,
+            Pass::KeyGradients => 2 * own + others + GROUP_STAGES * 2 * GROUP_OTHERS * DType::F32.size(),
+            Pass::QueryGradients => 2 * own + others,
+        };
+        let blocks = [self.rows.div_ceil(GROUP_ROWS), self.own_heads(pass), 1];
+        Grid::of(blocks).threads(GROUP_THREADS).shared(shared)
     }
 
     fn plain_grid(&self, pass: Pass) -> Grid {

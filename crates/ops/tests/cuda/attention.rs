@@ -1,6 +1,7 @@
 //! Attention, forward and backward: on tensor cores and without.
 
 use std::ops::Range;
+use std::process::Command;
 
 use half::bf16;
 use tessera_ops::attention::{self, Heads};
@@ -169,6 +170,8 @@ fn attention_on_tensor_cores_follows_the_cpu() {
         ((4, 2, 64, Some(5)), &[40, 90]),
         ((1, 1, 128, Some(64)), &[140, 3]),
         ((1, 1, 64, Some(1)), &[67]),
+        ((2, 1, 64, None), &[5, 600]),
+        ((1, 1, 128, Some(300)), &[500]),
         ((1, 1, 64, None), &[0]),
         ((1, 1, 64, None), &[]),
     ] {
@@ -182,6 +185,19 @@ fn fuzzed_attention_on_tensor_cores_follows_the_cpu() {
     for round in 0..8 {
         Layer::random(&mut random, [64, 128][round % 2], 90).check::<bf16>(&mut random, 0);
     }
+}
+
+/// An emulated GPU of the kind whose warps form warpgroups has kernels of its own. A GPU is what it is: it runs the same ones
+/// again.
+#[test]
+fn attention_by_warpgroups_follows_the_cpu() {
+    let ran = Command::new(std::env::current_exe().unwrap())
+        .args(["attention::", "--skip", "warpgroups"])
+        .env("TESSERA_EMULATOR_CAPABILITY", "90")
+        .output()
+        .unwrap();
+    let said = [ran.stdout, ran.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(ran.status.success() && said.contains("6 passed"), "{said}");
 }
 
 fn plain_attention_follows<V: Variant>(random: &mut Random) {
