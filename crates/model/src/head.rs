@@ -4,16 +4,22 @@
 //! none. Since the loss is the last thing, its gradient is computed in the same pass, chunk by chunk.
 
 use tessera_ops::step::statistic;
-use tessera_ops::{Arena, DType, OpError, Queue, View, ViewMut, cross_entropy, fill, linear, rows};
+use tessera_ops::{Arena, DType, Home, OpError, Queue, View, ViewMut, cross_entropy, fill, linear, rows};
 
 use crate::config::ModelConfig;
 use crate::factor::{as_factor, factor_bytes};
+use crate::model::Compute;
 use crate::norm::Norm;
 use crate::stage::Context;
 
 /// Logits of one chunk may take this many bytes: large enough for the matrix product to run at its best rate, small
-/// against everything else.
-const CHUNK_BYTES: usize = 128 << 20;
+/// against everything else. On a GPU, which does a product of few rows no faster than it reads the matrix, that is more.
+fn chunk_bytes(home: Home) -> usize {
+    match home {
+        Home::Host => 128 << 20,
+        Home::Gpu => 512 << 20,
+    }
+}
 
 /// Where the segments lie in the head's unit: the output matrix first, then the final norm.
 const MATRIX: usize = 0;
@@ -32,8 +38,8 @@ pub struct LossScale {
 #[derive(Debug, Clone)]
 pub struct Head {
     hidden: usize,
-    /// The dtype of the rows; logits and what becomes of them are fp32.
-    compute: DType,
+    /// Whose dtype is that of the rows; logits and what becomes of them are fp32.
+    compute: Compute,
     vocabulary: usize,
     norm: Norm,
 }
@@ -53,14 +59,14 @@ struct Chunk<'a> {
 }
 
 impl Head {
-    pub(crate) fn new(config: &ModelConfig, compute: DType) -> Self {
+    pub(crate) fn new(config: &ModelConfig, compute: Compute) -> Self {
         let norm = Norm::of(config);
         Self { hidden: config.hidden_size, compute, vocabulary: config.vocab_size, norm }
     }
 
     /// The number of tokens whose logits exist at a time, where `tokens` are there in all.
     pub fn chunk_tokens(&self, tokens: usize) -> usize {
-        let fitting = (CHUNK_BYTES / (self.vocabulary * DType::F32.size())).max(64);
+        let fitting = (chunk_bytes(self.compute.home) / (self.vocabulary * DType::F32.size())).max(64);
         (1 << fitting.ilog2()).min(tokens.max(1))
     }
 
@@ -69,17 +75,17 @@ impl Head {
         let chunk = self.chunk_tokens(tokens);
         let matrix = |dtype, width: usize| Arena::cost(dtype, chunk * width);
         Arena::cost(DType::F32, self.norm.statistics(chunk))
-            + 3 * matrix(self.compute, self.hidden)
+            + 3 * matrix(self.compute.dtype, self.hidden)
             + matrix(DType::F32, self.vocabulary)
-            + factor_bytes(self.compute, chunk * self.vocabulary)
+            + factor_bytes(self.compute.dtype, chunk * self.vocabulary)
     }
 
     fn chunk<'a>(&self, tokens: usize, arena: &mut Arena<'a>) -> Result<Chunk<'a>, OpError> {
         Ok(Chunk {
-            input: arena.take(self.compute, [tokens, self.hidden])?,
+            input: arena.take(self.compute.dtype, [tokens, self.hidden])?,
             statistics: arena.take(DType::F32, [self.norm.statistics(tokens)])?,
-            normed: arena.take(self.compute, [tokens, self.hidden])?,
-            dinput: arena.take(self.compute, [tokens, self.hidden])?,
+            normed: arena.take(self.compute.dtype, [tokens, self.hidden])?,
+            dinput: arena.take(self.compute.dtype, [tokens, self.hidden])?,
             logits: arena.take(DType::F32, [tokens, self.vocabulary])?,
         })
     }
@@ -184,7 +190,7 @@ impl Head {
         gradients: &mut [ViewMut<'_>],
         mut scratch: Arena<'_>,
     ) -> Result<(), OpError> {
-        let dlogits = as_factor(queue, self.compute, chunk.logits.as_view(), &mut scratch)?;
+        let dlogits = as_factor(queue, self.compute.dtype, chunk.logits.as_view(), &mut scratch)?;
         linear::backward_weight(queue, dlogits, chunk.normed.as_view(), gradients[MATRIX].reborrow())?;
         linear::backward_input(queue, dlogits, weights[MATRIX], chunk.normed.reborrow())?;
         fill::zero(queue, chunk.dinput.reborrow())?;

@@ -87,7 +87,7 @@ impl Model {
         if !tied {
             units.push(UnitTable::new(vec![matrix(names.output()), final_norm]));
         }
-        let head = Head::new(&config, compute.dtype);
+        let head = Head::new(&config, compute);
         Self { config, compute, names, units, blocks, first_units, head, head_unit }
     }
 
