@@ -29,6 +29,9 @@ pub enum Failure {
     /// The result could not be written as JSON.
     #[error("cannot write the result as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// The doctor's finding.
+    #[error("a device that is there cannot be used, or computes wrong: see above")]
+    Unwell,
     /// The system refuses to tell of signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
@@ -58,7 +61,7 @@ impl Failure {
                 Fault::Network => NETWORK,
             },
             Self::Argument(_) => INPUT,
-            Self::Output(_) | Self::Json(_) | Self::Signals(_) => MACHINE,
+            Self::Output(_) | Self::Json(_) | Self::Unwell | Self::Signals(_) => MACHINE,
         }
     }
 

@@ -2,6 +2,7 @@
 //! asked for and shown.
 
 mod checkpoint;
+mod doctor;
 mod failure;
 mod generate;
 mod inspect;
@@ -49,6 +50,7 @@ enum Command {
     Checkpoint(checkpoint::CheckpointArguments),
     Generate(generate::GenerateArguments),
     Runs(runs::RunsArguments),
+    Doctor(doctor::DoctorArguments),
 }
 
 impl Command {
@@ -62,6 +64,7 @@ impl Command {
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Generate(arguments) => arguments.run(),
             Self::Runs(arguments) => arguments.run(),
+            Self::Doctor(arguments) => arguments.run(),
         }
         .map(|()| ExitCode::SUCCESS)
     }

@@ -5,6 +5,7 @@
 //! starts from, its checkpoints, its exports. [`mod@generate`] asks a model outside a run. Nothing here prints: whoever watches
 //! is told through [`observe`].
 
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod generate;

@@ -128,3 +128,11 @@ fn a_reader_that_has_gone_is_no_error() {
     run.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!((run.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn doctor_says_what_is_here_and_whether_it_computes_right() {
+    let said = Bench::new().tessera(&["doctor"]).printed();
+    for part in ["tessera 0.", "of memory", "two steps: right", "GPUs"] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+}

@@ -18,6 +18,26 @@ fn without_a_driver_the_cpu_trains_and_a_gpu_is_refused() {
     assert!(bench.text("runs/tiny/run.yaml").contains("devices: cpu"));
 }
 
+/// The machine code of the kernels runs on every driver of the toolkit's major version.
+#[test]
+fn a_driver_that_is_too_old_is_named_and_one_of_the_same_major_version_serves() {
+    let bench = Bench::new();
+    train(&bench, 1, &[ONE], &[("TESSERA_EMULATOR_DRIVER", "11080")])
+        .failed(3, &["the CUDA driver is of CUDA 11.8", "install a newer driver"]);
+    train(&bench, 1, &[ONE, "training_duration=1ba"], &[("TESSERA_EMULATOR_DRIVER", "13000")]).printed();
+}
+
+#[test]
+fn doctor_tries_every_gpu() {
+    let bench = Bench::new();
+    let report = on_gpus(&bench, 2, &["doctor"], &[]).printed();
+    for expected in ["driver of CUDA 13.4", "NCCL 2.", "cuda:0", "cuda:1", "two steps in amp_bf16: right"] {
+        assert!(report.contains(expected), "{expected}: {report}");
+    }
+    // Its first launch fails, and every one after it.
+    on_gpus(&bench, 1, &["doctor"], &[("TESSERA_EMULATOR_FAIL", "0:0")]).failed(3, &["cannot be used"]);
+}
+
 #[test]
 fn a_gpu_that_is_too_small_is_named_before_anything_is_allocated() {
     let bench = Bench::new();

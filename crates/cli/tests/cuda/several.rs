@@ -60,7 +60,7 @@ fn four_gpus_train_as_the_cpu_does() {
         train(&bench, 4, &["devices=cuda", "precision=fp32", parallel], &[]).printed();
         close(&losses(&bench), &expected);
         let run = bench.text("runs/tiny/run.yaml");
-        assert!(run.contains("devices: cuda"), "{run}");
+        assert!(run.contains("devices: cuda") && run.contains("activation_checkpointing: none"), "{run}");
     }
 }
 

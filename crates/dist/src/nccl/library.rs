@@ -58,13 +58,22 @@ impl UniqueId {
     }
 }
 
-/// Fails, saying what to do, unless NCCL is there.
-fn find() -> Result<(), DistError> {
-    static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+/// The version of NCCL, which is new enough: major, minor, patch.
+///
+/// # Errors
+/// When there is none, or one that is too old; what to do is said.
+pub fn version() -> Result<(i32, i32, i32), DistError> {
+    let version = find()?;
+    Ok((version / 10_000, version / 100 % 100, version % 100))
+}
+
+/// NCCL's version in one number. Fails, saying what to do, unless NCCL is there.
+fn find() -> Result<c_int, DistError> {
+    static FOUND: OnceLock<Result<c_int, String>> = OnceLock::new();
     FOUND.get_or_init(look).clone().map_err(DistError::NoNccl)
 }
 
-fn look() -> Result<(), String> {
+fn look() -> Result<c_int, String> {
     // SAFETY: loading runs the library's initialisers, and it is about to be used.
     if !unsafe { sys::is_culib_present() } {
         return Err("found no libnccl.so, which several GPUs need: install NVIDIA's package libnccl-dev. Where there is only a \
@@ -86,7 +95,7 @@ fn look() -> Result<(), String> {
         let (major, minor) = (version / 10_000, version / 100 % 100);
         return Err(format!("NCCL {major}.{minor} is too old: install 2.18 or newer"));
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Whether what was called last has been queued.

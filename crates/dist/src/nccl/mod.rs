@@ -47,7 +47,7 @@ use crate::recorder::Recorder;
 use crate::watchdog::Deadline;
 use crew::Crew;
 use group::NcclGroup;
-pub use library::UniqueId;
+pub use library::{UniqueId, version};
 use member::{Member, State};
 pub use staging::STAGING_BYTES;
 

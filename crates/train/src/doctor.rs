@@ -1,0 +1,219 @@
+//! What this machine offers to a run, and whether it computes right: what `tessera doctor` shows.
+//!
+//! Each device trains a tiny model for two steps. The processors are held against losses that were written down once, a GPU
+//! against the processors: a driver, a library or a card that computes wrong is found before it costs a run.
+
+use std::path::Path;
+use std::thread::available_parallelism;
+
+use tessera_data::MicroBatch;
+use tessera_dist::{Residency, Single, Wire, nccl};
+use tessera_model::config::ModelConfig;
+use tessera_model::{Compute, LossScale, Model};
+use tessera_ops::cuda::{self, Found, Gpu};
+use tessera_ops::{DType, Queue};
+
+use crate::engine::{Engine, EngineSettings, Optimizer, OwnNews};
+use crate::error::TrainError;
+use crate::plan::total_memory;
+use crate::spec::OptimizerSpec;
+
+/// Heads of 64, which a GPU's tensor cores take.
+const MODEL: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 256,
+    "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 512, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": true
+}"#;
+/// Documents of so many tokens, all in one micro-batch.
+const DOCUMENTS: [u32; 3] = [100, 28, 128];
+const VOCABULARY: u32 = 512;
+
+/// The mean loss of the two steps, as fp32 on processors gave it.
+const LOSSES: Losses = [6.246_478_738, 5.758_859_171];
+/// How far losses may be from those, relatively: sums are taken in other orders.
+const FP32: f64 = 1e-4;
+/// Eight bits of a product's factors are kept.
+const BF16: f64 = 1e-2;
+
+type Losses = [f64; 2];
+
+/// A machine, as a run would find it.
+#[derive(Debug)]
+pub struct Report {
+    /// Threads that processors offer.
+    pub threads: usize,
+    /// Bytes of memory, or of the control group's limit.
+    pub memory: usize,
+    /// Of the steps on processors.
+    pub steps: Verdict,
+    /// What there is of CUDA; why there is none.
+    pub cuda: Result<Cuda, String>,
+}
+
+/// CUDA, as this build finds it.
+#[derive(Debug)]
+pub struct Cuda {
+    /// The version that the driver is made for, major and minor.
+    pub driver: Option<(i32, i32)>,
+    /// The version of the toolkit that compiled the kernels.
+    pub toolkit: Option<(i32, i32)>,
+    /// NCCL's version, which several GPUs need; why there is none.
+    pub nccl: Result<(i32, i32, i32), String>,
+    /// Each GPU; why it cannot be used.
+    pub gpus: Vec<Result<GpuReport, String>>,
+}
+
+/// One GPU.
+#[derive(Debug)]
+pub struct GpuReport {
+    /// What NVIDIA calls it.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: (i32, i32),
+    /// Bytes of its memory that are free, and all.
+    pub memory: (usize, usize),
+    /// Of the steps in fp32 and in bf16.
+    pub steps: [(&'static str, Verdict); 2],
+}
+
+/// How the steps of a device went.
+#[derive(Debug)]
+pub enum Verdict {
+    /// As they should: the largest relative error of a loss.
+    Right(f64),
+    /// Too far from what they should give: the largest relative error, and what is allowed.
+    Wrong(f64, f64),
+    /// They could not be made.
+    Failed(String),
+}
+
+impl Verdict {
+    fn of(losses: Result<Losses, TrainError>, allowed: f64) -> Self {
+        let losses = match losses {
+            Ok(losses) => losses,
+            Err(error) => return Self::Failed(error.to_string()),
+        };
+        let errors = losses.iter().zip(LOSSES).map(|(loss, expected)| (loss / expected - 1.0).abs());
+        match errors.fold(0.0, |largest: f64, error| if error <= largest { largest } else { error }) {
+            error if error <= allowed => Self::Right(error),
+            error => Self::Wrong(error, allowed),
+        }
+    }
+
+    /// Whether the device can be trusted.
+    pub fn is_right(&self) -> bool {
+        matches!(self, Self::Right(_))
+    }
+}
+
+impl Report {
+    /// Whether every device that was found can be trusted.
+    pub fn is_well(&self) -> bool {
+        let gpus = self.cuda.iter().flat_map(|cuda| &cuda.gpus);
+        let are_right = |gpu: &Result<GpuReport, String>| {
+            gpu.as_ref().is_ok_and(|gpu| gpu.steps.iter().all(|(_, verdict)| verdict.is_right()))
+        };
+        self.steps.is_right() && gpus.into_iter().all(are_right)
+    }
+}
+
+/// Looks at the machine and tries each of its devices.
+pub fn examine() -> Report {
+    Report {
+        threads: available_parallelism().map_or(1, usize::from),
+        memory: total_memory(),
+        steps: Verdict::of(losses(Queue::cpu(), DType::F32), FP32),
+        cuda: examine_cuda(),
+    }
+}
+
+fn examine_cuda() -> Result<Cuda, String> {
+    let count = match cuda::find() {
+        Ok(Found::Some(count)) => count,
+        Ok(Found::None(reason)) => return Err(reason),
+        Err(error) => return Err(error.to_string()),
+    };
+    Ok(Cuda {
+        driver: cuda::driver_version(),
+        toolkit: cuda::toolkit_version(),
+        nccl: nccl::version().map_err(|error| error.to_string()),
+        gpus: (0..count).map(|ordinal| examine_gpu(ordinal).map_err(|error| error.to_string())).collect(),
+    })
+}
+
+fn examine_gpu(ordinal: usize) -> Result<GpuReport, TrainError> {
+    let gpu = Gpu::open(ordinal)?;
+    let steps = |dtype, allowed| {
+        let losses = Queue::cuda(&gpu).map_err(TrainError::from).and_then(|queue| losses(queue, dtype));
+        Verdict::of(losses, allowed)
+    };
+    Ok(GpuReport {
+        name: gpu.name().to_owned(),
+        capability: gpu.capability(),
+        memory: gpu.memory()?,
+        steps: [("fp32", steps(DType::F32, FP32)), ("amp_bf16", steps(DType::BF16, BF16))],
+    })
+}
+
+/// The losses of two steps from weights that are always the same.
+fn losses(queue: Queue, dtype: DType) -> Result<Losses, TrainError> {
+    let batch = batch();
+    let settings = EngineSettings {
+        micro_batch_tokens: batch.tokens.len(),
+        micro_batch_rows: 1,
+        positions: batch.tokens.len(),
+        chunk_tokens: batch.tokens.len(),
+        recompute: true,
+        residency: Residency::default(),
+        wire: Wire::default(),
+        optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
+        max_grad_norm: 1.0,
+    };
+    let config = ModelConfig::parse(MODEL, Path::new("config.json"))?;
+    let model = Model::new(config).computing(Compute { dtype, home: queue.home() });
+    let mut engine = Engine::new(queue, model, Single, settings)?;
+    engine.initialise(17)?;
+    let token = 1.0 / batch.loss_tokens as f64;
+    let mut losses = Losses::default();
+    for loss in &mut losses {
+        engine.train_micro_batch(&batch, LossScale { token, balance: 0.0 })?;
+        *loss = token * engine.finish_step(1.0, OwnNews::default(), |_| {})?.loss_sum;
+    }
+    Ok(losses)
+}
+
+/// One row of documents without a pattern, where every token has a target.
+fn batch() -> MicroBatch {
+    let tokens = DOCUMENTS.iter().sum::<u32>();
+    let bounds = DOCUMENTS.iter().scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    });
+    MicroBatch {
+        tokens: (0..tokens).map(|place| place.wrapping_mul(2_654_435_761) % VOCABULARY).collect(),
+        labels: (0..tokens).map(|place| (place.wrapping_mul(40_503) % VOCABULARY) as i32).collect(),
+        positions: DOCUMENTS.iter().flat_map(|&length| 0..length).collect(),
+        cu_seqlens: [0].into_iter().chain(bounds).collect(),
+        row_starts: vec![0, tokens],
+        loss_tokens: tokens as usize,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn these_processors_compute_right() {
+        let steps = examine().steps;
+        assert!(steps.is_right(), "{steps:?}");
+    }
+
+    #[test]
+    fn what_is_far_off_or_no_number_is_wrong() {
+        let off = |factor: f64| Verdict::of(Ok(LOSSES.map(|loss| factor * loss)), FP32);
+        assert!(off(1.0 + 5e-5).is_right());
+        assert!(matches!(off(1.001), Verdict::Wrong(..)));
+        assert!(matches!(off(f64::NAN), Verdict::Wrong(..)));
+    }
+}
