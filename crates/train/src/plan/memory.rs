@@ -8,9 +8,9 @@ use tessera_ops::cuda;
 
 use super::cluster::GPU_RESERVED_BYTES;
 use super::{RunPlan, Settings, engine_settings};
-use crate::engine::{MemoryPlan, check_context};
+use crate::engine::{EngineSettings, MemoryPlan, check_context};
 use crate::error::TrainError;
-use crate::spec::{MicrobatchSize, Parallel, ShardDegree};
+use crate::spec::{ActivationCheckpointing, MicrobatchSize, Parallel, ShardDegree};
 
 /// Tokens of a micro-batch from which on matrix products run at their best rate; more only cost memory.
 const GOOD_MICRO_BATCH_TOKENS: usize = 4096;
@@ -134,8 +134,8 @@ fn planned_degrees(settings: &Settings, ranks: usize) -> Degrees {
     Degrees { shard, replicate, context }
 }
 
-/// Decides `device_train_microbatch_size: auto` from the memory plan for so many `ranks` and the machine's total memory: the
-/// same machine always decides the same.
+/// Decides `device_train_microbatch_size: auto` and `activation_checkpointing: auto` from the memory plan for so many `ranks` and
+/// the machine's total memory: the same machine always decides the same.
 pub(super) fn decide_microbatch(
     settings: &mut Settings,
     model: &Model,
@@ -164,6 +164,18 @@ pub(super) fn decide_microbatch(
         rows /= 2;
         memory = plan(rows)?;
     }
+    let mut decided = settings.activation_checkpointing;
+    if decided == ActivationCheckpointing::Auto {
+        // Processors gain less from it, and their memory is others' too. Several processes must not decide differently.
+        let may_keep = settings.on_gpus() && ranks == settings.local_ranks().get();
+        let keeping = EngineSettings { recompute: false, ..engine_settings(settings, rows) };
+        let all = MemoryPlan::new(model, degrees.into(), &keeping)?;
+        if may_keep && needed(&all) <= room.usable {
+            (decided, memory) = (ActivationCheckpointing::None, all);
+        } else {
+            decided = ActivationCheckpointing::Block;
+        }
+    }
     let (ranks_here, tokens) =
         (settings.local_ranks().get() * processes_here, settings.context_length * rows);
     let states = memory.state_bytes() * if settings.on_gpus() { 1 } else { ranks_here };
@@ -172,6 +184,7 @@ pub(super) fn decide_microbatch(
         let copies = snapshot_bytes(&memory, settings) * ranks_here;
         Room::host().check(copies, copies, tokens)?;
     }
+    settings.activation_checkpointing = decided;
     if let Some(rows) = NonZeroUsize::new(rows) {
         settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
     }

@@ -63,7 +63,7 @@ impl RunPlan {
         let flops_per_second = self.expected_flops_per_second()?;
         let epochs = self.length.total_batches as f64 / self.length.epoch.batches().max(1) as f64;
         let recompute = match self.settings.activation_checkpointing {
-            ActivationCheckpointing::Block => 4.0 / 3.0,
+            ActivationCheckpointing::Auto | ActivationCheckpointing::Block => 4.0 / 3.0,
             ActivationCheckpointing::None => 1.0,
         };
         let seconds = self.epoch_flops * epochs * recompute / flops_per_second.max(1.0);
@@ -280,7 +280,7 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
         micro_batch_rows: microbatch_rows,
         positions: settings.context_length,
         chunk_tokens: CHUNK_TOKENS,
-        recompute: settings.activation_checkpointing == ActivationCheckpointing::Block,
+        recompute: settings.activation_checkpointing != ActivationCheckpointing::None,
         residency: match settings.parallel.reshard_after_forward {
             true => Residency::WhileUsed,
             false => Residency::WholeStep,

@@ -67,6 +67,7 @@ pub struct Settings {
     pub target_responses: TargetResponses,
     pub packing: Packing,
     pub shuffle: bool,
+    /// `auto` until the memory plan has decided.
     pub activation_checkpointing: ActivationCheckpointing,
     pub devices: Devices,
     pub parallel: Parallel,
@@ -178,7 +179,7 @@ impl Settings {
             target_responses: spec.target_responses.unwrap_or(TargetResponses::All),
             packing: spec.packing.unwrap_or(Packing::BestFit),
             shuffle: spec.shuffle.unwrap_or(true),
-            activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Block),
+            activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Auto),
             devices,
             gpus,
             parallel: spec.parallel.unwrap_or_default(),

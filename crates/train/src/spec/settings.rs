@@ -77,6 +77,8 @@ keyword! {
 keyword! {
     /// What the forward pass keeps for the backward.
     ActivationCheckpointing {
+        /// Everything where one process trains on GPUs that have room for it, else each block's input.
+        Auto = "auto",
         /// Each block's input; the rest is computed again.
         Block = "block",
         /// Everything.

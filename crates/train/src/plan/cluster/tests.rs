@@ -23,7 +23,7 @@ fn close(found: f64, expected: f64) {
 }
 
 /// Llama-3.1-8B: H = 4096, F = 14336, L = 32, V = 128256, 32 query heads and 8 key/value heads of 128. T = 8192 tokens a
-/// rank, feed-forward layers in chunks of 4096, logits in chunks of 256.
+/// rank, feed-forward layers in chunks of 4096, logits in chunks of 1024.
 ///
 /// Units: embedding V·H = 525,336,576; a block 6144·H + H·H + 2F·H + H·F + 2H = 218,112,000; head V·H + H = 525,340,672.
 #[test]
@@ -44,14 +44,15 @@ fn the_memory_of_an_8b_on_8_h100_is_what_a_hand_comes_to() {
     let (tokens, chunk) = (8192, 4096);
     let halves = tokens * (4096 + 4096 + 6144 + 4096) + chunk * (4096 + 28_672 + 14_336);
     close(memory.kept_bytes as f64, f64::from(2 * halves + 4 * (tokens * 33 + chunk)));
-    // The attention's backward: dx, dattended, dqkv; a number of each query head in fp32.
-    close(memory.scratch_bytes as f64, f64::from(tokens * (4096 + 4096 + 6144) * 2 + tokens * 32 * 4));
+    // The head's: input, its norm's output, their gradient; a root mean square; logits in fp32, their gradient in bf16. A block's
+    // backward takes less.
+    close(memory.scratch_bytes as f64, f64::from(1024 * (3 * 4096 * 2 + 4 + 128_256 * (4 + 2))));
     assert_eq!(memory.exchange_bytes, 0);
     // Cosines and sines of 8192 positions; tokens, positions, documents, rows with a target, and targets; a few scalars; twice
     // 32 MiB for the stream.
     let known = 8192 * 128 * 4 + 5 * 8192 * 4 + 2 * (32 << 20);
     assert!((known..known + 400).contains(&memory.other_bytes), "{}", memory.other_bytes);
-    close(memory.total_bytes() as f64, 25.6427e9);
+    close(memory.total_bytes() as f64, 26.2199e9);
     assert!(plan.fits);
 }
 
