@@ -46,7 +46,7 @@ PEAK, BANDWIDTH, PLAN_SHARE = (
     h100(field) for field in ("peak_flops_per_second", "memory_bytes_per_second", "achieved")
 )
 CHUNK_TOKENS = int(source("crates/train/src/engine/mod.rs", r"CHUNK_TOKENS: usize = (\d+)"))
-LOGITS_BYTES = int(source("crates/model/src/head.rs", r"CHUNK_BYTES: usize = (\d+) << 20")) << 20
+LOGITS_BYTES = int(source("crates/model/src/head.rs", r"Home::Gpu => (\d+) << 20")) << 20
 
 
 class Model(NamedTuple):

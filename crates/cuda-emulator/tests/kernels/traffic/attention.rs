@@ -36,7 +36,7 @@ impl Layer {
         let Self { tokens, head_size } = self;
         let pairs = tokens * (tokens + 1) / 2;
         // The log-sum-exp, and δ on the way back.
-        let sums = if pass == "attention_forward" { 4 } else { 8 };
+        let sums = if pass.ends_with("attention_forward") { 4 } else { 8 };
         let bytes = tokens * (matrices * head_size * each + sums);
         Case::new(file, format!("{pass}_{suffix}"), bytes, flops * head_size * pairs)
             .of(format!("{tokens} tokens, a head of {head_size}"), head_size * pairs)
@@ -85,6 +85,32 @@ fn attention_feeds_the_tensor_cores() {
         let shared = rows_bytes(2 * 64 + 4 * others);
         layer.backward::<bf16>(&keys.launch(launch(64, shared + 4 * others * size_of::<f32>())), None);
         layer.backward::<bf16>(&queries.launch(launch(64, shared)), None);
+    }
+}
+
+#[test]
+fn attention_feeds_the_tensor_cores_by_warpgroups() {
+    for head_size in [64, 128] {
+        let layer = Layer { tokens: 1024, head_size };
+        let rows_bytes = |rows: usize| rows * head_size * size_of::<bf16>();
+        let [forward, keys, queries] = PASSES.map(|(pass, flops, matrices)| {
+            let name = format!("hopper_{pass}");
+            let file = if pass == "attention_forward" {
+                "hopper_attention_forward"
+            } else {
+                "hopper_attention_backward"
+            };
+            layer
+                .case((&name, flops, matrices), file, &head_size.to_string(), size_of::<bf16>())
+                .bound(Bound::TensorCores)
+        });
+        // Four pairs of tiles of 64 rows.
+        let ring = rows_bytes(4 * 2 * 64);
+        let launch = |shared| Launch::blocks(layer.tokens / 128).threads(256).shared(shared);
+        layer.forward::<bf16>(&forward.launch(launch(rows_bytes(128) + ring)), None);
+        let shared = rows_bytes(2 * 128) + ring;
+        layer.backward::<bf16>(&keys.launch(launch(shared + 4 * 2 * 64 * size_of::<f32>())), None);
+        layer.backward::<bf16>(&queries.launch(launch(shared)), None);
     }
 }
 

@@ -70,4 +70,10 @@ fn casts_read_and_write_once() {
     let cast = |kernel: &str| Case::new("cast", kernel, 6 * SIZE, 0).launch(Launch::blocks(FLAT));
     cast("cast_bf16_f32").run(vec![input(&narrow), output(&mut wide), long(SIZE)]);
     cast("cast_f32_bf16").run(vec![input(&wide), output(&mut narrow), long(SIZE)]);
+    // Read in bf16, added to fp32.
+    Case::new("fill", "fill_add_bf16_f32", 10 * SIZE, SIZE).launch(Launch::blocks(FLAT)).run(vec![
+        input(&narrow),
+        output(&mut wide),
+        long(SIZE),
+    ]);
 }
