@@ -25,6 +25,18 @@ use crate::spec::{ReduceDType, RunSpec};
 use crate::time::{EpochLength, RunLength};
 
 const IDENTITY: &str = "the data";
+/// How far a saved engine has come: no two numbers alike.
+const POSITION: Position = Position {
+    epoch: 0,
+    batch: 3,
+    sample: 24,
+    token: 190,
+    batch_in_epoch: 2,
+    sample_in_epoch: 16,
+    token_in_epoch: 127,
+    elapsed: Duration::from_micros(61_000_250),
+};
+const COUNTS: OptimizerCounts = OptimizerCounts { updates: 8, skipped_in_a_row: 1, skipped: 4 };
 
 fn config(case: &str) -> ModelConfig {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens");
@@ -70,11 +82,13 @@ fn on_ranks(config: &ModelConfig, degrees: Degrees, part: impl Fn(Engine, &RunPl
     });
 }
 
-/// A value that no other element of any tensor or moment shares by accident.
+/// A value that no other element of any tensor or moment shares by accident: any bits that are finite, so that negative and
+/// subnormal numbers are among them.
 fn value(kind: usize, name: &str, element: usize) -> f32 {
+    const LARGEST_EXPONENT_BIT: u32 = 1 << 30;
     let mix = |hash: u32, word: u32| (hash ^ word).wrapping_mul(0x9e37_79b1).rotate_left(13);
     let hash = name.bytes().fold(kind as u32, |hash, byte| mix(hash, byte.into()));
-    mix(hash, element as u32) as f32 / u32::MAX as f32
+    f32::from_bits(mix(hash, element as u32) & !LARGEST_EXPONENT_BIT)
 }
 
 /// Calls `body` with each piece of each of this rank's buffers: kind (the weights, then the moments), piece, values.
@@ -92,7 +106,8 @@ fn each_piece(engine: &Engine, mut body: impl FnMut(usize, &Piece<'_>, &mut [f32
     }
 }
 
-fn fill(engine: &Engine) {
+fn fill(engine: &mut Engine) {
+    engine.set_optimizer_counts(COUNTS).unwrap();
     each_piece(engine, |kind, piece, values| {
         for (place, target) in values.iter_mut().enumerate() {
             *target = value(kind, &piece.parameter.name, piece.first + place);
@@ -109,7 +124,7 @@ fn save_engine(folder: &Path, engine: &Engine, plan: &RunPlan, in_place: bool) -
     let mut saver = Saver::new(settings);
     let moment = Moment {
         plan,
-        position: &Position { batch: 3, ..Position::default() },
+        position: &POSITION,
         data_identity: IDENTITY,
         owed: Owed::default(),
         weights_only: false,
@@ -119,23 +134,35 @@ fn save_engine(folder: &Path, engine: &Engine, plan: &RunPlan, in_place: bool) -
 }
 
 fn save(folder: &Path, config: &ModelConfig, degrees: Degrees) {
-    on_ranks(config, degrees, |engine, plan| {
-        fill(&engine);
+    on_ranks(config, degrees, |mut engine, plan| {
+        fill(&mut engine);
         save_engine(folder, &engine, plan, degrees.shard <= 2).unwrap();
     });
 }
 
+/// Checks that what was saved is there again on other ranks: weights and moments bit for bit, and all that is counted.
 fn assert_read(folder: &Path, config: &ModelConfig, degrees: Degrees) {
+    let read = Mutex::new(0);
     on_ranks(config, degrees, |mut engine, plan| {
         let resumed = resume(folder, &mut engine, plan, IDENTITY, &Silent).unwrap().unwrap();
-        assert_eq!(resumed.position.batch, 3);
+        assert_eq!(resumed.position, POSITION);
+        assert_eq!(engine.optimizer_counts().unwrap(), COUNTS);
         each_piece(&engine, |kind, piece, values| {
             for (place, &found) in values.iter().enumerate() {
                 let (name, element) = (&piece.parameter.name, piece.first + place);
-                assert_eq!(found, value(kind, name, element), "{name}, element {element}, buffer {kind}");
+                let expected = value(kind, name, element);
+                assert_eq!(
+                    found.to_bits(),
+                    expected.to_bits(),
+                    "{name}, element {element}, buffer {kind}: {found}, not {expected}"
+                );
             }
+            *read.lock().unwrap() += values.len();
         });
     });
+    // Weights and two moments of every parameter, once in each copy of the model.
+    let all = Model::new(config.clone()).parameter_count() * 3 * degrees.replicate;
+    assert_eq!(read.into_inner().unwrap(), all, "not every element was looked at");
 }
 
 fn ranks(shard: usize) -> Degrees {
@@ -181,7 +208,7 @@ fn ranks_whose_replicated_state_differs_save_nothing_and_are_named() {
     let differing = |part: &(dyn Fn(&mut Engine) + Sync)| {
         let said = Mutex::new(Vec::new());
         on_ranks(&config("tied_gqa"), Degrees { shard: 2, replicate: 2, context: 1 }, |mut engine, plan| {
-            fill(&engine);
+            fill(&mut engine);
             if engine.units().mesh().world().rank() == 3 {
                 part(&mut engine);
             }
@@ -228,9 +255,8 @@ fn assemble(
     let said = Mutex::new(vec![String::new(); 2]);
     on_ranks(&config("tied_gqa"), ranks(2), |engine, _| {
         let patience = Patience { patience: Duration::from_secs(600), hurried: Arc::default() };
-        let position = Position { batch: 3, ..Position::default() };
         let assembly =
-            Assembly::begin(&engine, &position, folder.join("ep0-ba3"), patience).unwrap().unwrap();
+            Assembly::begin(&engine, &POSITION, folder.join("ep0-ba3"), patience).unwrap().unwrap();
         let rank = assembly.rank();
         let text = if rank == 0 { first(assembly) } else { second(assembly) };
         said.lock().unwrap()[rank] = text;
