@@ -251,6 +251,17 @@ impl CheckIn {
     }
 }
 
+/// What the kernel says of itself; nothing where there is none that does.
+fn kernel(name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Tells this boot of this machine from all others.
+pub(crate) fn boot() -> String {
+    kernel("random/boot_id")
+}
+
 /// The ranks of this process.
 pub struct Ranks {
     /// Each rank's view of the group of all; it goes to a thread of its own.
@@ -293,15 +304,7 @@ impl Ranks {
         let met: Vec<_> =
             self.groups.iter().map(|group| group.barrier("start-up check")).collect::<Result<_, _>>()?;
         met.into_iter().try_for_each(Pending::wait)?;
-        let kernel = |name: &str| {
-            let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
-            text.trim().to_owned()
-        };
-        let own = Arrival {
-            boot: kernel("random/boot_id"),
-            host: kernel("hostname"),
-            waited: since.elapsed().as_secs_f64(),
-        };
+        let own = Arrival { boot: boot(), host: kernel("hostname"), waited: since.elapsed().as_secs_f64() };
         let told = serde_json::to_vec(&own)?;
         let told = self.groups.iter().map(|group| group.all_gather_bytes("who came when", told.clone()));
         let mut all = Vec::new();

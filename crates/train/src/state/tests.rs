@@ -1,21 +1,26 @@
 //! Every number of ranks reads what every other wrote, element for element.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use tessera_checkpoint::dcp::{RankMetadata, RankWriter, SaveId};
+use tessera_checkpoint::{StoredDType, TensorInfo, WeightSource};
 use tessera_dist::{Deadline, Degrees, Mesh, threads};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Piece};
 use tessera_ops::{DType, Queue};
 
+use super::same_weights::same_weights;
 use super::shards::Assembly;
-use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, resume};
+use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, exchange, resume};
 use crate::engine::{Engine, MemoryPlan, OptimizerCounts, Sharing};
 use crate::error::TrainError;
 use crate::observe::Silent;
@@ -340,4 +345,95 @@ fn a_note_of_an_earlier_attempt_is_nobodys() {
     );
     assert!(said[0].contains("rank 1") && said[0].contains(&said[1]), "{said:?}");
     assert!(!folder.path().join("ep0-ba3").exists());
+}
+
+/// A copy of weights in a file of its own, in which one bit of one element may be another.
+struct Copied {
+    file: PathBuf,
+    tensors: BTreeMap<String, TensorInfo>,
+    flipped: Option<(String, usize)>,
+    read: AtomicUsize,
+}
+
+impl Copied {
+    fn of(file: PathBuf, config: &ModelConfig, flipped: Option<(String, usize)>) -> Self {
+        let tensors = Model::new(config.clone()).tensors().into_iter();
+        let tensors = tensors.map(|(name, shape)| (name, TensorInfo { shape, dtype: StoredDType::F32 }));
+        Self { file, tensors: tensors.collect(), flipped, read: AtomicUsize::new(0) }
+    }
+}
+
+impl WeightSource for Copied {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn read(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.read.fetch_add(out.len(), Ordering::Relaxed);
+        for (element, out) in (start..).zip(out) {
+            let flips = self.flipped.as_ref().is_some_and(|flipped| *flipped == (name.to_owned(), element));
+            *out = f32::from_bits(value(0, name, element).to_bits() ^ u32::from(flips));
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.file.clone()]
+    }
+}
+
+/// The name and element of places all over this rank's slices.
+fn places(engine: &Engine) -> Vec<(String, usize)> {
+    let mut places = Vec::new();
+    each_piece(engine, |kind, piece, values| {
+        let elements = if kind == 0 { vec![0, values.len() / 2, values.len() - 1] } else { Vec::new() };
+        let elements = elements.into_iter().map(|place| (piece.parameter.name.clone(), piece.first + place));
+        places.extend(elements);
+    });
+    places
+}
+
+#[test]
+fn one_bit_that_is_another_in_one_copy_of_the_weights_is_found() {
+    let config = config("tied_gqa");
+    let folder = tempfile::tempdir().unwrap();
+    let file = |copy: usize| folder.path().join(copy.to_string());
+    (0..4).for_each(|copy| fs::write(file(copy), "").unwrap());
+    let hybrid = Degrees { shard: 2, replicate: 2, context: 1 };
+    for (degrees, nodes) in [(ranks(2), 2), (ranks(3), 3), (ranks(4), 2), (hybrid, 2), (hybrid, 4)] {
+        let culprit = 1;
+        on_ranks(&config, degrees, |engine, _| {
+            let rank = engine.units().mesh().world().rank();
+            let copy = rank % nodes;
+            let own = places(&engine);
+            let places = exchange(engine.units().mesh().world(), "test", &own).unwrap().swap_remove(culprit);
+            for place in places.into_iter().map(Some).chain([None]) {
+                let expected = place.clone().map(|(name, _)| name);
+                let weights = Copied::of(file(copy), &config, place.filter(|_| copy == culprit % nodes));
+                engine.load_weights(engine.model().units(), &weights, |_| {}).unwrap();
+                match (same_weights(&engine, &weights, "a test"), expected) {
+                    (Ok(()), None) => {}
+                    (Err(TrainError::OtherWeights { ranks, name }), Some(expected)) => {
+                        assert_eq!(name, expected, "{degrees:?}");
+                        assert!(ranks.iter().any(|rank| rank % nodes == culprit % nodes), "{ranks:?}");
+                    }
+                    (found, expected) => panic!("{degrees:?}: {found:?}, not {expected:?}"),
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn ranks_that_see_one_copy_of_the_weights_read_nothing_twice() {
+    let config = config("tied_gqa");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights");
+    fs::write(&file, "").unwrap();
+    let weights = Copied::of(file, &config, None);
+    on_ranks(&config, ranks(3), |engine, _| {
+        engine.load_weights(engine.model().units(), &weights, |_| {}).unwrap();
+        same_weights(&engine, &weights, "a test").unwrap();
+    });
+    assert_eq!(weights.read.into_inner(), Model::new(config).parameter_count());
 }
