@@ -231,6 +231,30 @@ def refused(folder: Folder) -> None:
         expect(message in said, f"{name}: {said}")
 
 
+def told_to_stop(folder: Folder) -> None:
+    """a job at the end of its time, three times: every rank is told, it saves, ends with 143 and goes on to the same weights"""
+    # As --signal=TERM@120 tells them: the ranks of all steps, not the batch script.
+    ends(folder, submit(folder, "whole", *LONG), "whole")
+    job, log = submit(folder, "told", *LONG), folder.path / "slurm-told.log"
+    for number in range(1, 4):
+        until("a batch", 60, lambda before=len(folder.numbers("told")): len(folder.numbers("told")) > before + 1)
+        expect(job_state(job) == "RUNNING", f"the job was over before signal {number}: {job_state(job)}")
+        slurm("scancel", "--signal=TERM", job)
+        until("its stop", 30, lambda number=number: log.read_text().count("Stopped by SIGTERM after") == number)
+        until("the end of the ranks", 30, lambda: not processes(folder))
+        restarts = f"Restarts={number} "
+        until("its second start", 30, lambda restarts=restarts: restarts in slurm("scontrol", "-o", "show", "job", job))
+        # srun names tasks with one code in one line, or in several.
+        tasks = re.findall(r"tasks? ([\d,-]+): Exited with exit code 143", log.read_text())
+        expect(len(tasks) >= number, f"not every time with 143: {tasks}")
+        stopped = len(folder.numbers("told"))
+        newest = (folder.run("told") / "checkpoints/latest-sharded-rank0.symlink").read_text().strip()
+        expect(newest.endswith(f"-ba{stopped}"), f"{newest} was saved after {stopped} batches")
+        folder.whole_checkpoints("told")
+    ends(folder, job, "told")
+    folder.same_run("told", "whole")
+
+
 def requeued(folder: Folder) -> None:
     """a job requeued, or its ranks killed, 8 times at random moments: it ends with the same weights"""
     ends(folder, submit(folder, "whole", *LONG), "whole")
@@ -254,7 +278,7 @@ def main() -> None:
     for tool in ("munged", "slurmctld", "slurmd", "srun", "sbatch"):
         expect(shutil.which(tool) is not None, f"{tool} is not installed")
     with Cluster():
-        run_cases(same_as_threads, stands_still, dies_before_it_joins, not_requeued, refused, requeued)
+        run_cases(same_as_threads, stands_still, dies_before_it_joins, not_requeued, refused, told_to_stop, requeued)
 
 
 if __name__ == "__main__":
