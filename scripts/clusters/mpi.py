@@ -33,8 +33,7 @@ def same_as_threads_and_one_process(folder: Folder) -> None:
         with mpi(folder, ranks, f"mpi{ranks}", length) as job:
             job.succeeds()
         folder.close_run(f"mpi{ranks}", "one", 1e-5)
-        folder.train(f"threads{ranks}", length, f"devices=cpu:{ranks}")
-        folder.same_run(f"mpi{ranks}", f"threads{ranks}")
+        folder.same_as_threads(f"mpi{ranks}", ranks, length)
 
 
 def split_rows(folder: Folder) -> None:
@@ -45,8 +44,7 @@ def split_rows(folder: Folder) -> None:
         layout = [length, "parallel.context=2"]
         with mpi(folder, ranks, f"mpi{ranks}", *layout) as job:
             job.succeeds()
-        folder.train(f"threads{ranks}", *layout, f"devices=cpu:{ranks}")
-        folder.same_run(f"mpi{ranks}", f"threads{ranks}")
+        folder.same_as_threads(f"mpi{ranks}", ranks, *layout)
         folder.close_run(f"mpi{ranks}", "one", 1e-4)
         whole = f"whole{ranks}"
         folder.train(whole, length, f"devices=cpu:{ranks}")
@@ -59,8 +57,7 @@ def hybrid(folder: Folder) -> None:
         layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2", f"parallel.reduce_dtype={dtype}"]
         with mpi(folder, 4, f"mpi-{dtype}", *layout) as job:
             job.succeeds()
-        folder.train(f"threads-{dtype}", *layout, "devices=cpu:4")
-        folder.same_run(f"mpi-{dtype}", f"threads-{dtype}")
+        folder.same_as_threads(f"mpi-{dtype}", 4, *layout)
     expect(folder.weights("mpi-fp32") != folder.weights("mpi-bf16"), "nothing was rounded")
 
 

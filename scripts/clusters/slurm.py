@@ -139,8 +139,7 @@ def same_as_threads(folder: Folder) -> None:
     for ranks in (2, 3):
         with srun(folder, ranks, f"srun{ranks}", "training_duration=24ba") as job:
             job.succeeds()
-        folder.train(f"threads{ranks}", "training_duration=24ba", f"devices=cpu:{ranks}")
-        folder.same_run(f"srun{ranks}", f"threads{ranks}")
+        folder.same_as_threads(f"srun{ranks}", ranks, "training_duration=24ba")
 
 
 def stands_still(folder: Folder) -> None:
