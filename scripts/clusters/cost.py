@@ -9,9 +9,9 @@ import json
 import resource
 import statistics
 import time
-from pathlib import Path
 
 from jobs import Job, mpirun, processes, training
+from memory import anonymous_bytes
 from tiny import ROOT, Folder
 
 MODEL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3}
@@ -39,20 +39,11 @@ def run(folder: Folder, command: list[str]) -> tuple[float, int]:
     with Job(folder, command) as job:
         while job.runs():
             # Ranks under mpirun, or the one process without it.
-            most = max([most, *map(anonymous, [*processes(folder).values()] or [job.process.pid])])
+            most = max([most, *map(anonymous_bytes, [*processes(folder).values()] or [job.process.pid])])
             time.sleep(0.05)
         job.succeeds()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, most
-
-
-def anonymous(process: int) -> int:
-    """Bytes of anonymous memory that a process has now."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def planned(folder: Folder, ranks: int, threads: bool) -> float:

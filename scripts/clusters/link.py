@@ -95,8 +95,7 @@ def same_as_threads(folder: Folder) -> None:
         first, second = (network(job.rank(rank)) for rank in range(2))
         expect(first != second, "both ranks run on one host")
         job.succeeds()
-    folder.train("threads", "training_duration=24ba", "devices=cpu:2")
-    folder.same_run("hosts", "threads")
+    folder.same_as_threads("hosts", 2, "training_duration=24ba")
 
 
 def network(process: int) -> str:

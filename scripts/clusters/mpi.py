@@ -3,6 +3,7 @@
 given something else. `scripts/test-clusters mpi` starts it.
 """
 
+import json
 import os
 import random
 import shutil
@@ -32,8 +33,22 @@ def same_as_threads_and_one_process(folder: Folder) -> None:
         with mpi(folder, ranks, f"mpi{ranks}", length) as job:
             job.succeeds()
         folder.close_run(f"mpi{ranks}", "one", 1e-5)
-        folder.train(f"threads{ranks}", length, f"devices=cpu:{ranks}")
-        folder.same_run(f"mpi{ranks}", f"threads{ranks}")
+        folder.same_as_threads(f"mpi{ranks}", ranks, length)
+
+
+def split_rows(folder: Folder) -> None:
+    """rows split over 2 of 4 processes, and over 2 of 2: the bits of as many threads, the losses of one rank"""
+    length = "training_duration=24ba"
+    folder.train("one", length)
+    for ranks in (2, 4):
+        layout = [length, "parallel.context=2"]
+        with mpi(folder, ranks, f"mpi{ranks}", *layout) as job:
+            job.succeeds()
+        folder.same_as_threads(f"mpi{ranks}", ranks, *layout)
+        folder.close_run(f"mpi{ranks}", "one", 1e-4)
+        whole = f"whole{ranks}"
+        folder.train(whole, length, f"devices=cpu:{ranks}")
+        expect(folder.weights(f"mpi{ranks}") != folder.weights(whole), "no row was split: the sums are those of whole rows")
 
 
 def hybrid(folder: Folder) -> None:
@@ -42,8 +57,7 @@ def hybrid(folder: Folder) -> None:
         layout = ["training_duration=12ba", "parallel.shard=2", "parallel.replicate=2", f"parallel.reduce_dtype={dtype}"]
         with mpi(folder, 4, f"mpi-{dtype}", *layout) as job:
             job.succeeds()
-        folder.train(f"threads-{dtype}", *layout, "devices=cpu:4")
-        folder.same_run(f"mpi-{dtype}", f"threads-{dtype}")
+        folder.same_as_threads(f"mpi-{dtype}", 4, *layout)
     expect(folder.weights("mpi-fp32") != folder.weights("mpi-bf16"), "nothing was rounded")
 
 
@@ -302,14 +316,52 @@ def refuses_differences(folder: Folder) -> None:
         job.says("absent.jsonl")
 
 
+def flip_a_bit(weights: Path, tensor: str, element: int) -> None:
+    """Turns the last bit of an fp32 value into the other one."""
+    with weights.open("r+b") as file:
+        header = int.from_bytes(file.read(8), "little")
+        start = json.loads(file.read(header))[tensor]["data_offsets"][0]
+        place = 8 + header + start + 4 * element
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def refuses_weights_that_differ_in_one_bit(folder: Folder) -> None:
+    """weights of which one bit differs in the copy of one node: refused with 2 before the first step, with ranks and tensor"""
+    folder.train("origin", "training_duration=1ba")
+    tensor = "model.embed_tokens.weight"
+    plain = [BINARY, "train", "run.yaml", f"save_folder={folder.path}/runs", "training_duration=4ba", "init=pretrained"]
+    # The first two lie in the slice of rank 0, the last in that of rank 1; none where a run looks for a first impression.
+    for number, element in enumerate((None, 100, 3000, 9000)):
+        place = folder.path / f"node{number}"
+        folder.write_inputs(place, {})
+        for model in (folder.path / "model", place / "model"):
+            shutil.copy(folder.run("origin") / "huggingface/ba1/model.safetensors", model)
+        if element is not None:
+            flip_a_bit(place / "model/model.safetensors", tensor, element)
+        name = f"run_name=bit{number}"
+        with Job(folder, mpirun(1, *plain, name) + [":", "-n", "1", "-wdir", str(place), *plain, name]) as job:
+            if element is None:
+                job.succeeds()
+                continue
+            code = job.wait(30)
+            expect(code == 2, f"element {element}: ended with {code}:\n{job.said()[-3000:]}")
+            job.says(f"ranks 0 and 1 start from different weights: {tensor}")
+        expect(not folder.numbers(f"bit{number}"), f"element {element}: it trained")
+
+
 def main() -> None:
     for tool in ("mpirun", "strace"):
         expect(shutil.which(tool) is not None, f"{tool} is not installed")
     run_cases(
         same_as_threads_and_one_process,
         hybrid,
+        split_rows,
         another_number_of_processes,
         refuses_differences,
+        refuses_weights_that_differ_in_one_bit,
         stands_still,
         stands_still_and_mpirun_ends_it,
         stands_still_before_it_trains,

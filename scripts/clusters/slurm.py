@@ -139,8 +139,7 @@ def same_as_threads(folder: Folder) -> None:
     for ranks in (2, 3):
         with srun(folder, ranks, f"srun{ranks}", "training_duration=24ba") as job:
             job.succeeds()
-        folder.train(f"threads{ranks}", "training_duration=24ba", f"devices=cpu:{ranks}")
-        folder.same_run(f"srun{ranks}", f"threads{ranks}")
+        folder.same_as_threads(f"srun{ranks}", ranks, "training_duration=24ba")
 
 
 def stands_still(folder: Folder) -> None:
@@ -205,12 +204,34 @@ def not_requeued(folder: Folder) -> None:
     expect("not requeued" in log.read_text(), f"{log} does not say why the job ended")
 
 
+# Ends of a rank that the job goes on from: killed, as by a node without memory, aborted, files or memory lost.
+LOST = (signal.SIGKILL, signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
+
 # What stands for the binary where one rank of a job is to be given something else.
 ODD_RANK = """\
 #!/bin/sh
 [ "$SLURM_PROCID" != 1 ] || set -- "$@" {override}
 exec {binary} "$@"
 """
+
+
+# What stands for the binary where one rank has a fault of the program's own.
+PANICKED = """\
+#!/bin/sh
+[ "$SLURM_PROCID" != 1 ] || exit 101
+exec {binary} "$@"
+"""
+
+
+def fails_by_itself(folder: Folder) -> None:
+    """a rank that ends by a fault of the program: the job ends with 101 and is not started again, whatever the others end with"""
+    binary = folder.path / "tessera-panicked"
+    binary.write_text(PANICKED.format(binary=BINARY))
+    binary.chmod(0o755)
+    job = submit(folder, "panicked", *LONG, binary=str(binary))
+    until(f"the end of job {job}", 60, lambda: not job_state(job))
+    state = slurm("scontrol", "-o", "show", "job", job)
+    expect("Restarts=0" in state and "ExitCode=101:0" in state, state)
 
 
 def refused(folder: Folder) -> None:
@@ -231,8 +252,37 @@ def refused(folder: Folder) -> None:
         expect(message in said, f"{name}: {said}")
 
 
+def told_to_stop(folder: Folder) -> None:
+    """a job at the end of its time, three times: every rank is told, it saves, ends with 143 and goes on to the same weights"""
+    # As --signal=TERM@120 tells them: the ranks of all steps, not the batch script.
+    ends(folder, submit(folder, "whole", *LONG), "whole")
+    job, log = submit(folder, "told", *LONG), folder.path / "slurm-told.log"
+    for number in range(1, 4):
+        until("a batch", 60, lambda before=len(folder.numbers("told")): len(folder.numbers("told")) > before + 1)
+        expect(job_state(job) == "RUNNING", f"the job was over before signal {number}: {job_state(job)}")
+        slurm("scancel", "--signal=TERM", job)
+        until("its stop", 30, lambda number=number: log.read_text().count("Stopped by SIGTERM after") == number)
+        until("the end of the ranks", 30, lambda: not processes(folder))
+        restarts = f"Restarts={number} "
+        until("its second start", 30, lambda restarts=restarts: restarts in slurm("scontrol", "-o", "show", "job", job))
+        # srun names tasks with one code in one line, or in several.
+        tasks = re.findall(r"tasks? ([\d,-]+): Exited with exit code 143", log.read_text())
+        expect(len(tasks) >= number, f"not every time with 143: {tasks}")
+        stopped = len(folder.numbers("told"))
+        newest = (folder.run("told") / "checkpoints/latest-sharded-rank0.symlink").read_text().strip()
+        expect(newest.endswith(f"-ba{stopped}"), f"{newest} was saved after {stopped} batches")
+        folder.whole_checkpoints("told")
+    ends(folder, job, "told")
+    folder.same_run("told", "whole")
+
+
+def lose(folder: Folder, number: signal.Signals) -> None:
+    """Ends all ranks by a signal. A handler that looks for a fault of its own takes the first one for none."""
+    until(f"ranks ended by {number.name}", 20, lambda: not [kill(process, number) for process in processes(folder).values()])
+
+
 def requeued(folder: Folder) -> None:
-    """a job requeued, or its ranks killed, 8 times at random moments: it ends with the same weights"""
+    """a job requeued, or its ranks ended by signals, 8 times at random moments: it ends with the same weights"""
     ends(folder, submit(folder, "whole", *LONG), "whole")
     draw, job = random.Random(17), submit(folder, "killed", *LONG)
     for number in range(KILLS):
@@ -240,8 +290,8 @@ def requeued(folder: Folder) -> None:
         time.sleep(draw.uniform(0, 0.5))
         expect(job_state(job) == "RUNNING", f"the job was over before kill {number}: {job_state(job)}")
         if number % 2:
-            # To the ranks of the step, not to the batch script: as if their nodes ran out of memory.
-            slurm("scancel", "--signal=KILL", f"{job}.0")
+            # To the ranks, not to the batch script.
+            lose(folder, LOST[number // 2 % len(LOST)])
         else:
             slurm("scontrol", "requeue", job)
         until("the end of the ranks", 20, lambda: not processes(folder))
@@ -254,7 +304,7 @@ def main() -> None:
     for tool in ("munged", "slurmctld", "slurmd", "srun", "sbatch"):
         expect(shutil.which(tool) is not None, f"{tool} is not installed")
     with Cluster():
-        run_cases(same_as_threads, stands_still, dies_before_it_joins, not_requeued, refused, requeued)
+        run_cases(same_as_threads, stands_still, dies_before_it_joins, not_requeued, refused, fails_by_itself, told_to_stop, requeued)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,12 @@ class Folder:
             expect(one == other, f"{name}: {one}\n{expected}: {other}")
         expect(self.weights(name) == self.weights(expected), f"the weights of {name} are not those of {expected}")
 
+    def same_as_threads(self, name: str, ranks: int, *overrides: str) -> None:
+        """Checks that a finished run has the numbers and the weights of as many ranks in one process, bit for bit."""
+        threads = f"threads-{name}"
+        self.train(threads, *overrides, f"devices=cpu:{ranks}")
+        self.same_run(name, threads)
+
     def close_run(self, name: str, expected: str, limit: float) -> None:
         """Checks that losses and final weights of two runs differ by rounding alone."""
         loss = "loss/train/total"

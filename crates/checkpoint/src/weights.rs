@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::PathBuf;
 
 /// The element type of a tensor as it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,4 +44,9 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// When the tensor is unknown, the range passes its end, or the bytes cannot be read or are damaged.
     fn read(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+    /// The files that tell one copy of the weights from another: none where they do not come from files.
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 }

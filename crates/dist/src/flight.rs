@@ -1,9 +1,10 @@
 //! The files of the flight recorder, in one folder that all ranks see: a ring and a heartbeat for each rank, and the
 //! alarm.
 //!
-//! A folder is one attempt's; what an earlier one left is set aside. A ring is written once, when something went wrong. The heartbeat says all the while how far a rank has come, so that
-//! the others can tell who is behind even if that rank can no longer write. The alarm asks all processes for their
-//! rings, also those that wait for nothing, and says why the run ends as soon as that is known, so that nobody waits on.
+//! A folder is one attempt's; what an earlier one left is set aside. A ring is written once, when something went wrong. The
+//! heartbeat says all the while how far a rank has come, so that the others can tell who is behind even if that rank can no
+//! longer write. The alarm asks all processes for their rings, also those that wait for nothing, and says why the run ends as
+//! soon as that is known, so that nobody waits on.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -143,6 +143,11 @@ pub enum TrainError {
     )]
     Disagreement { rank: usize, key: String, found: String, expected: String },
     #[error(
+        "ranks {} and {} start from different weights: {name} is not the same for both; give all nodes the same model",
+        .ranks[0], .ranks[1]
+    )]
+    OtherWeights { ranks: [usize; 2], name: String },
+    #[error(
         "rank {rank} holds another state than rank {other} {moment}: {found} instead of {expected}. Replicated state must be \
          equal; go on from the last checkpoint, and have the memory of its machine checked if it comes again"
     )]

@@ -18,6 +18,7 @@ use tessera_ops::Queue;
 use tessera_ops::cuda::Gpu;
 
 use crate::error::TrainError;
+use crate::plan::limiting_group;
 
 /// Lateness that a launcher does not explain: a machine is slow, or busy with something else.
 const LATE: Duration = Duration::from_secs(10);
@@ -190,6 +191,7 @@ impl Launch {
         let presence = tessera_dist::Presence::show(folder, self.process)?;
         let connected = tessera_dist::mpi::connect(deadline.get());
         let (group, session) = connected.map_err(|error| presence.name_missing(error, self.processes))?;
+        presence.joined();
         self.hold_against(group.rank(), group.world_size())?;
         Ok(Ranks { groups: vec![group], gpus: Vec::new(), session: Some((session, deadline.clone())) })
     }
@@ -214,8 +216,8 @@ impl Launch {
 /// What a process tells of itself when it meets the others.
 #[derive(Serialize, Deserialize)]
 struct Arrival {
-    /// The boot of the kernel that it runs on: processes with the same share a machine.
-    boot: String,
+    /// Whose memory it takes: processes that say the same share it. Empty where that is not known.
+    memory: String,
     host: String,
     /// For how many seconds it has waited for the others.
     waited: f64,
@@ -224,7 +226,7 @@ struct Arrival {
 /// How the processes of a run came together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckIn {
-    /// Those on this machine, which share its memory.
+    /// Those that share this machine's memory, or this container's share of it.
     pub processes_here: usize,
     /// A line for each that came late.
     pub late: Vec<String>,
@@ -246,8 +248,29 @@ impl CheckIn {
                 )
             })
             });
-        let here = all.iter().filter(|arrival| arrival.boot == own.boot);
-        Self { processes_here: here.count() / ranks_each, late: late.collect() }
+        let here = all.iter().filter(|arrival| arrival.memory == own.memory).count() / ranks_each;
+        Self { processes_here: if own.memory.is_empty() { 1 } else { here }, late: late.collect() }
+    }
+}
+
+/// What the kernel says of itself; nothing where there is none that does.
+fn kernel(name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Tells this boot of this machine from all others.
+pub(crate) fn boot() -> String {
+    kernel("random/boot_id")
+}
+
+/// Tells whose memory this process takes: the machine's, or that of a control group where one sets a limit. Pods of one node
+/// share a kernel, but each has a limit of its own.
+fn memory_owner() -> String {
+    let boot = boot();
+    match limiting_group() {
+        Some(group) if !boot.is_empty() => format!("{boot} {group}"),
+        _ => boot,
     }
 }
 
@@ -293,12 +316,8 @@ impl Ranks {
         let met: Vec<_> =
             self.groups.iter().map(|group| group.barrier("start-up check")).collect::<Result<_, _>>()?;
         met.into_iter().try_for_each(Pending::wait)?;
-        let kernel = |name: &str| {
-            let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
-            text.trim().to_owned()
-        };
         let own = Arrival {
-            boot: kernel("random/boot_id"),
+            memory: memory_owner(),
             host: kernel("hostname"),
             waited: since.elapsed().as_secs_f64(),
         };
@@ -435,11 +454,14 @@ mod tests {
     #[test]
     fn who_comes_late_is_named() {
         let arrival =
-            |boot: &str, host: &str, waited| Arrival { boot: boot.into(), host: host.into(), waited };
+            |memory: &str, host: &str, waited| Arrival { memory: memory.into(), host: host.into(), waited };
         let all = [arrival("a", "n1", 40.0), arrival("b", "n2", 0.5), arrival("a", "n1", 31.0)];
         let late = vec!["rank 1 on n2 came 40 s after the first rank to the start of the run".to_owned()];
         assert_eq!(CheckIn::of(&all[0], &all, 1), CheckIn { processes_here: 2, late: late.clone() });
         assert_eq!(CheckIn::of(&all[1], &all, 1), CheckIn { processes_here: 1, late });
+        // Where nobody can tell, nobody is taken to share.
+        let unknown = [arrival("", "n1", 0.0), arrival("", "n2", 0.0)];
+        assert_eq!(CheckIn::of(&unknown[0], &unknown, 1), CheckIn { processes_here: 1, late: Vec::new() });
     }
 
     #[cfg(not(feature = "mpi"))]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tessera_files::IoContext;
 
@@ -22,6 +22,8 @@ use crate::{StoredDType, TensorInfo, WeightSource};
 pub struct ComposerWeights {
     tensors: BTreeMap<String, TensorInfo>,
     source: Source,
+    /// The archive, or the folder's `.metadata`.
+    file: PathBuf,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,11 @@ impl ComposerWeights {
             let found = format!("no tensors under {WEIGHTS}");
             return Err(DcpError::NotACheckpoint { path: path.to_owned(), found });
         }
-        Ok(Self { tensors, source })
+        let file = match source {
+            Source::Sharded(_) => path.join(metadata::FILE_NAME),
+            Source::Monolithic(_) => path.to_owned(),
+        };
+        Ok(Self { tensors, source, file })
     }
 }
 
@@ -116,5 +122,9 @@ impl WeightSource for ComposerWeights {
             Source::Monolithic(monolith) => monolith.read_elements(name, start, out)?,
         }
         Ok(())
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.file.clone()]
     }
 }

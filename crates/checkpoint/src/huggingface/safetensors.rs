@@ -168,6 +168,10 @@ impl WeightSource for SafetensorsSource {
         }
         Ok(())
     }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|file| file.path().to_owned()).collect()
+    }
 }
 
 /// Converts half-precision bytes to fp32, in blocks that stay in the cache: the bytes of an old file need not be

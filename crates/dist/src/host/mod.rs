@@ -10,6 +10,6 @@ mod transport;
 mod worker;
 
 pub(crate) use group::{HostGroup, WORLD};
-pub(crate) use sums::{add_in_order, share};
+pub(crate) use sums::{add_in_order, parts_of, share};
 pub(crate) use transport::{Failure, Peers, Transport, check_extent, lock, narrow, read};
 pub(crate) use worker::Worker;

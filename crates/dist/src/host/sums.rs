@@ -29,6 +29,12 @@ pub(crate) fn share(elements: usize, index: usize, count: usize) -> Range<usize>
     (index * length).min(elements)..((index + 1) * length).min(elements)
 }
 
+/// A range in parts of some `length`, of which the last may be shorter.
+pub(crate) fn parts_of(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(length).map(move |start| start..(start + length).min(end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@ use tessera_ops::{Buffer, DType};
 use super::abort_if_wanted;
 use crate::error::DistError;
 use crate::group::Exchange;
-use crate::host::{Peers, Transport, add_in_order, check_extent, lock, narrow, read, share};
+use crate::host::{Peers, Transport, add_in_order, check_extent, lock, narrow, parts_of, read, share};
 use crate::recorder::Call;
 use crate::slots::PIECE;
 use crate::unit::UnitState;
@@ -168,7 +168,8 @@ impl MpiTransport {
         let (given_room, got_room) = pieces.of::<T>();
         let (rank, ranks) = (self.rank(), self.world_size());
         let slice = whole.len() / ranks;
-        for (start, length) in parts_of(slice, self.part()) {
+        for range in parts_of(0..slice, self.part()) {
+            let (start, length) = (range.start, range.len());
             let (given, got) = (&mut given_room[..length], &mut got_room[..length * ranks]);
             given.copy_from_slice(&whole[rank * slice + start..][..length]);
             self.gather_into(given, got);
@@ -187,7 +188,8 @@ impl MpiTransport {
     /// shard += this rank's slices of `slices`, of which every rank has one for each, piece by piece.
     fn add_slices<T: Packed>(&mut self, slices: &[f32], shard: &mut [f32], pieces: &mut Pieces) {
         let (given_room, got_room) = pieces.of::<T>();
-        for (start, length) in parts_of(shard.len(), self.part()) {
+        for range in parts_of(0..shard.len(), self.part()) {
+            let (start, length) = (range.start, range.len());
             let extent = length * self.world_size();
             let (given, got) = (&mut given_room[..extent], &mut got_room[..extent]);
             for (part, slice) in given.chunks_exact_mut(length).zip(slices.chunks_exact(shard.len())) {
@@ -271,11 +273,6 @@ fn add_parts<S: Copy, T: Copy + Default + AddAssign>(got: &[S], into: &mut [T], 
     if !into.is_empty() {
         add_in_order(&got.chunks_exact(into.len()).collect::<Vec<_>>(), into, value);
     }
-}
-
-/// The parts of equal slices that a piece is made of: where it starts in each slice, and its length.
-fn parts_of(slice: usize, part: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..slice).step_by(part).map(move |start| (start, part.min(slice - start)))
 }
 
 impl Transport for MpiTransport {
@@ -383,7 +380,8 @@ impl Transport for MpiTransport {
         let mut into = to.view_mut(DType::F32).range(0, elements)?;
         let into = into.as_slice_mut::<f32>()?;
         let mut scratch = self.take_pieces();
-        for (start, length) in parts_of(block, self.part()) {
+        for range in parts_of(0..block, self.part()) {
+            let (start, length) = (range.start, range.len());
             let extent = length * self.world_size();
             let (given, got) = (&mut scratch.given[..extent], &mut scratch.got[..extent]);
             for (part, block) in given.chunks_exact_mut(length).zip(blocks.chunks_exact(block)) {

@@ -8,7 +8,9 @@ use tessera_ops::{Buffer, DType, OpError};
 use super::board::Board;
 use crate::error::DistError;
 use crate::group::Exchange;
-use crate::host::{Failure, Peers, Transport, add_in_order, check_extent, lock, narrow, read, share};
+use crate::host::{
+    Failure, Peers, Transport, add_in_order, check_extent, lock, narrow, parts_of, read, share,
+};
 use crate::recorder::Call;
 use crate::unit::UnitState;
 use crate::wire::Wire;
@@ -157,7 +159,7 @@ impl Transport for ThreadTransport {
                 check_extent(call, "a replica's gradient", found, elements)?;
             }
             let mut sums = [0.0; PIECE];
-            for range in pieces(own.clone()) {
+            for range in parts_of(own.clone(), PIECE) {
                 let sums = &mut sums[..range.len()];
                 sums.fill(0.0);
                 for other in gradients {
@@ -174,7 +176,7 @@ impl Transport for ThreadTransport {
         self.meet(call, gradient, |gradients| {
             let mut sums = [0.0; PIECE];
             for (other, theirs) in gradients.iter().enumerate().filter(|&(other, _)| other != rank) {
-                for range in pieces(share(elements, other, ranks)) {
+                for range in parts_of(share(elements, other, ranks), PIECE) {
                     let sums = &mut sums[..range.len()];
                     sums.copy_from_slice(slice(&*lock(call, theirs)?, range.clone())?);
                     write(call, gradient, range, sums)?;
@@ -276,10 +278,4 @@ fn write(call: &Call, buffer: &Mutex<Buffer>, range: Range<usize>, values: &[f32
     let mut view = buffer.view_mut(DType::F32).range(range.start, range.len())?;
     view.as_slice_mut::<f32>()?.copy_from_slice(values);
     Ok(())
-}
-
-/// A range, piece by piece.
-fn pieces(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range.step_by(PIECE).map(move |start| start..(start + PIECE).min(end))
 }

@@ -24,7 +24,7 @@ pub use memory::{MemoryPlan, Sharing, unit_sizes};
 pub use optimizer::Optimizer;
 pub use step::{OptimizerCounts, OwnNews, StepOutcome};
 pub use traffic::{ElementBytes, Moves, Traffic};
-pub(crate) use weights::read_finite;
+pub(crate) use weights::{bit_sum, read_finite};
 
 use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units, Wire};
 use tessera_model::{Context, MicroBatch, Model};

@@ -1,9 +1,14 @@
 //! What is planned, held against what the engine does: bytes allocated, and bytes sent.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use tessera_checkpoint::{StoredDType, TensorInfo, WeightSource};
 use tessera_data::MicroBatch;
 use tessera_dist::{Deadline, Degrees, Mesh, Operation, Single, Wire, threads};
 use tessera_model::LossScale;
@@ -56,19 +61,21 @@ fn cases() -> impl Iterator<Item = (&'static str, Degrees, bool, Residency)> {
     })
 }
 
-/// Runs `body` on every rank, with its mesh, and returns what the first one says.
-fn on_ranks<T: Send>(degrees: Degrees, body: impl Fn(Mesh) -> T + Sync) -> T {
+/// Runs `body` on every rank, with its mesh, and returns what each says.
+fn each_rank<T: Send>(degrees: Degrees, body: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
     let ranks = degrees.shard * degrees.replicate * degrees.context;
     let groups = threads::groups(ranks, &Deadline::new(Duration::from_secs(60))).unwrap();
     std::thread::scope(|scope| {
         let body = &body;
         let ranks =
             groups.into_iter().map(|group| scope.spawn(move || body(Mesh::new(group, degrees).unwrap())));
-        let mut said = ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap());
-        let first = said.next().unwrap();
-        said.for_each(drop);
-        first
+        ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// Runs `body` on every rank, with its mesh, and returns what the first one says.
+fn on_ranks<T: Send>(degrees: Degrees, body: impl Fn(Mesh) -> T + Sync) -> T {
+    each_rank(degrees, body).swap_remove(0)
 }
 
 /// Bytes of every buffer that the engine holds.
@@ -211,4 +218,138 @@ fn units_move_as_often_as_the_loop_needs_them() {
     assert_eq!(moves("mixtral", false, 1).gathers, [1, 2, 2, 2, 2, 2, 1, 1]);
     let whole = Moves::of_step(&model("mixtral"), true, Residency::WholeStep, 5);
     assert_eq!((whole.gathers, whole.reductions), (vec![1; 8], vec![5; 8]));
+}
+
+/// Weights that write down what is read of them.
+struct Watched {
+    tensors: BTreeMap<String, TensorInfo>,
+    read: Mutex<Vec<(String, Range<usize>)>>,
+}
+
+impl Watched {
+    fn of(model: &Model) -> Self {
+        let tensors = model.tensors().into_iter();
+        let tensors = tensors.map(|(name, shape)| (name, TensorInfo { shape, dtype: StoredDType::F32 }));
+        Self { tensors: tensors.collect(), read: Mutex::default() }
+    }
+}
+
+impl WeightSource for Watched {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn read(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.read.lock().unwrap().push((name.to_owned(), start..start + out.len()));
+        out.fill(0.5);
+        Ok(())
+    }
+}
+
+/// Ranks that hold one copy of the model together read each of its elements once, and each of them its own alone.
+#[test]
+fn the_ranks_of_a_copy_read_each_weight_once() {
+    for name in MODELS {
+        for degrees in DEGREES {
+            let settings = settings(degrees.context, true, Residency::WhileUsed);
+            let read = each_rank(degrees, |mesh| {
+                let copy = mesh.replicate().rank();
+                let engine = Engine::new(Queue::cpu(), model(name), mesh, settings.clone()).unwrap();
+                let source = Watched::of(engine.model());
+                engine.load_weights(engine.model().units(), &source, |_| {}).unwrap();
+                let read = source.read.into_inner().unwrap();
+                let own: usize = (0..engine.units.iter().len()).map(|unit| engine.slice(unit).len()).sum();
+                let elements: usize = read.iter().map(|(_, range)| range.len()).sum();
+                assert!(elements <= own, "{name} {degrees:?}: a rank of {own} elements read {elements}");
+                (copy, read)
+            });
+            for copy in 0..degrees.replicate {
+                let mut ranges: Vec<_> =
+                    read.iter().filter(|(of, _)| *of == copy).flat_map(|(_, read)| read).collect();
+                ranges.sort_by_key(|(name, range)| (name, range.start));
+                let mut read_up_to = BTreeMap::<&str, usize>::new();
+                for (tensor, range) in ranges {
+                    let before = read_up_to.insert(tensor, range.end).unwrap_or(0);
+                    assert_eq!(
+                        range.start, before,
+                        "{name} {degrees:?}: {tensor} is read twice or not at all"
+                    );
+                }
+                for (tensor, shape) in model(name).tensors() {
+                    let elements: usize = shape.iter().product();
+                    assert_eq!(
+                        read_up_to.get(tensor.as_str()),
+                        Some(&elements),
+                        "{name} {degrees:?}: {tensor}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The bits of a rank's weights and moments, and the counts beside them.
+fn state_of(engine: &Engine) -> (Vec<u32>, OptimizerCounts) {
+    let mut bits = Vec::new();
+    for unit in engine.units.iter() {
+        let state = unit.state().read().unwrap();
+        for buffer in std::iter::once(&state.master).chain(&state.moments) {
+            bits.extend(
+                buffer.view(DType::F32).as_slice::<f32>().unwrap().iter().map(|value| value.to_bits()),
+            );
+        }
+    }
+    (bits, engine.optimizer_counts().unwrap())
+}
+
+/// A gradient that is not finite in the slice of one rank alone: all ranks skip the step together, nothing of it stays, and
+/// the next one is the same as if it had not been.
+#[test]
+fn all_ranks_skip_a_step_together() {
+    for (degrees, slice) in [(DEGREES[1], 1), (DEGREES[3], 2), (DEGREES[4], 1), (DEGREES[5], 3)] {
+        let settings = settings(degrees.context, true, Residency::WhileUsed);
+        let run = |bad: bool| {
+            each_rank(degrees, |mesh| {
+                let rank = mesh.world().rank();
+                // Ranks of both copies of the model have this slice, whose gradient they share.
+                let damages = mesh.shard().rank() == slice;
+                let mut engine =
+                    Engine::new(Queue::cpu(), model("tied_gqa"), mesh, settings.clone()).unwrap();
+                engine.initialise(17).unwrap();
+                let batch = batch(engine.model.config().vocab_size as u32);
+                let mut step = |damages: bool| {
+                    engine.train_micro_batch(&batch, LossScale { token: 0.01, balance: 0.0 }).unwrap();
+                    if damages {
+                        engine.units.finish_reductions(&engine.queue).unwrap();
+                        let mut gradient = engine.units.unit(1).gradient().lock().unwrap();
+                        gradient.view_mut(DType::F32).as_slice_mut::<f32>().unwrap()[0] = f32::INFINITY;
+                    }
+                    let outcome = engine.finish_step(1.0, OwnNews::default(), |_| {}).unwrap();
+                    (outcome.skipped_in_a_row, state_of(&engine))
+                };
+                let first = step(false);
+                let skipped = bad.then(|| step(damages));
+                (rank, first, skipped, step(false))
+            })
+        };
+        let (disturbed, whole) = (run(true), run(false));
+        for ((rank, first, skipped, last), (.., expected)) in disturbed.into_iter().zip(whole) {
+            let (in_a_row, (bits, counts)) = skipped.unwrap();
+            assert_eq!(in_a_row, 1, "{degrees:?}: rank {rank} did not skip");
+            assert!(bits == first.1.0, "{degrees:?}: something of the step stayed on rank {rank}");
+            assert_eq!(
+                counts,
+                OptimizerCounts { updates: 1, skipped_in_a_row: 1, skipped: 1 },
+                "rank {rank}"
+            );
+            assert_eq!(last.0, 0, "{degrees:?}: rank {rank} still skips");
+            assert!(last.1.0 == expected.1.0, "{degrees:?}: rank {rank} went on otherwise");
+            assert!(last.1.0 != bits, "{degrees:?}: rank {rank} did not go on");
+            assert_eq!(
+                last.1.1,
+                OptimizerCounts { updates: 2, skipped_in_a_row: 0, skipped: 1 },
+                "rank {rank}"
+            );
+        }
+    }
 }

@@ -10,6 +10,9 @@ use tessera_ops::{DType, ViewMut, random, transfer};
 use super::Engine;
 use crate::error::TrainError;
 
+/// Elements that are read at a time where they are only added up.
+const SUMMED_ELEMENTS: usize = 1 << 20;
+
 /// Fills `out` with the elements of a tensor from `first` on, all of which must be finite.
 pub(crate) fn read_finite(
     source: &dyn WeightSource,
@@ -28,6 +31,15 @@ pub(crate) fn read_finite(
     }
 }
 
+/// The bits of values, each multiplied by an odd number that comes of its place, added up: cheap, and different where one bit
+/// is. The first of them has the place `first`.
+pub(crate) fn bit_sum(values: &[f32], first: usize) -> u64 {
+    let factors = (first..).map(|place| 2 * place as u64 + 1);
+    let terms =
+        values.iter().zip(factors).map(|(value, factor)| u64::from(value.to_bits()).wrapping_mul(factor));
+    terms.fold(0, u64::wrapping_add)
+}
+
 impl Engine {
     /// A unit's master weights, gathered from all ranks, which all call this.
     pub fn masters(&self, unit: usize) -> Result<Weights<'_>, DistError> {
@@ -36,9 +48,13 @@ impl Engine {
 
     /// This rank's slice of a unit, in elements of the unit.
     pub fn slice(&self, unit: usize) -> Range<usize> {
-        let group = self.units.group();
-        let length = self.units.unit(unit).size().shard(group.world_size());
-        group.rank() * length..(group.rank() + 1) * length
+        self.slice_of(self.units.group().rank(), unit)
+    }
+
+    /// The slice of one of the ranks that share a copy of the model.
+    fn slice_of(&self, rank: usize, unit: usize) -> Range<usize> {
+        let length = self.units.unit(unit).size().shard(self.units.group().world_size());
+        rank * length..(rank + 1) * length
     }
 
     /// Calls `body` with each unit's table, slice and master weights.
@@ -74,6 +90,41 @@ impl Engine {
             }
             Ok(())
         })
+    }
+
+    /// What each piece of this rank's master weights adds up to, see [`bit_sum`].
+    pub(crate) fn weight_sums(&self) -> Result<Vec<u64>, TrainError> {
+        let mut sums = Vec::new();
+        self.for_each_master(|table, slice, master| {
+            sums.extend(table.pieces(slice).map(|piece| bit_sum(&master[piece.place], 0)));
+            Ok(())
+        })?;
+        Ok(sums)
+    }
+
+    /// What each piece of a rank of this copy of the model adds up to in `source`, with the name of its tensor; `tables` as
+    /// for [`Engine::load_weights`].
+    pub(crate) fn weight_sums_in(
+        &self,
+        source: &dyn WeightSource,
+        tables: &[UnitTable],
+        rank: usize,
+    ) -> Result<Vec<(String, u64)>, TrainError> {
+        let mut room = vec![0.0; SUMMED_ELEMENTS];
+        let mut sums = Vec::new();
+        for (unit, table) in tables.iter().enumerate() {
+            for piece in table.pieces(self.slice_of(rank, unit)) {
+                let (name, length) = (&piece.parameter.name, piece.place.len());
+                let mut sum = 0_u64;
+                for start in (0..length).step_by(room.len()) {
+                    let values = &mut room[..SUMMED_ELEMENTS.min(length - start)];
+                    source.read(name, piece.first + start, values)?;
+                    sum = sum.wrapping_add(bit_sum(values, start));
+                }
+                sums.push((name.clone(), sum));
+            }
+        }
+        Ok(sums)
     }
 
     /// Fills the master weights at random, keyed on the seed and each element's place in the whole model, so that any number

@@ -1,6 +1,8 @@
 //! What memory a run needs, and how many rows it therefore computes at a time.
 
+use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 
 use tessera_dist::{Degrees, PROCESS_SCRATCH_BYTES};
 use tessera_model::Model;
@@ -194,10 +196,25 @@ pub(super) fn decide_microbatch(
 /// The machine's memory in bytes, or the control group's limit where that is less; no limit where the system does not
 /// tell.
 pub fn total_memory() -> usize {
-    let Ok(mut system) = sysinfo::System::new() else { return usize::MAX };
+    let (machine, limit) = memory_and_limit().unwrap_or((u64::MAX, u64::MAX));
+    usize::try_from(machine.min(limit)).unwrap_or(usize::MAX)
+}
+
+/// Tells the control group whose limit is less than the machine's memory from all others of the machine. Where that is
+/// mounted, a process sees the group of its container, which is named by its inode; by its path it is a root like any other.
+pub(crate) fn limiting_group() -> Option<String> {
+    let (machine, limit) = memory_and_limit()?;
+    let group =
+        ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].into_iter().find_map(|path| fs::metadata(path).ok())?;
+    (limit < machine).then(|| format!("{}:{}", group.dev(), group.ino()))
+}
+
+/// The machine's memory and the control group's limit in bytes.
+fn memory_and_limit() -> Option<(u64, u64)> {
+    let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
-    usize::try_from(system.total_memory().min(limit)).unwrap_or(usize::MAX)
+    Some((system.total_memory(), limit))
 }
 
 /// A number of bytes as people read it.

@@ -26,6 +26,7 @@ use crate::speed::expected_flops_per_second;
 use crate::state::{self, checkpoints_in};
 use crate::time::{EpochLength, RunLength};
 
+pub(crate) use memory::limiting_group;
 pub use memory::{gibibytes, total_memory};
 pub use settings::{DEFAULT_CONTEXT_LENGTH, Difference, Settings};
 

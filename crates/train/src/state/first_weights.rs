@@ -15,6 +15,7 @@ use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::Settings;
 use crate::spec::Init;
+use crate::state::same_weights::same_weights;
 
 /// Elements that are read at a time where they are only looked at.
 const PIECE: usize = 1 << 22;
@@ -91,7 +92,7 @@ fn naming(config: &ModelConfig, weights: &dyn WeightSource) -> Naming {
     Naming::of(config.family, weights.tensors().keys().map(String::as_str))
 }
 
-/// Fills the engine.
+/// Fills the engine. All ranks call it, and read the same weights or none starts.
 pub(crate) fn load(
     settings: &Settings,
     source: &ModelSource,
@@ -99,7 +100,10 @@ pub(crate) fn load(
     observer: &dyn Observer,
 ) -> Result<(), TrainError> {
     match open(settings, source)? {
-        Some((weights, place)) => load_from(engine, weights.as_ref(), &place, observer),
+        Some((weights, place)) => {
+            load_from(engine, weights.as_ref(), &place, observer)?;
+            same_weights(engine, weights.as_ref(), &place)
+        }
         None => engine.initialise(settings.seed),
     }
 }

@@ -7,6 +7,7 @@ mod exporting;
 mod first_weights;
 mod position;
 mod resuming;
+mod same_weights;
 mod saving;
 mod shards;
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tessera_dist::{DistError, Group};
 use tessera_files::{AtomicFolder, write_atomic};
 use tessera_ops::{DType, transfer};
 
-use crate::engine::{Engine, OptimizerCounts};
+use crate::engine::{Engine, OptimizerCounts, bit_sum};
 use crate::error::TrainError;
 use crate::plan::file_error;
 use crate::state::Position;
@@ -278,15 +278,13 @@ pub(crate) fn exchange<T: Serialize + for<'a> Deserialize<'a>>(
     Ok(all.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?)
 }
 
-/// The bits of all weights of this rank, each multiplied by its place, added up: cheap, and different where one bit is.
+/// What all weights of this rank add up to, see [`bit_sum`].
 fn weight_sum(engine: &Engine) -> Result<u64, TrainError> {
     let mut sum = 0_u64;
     for (index, unit) in engine.units().iter().enumerate() {
         let state = unit.state().read().map_err(|_| DistError::Abandoned { unit: index })?;
         let weights = transfer::to_host::<f32>(engine.queue(), state.master.view(DType::F32))?;
-        for (place, value) in weights.iter().enumerate() {
-            sum = sum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(2 * place as u64 + 1));
-        }
+        sum = sum.wrapping_add(bit_sum(&weights, 0));
     }
     Ok(sum)
 }

@@ -1,21 +1,26 @@
 //! Every number of ranks reads what every other wrote, element for element.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use tessera_checkpoint::dcp::{RankMetadata, RankWriter, SaveId};
+use tessera_checkpoint::{StoredDType, TensorInfo, WeightSource};
 use tessera_dist::{Deadline, Degrees, Mesh, threads};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Model, Piece};
 use tessera_ops::{DType, Queue};
 
+use super::same_weights::same_weights;
 use super::shards::Assembly;
-use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, resume};
+use super::{Moment, Owed, Patience, Position, Saver, SaverSettings, exchange, resume};
 use crate::engine::{Engine, MemoryPlan, OptimizerCounts, Sharing};
 use crate::error::TrainError;
 use crate::observe::Silent;
@@ -25,6 +30,18 @@ use crate::spec::{ReduceDType, RunSpec};
 use crate::time::{EpochLength, RunLength};
 
 const IDENTITY: &str = "the data";
+/// How far a saved engine has come: no two numbers alike.
+const POSITION: Position = Position {
+    epoch: 0,
+    batch: 3,
+    sample: 24,
+    token: 190,
+    batch_in_epoch: 2,
+    sample_in_epoch: 16,
+    token_in_epoch: 127,
+    elapsed: Duration::from_micros(61_000_250),
+};
+const COUNTS: OptimizerCounts = OptimizerCounts { updates: 8, skipped_in_a_row: 1, skipped: 4 };
 
 fn config(case: &str) -> ModelConfig {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens");
@@ -70,11 +87,13 @@ fn on_ranks(config: &ModelConfig, degrees: Degrees, part: impl Fn(Engine, &RunPl
     });
 }
 
-/// A value that no other element of any tensor or moment shares by accident.
+/// A value that no other element of any tensor or moment shares by accident: any bits that are finite, so that negative and
+/// subnormal numbers are among them.
 fn value(kind: usize, name: &str, element: usize) -> f32 {
+    const LARGEST_EXPONENT_BIT: u32 = 1 << 30;
     let mix = |hash: u32, word: u32| (hash ^ word).wrapping_mul(0x9e37_79b1).rotate_left(13);
     let hash = name.bytes().fold(kind as u32, |hash, byte| mix(hash, byte.into()));
-    mix(hash, element as u32) as f32 / u32::MAX as f32
+    f32::from_bits(mix(hash, element as u32) & !LARGEST_EXPONENT_BIT)
 }
 
 /// Calls `body` with each piece of each of this rank's buffers: kind (the weights, then the moments), piece, values.
@@ -92,7 +111,8 @@ fn each_piece(engine: &Engine, mut body: impl FnMut(usize, &Piece<'_>, &mut [f32
     }
 }
 
-fn fill(engine: &Engine) {
+fn fill(engine: &mut Engine) {
+    engine.set_optimizer_counts(COUNTS).unwrap();
     each_piece(engine, |kind, piece, values| {
         for (place, target) in values.iter_mut().enumerate() {
             *target = value(kind, &piece.parameter.name, piece.first + place);
@@ -109,7 +129,7 @@ fn save_engine(folder: &Path, engine: &Engine, plan: &RunPlan, in_place: bool) -
     let mut saver = Saver::new(settings);
     let moment = Moment {
         plan,
-        position: &Position { batch: 3, ..Position::default() },
+        position: &POSITION,
         data_identity: IDENTITY,
         owed: Owed::default(),
         weights_only: false,
@@ -119,23 +139,35 @@ fn save_engine(folder: &Path, engine: &Engine, plan: &RunPlan, in_place: bool) -
 }
 
 fn save(folder: &Path, config: &ModelConfig, degrees: Degrees) {
-    on_ranks(config, degrees, |engine, plan| {
-        fill(&engine);
+    on_ranks(config, degrees, |mut engine, plan| {
+        fill(&mut engine);
         save_engine(folder, &engine, plan, degrees.shard <= 2).unwrap();
     });
 }
 
+/// Checks that what was saved is there again on other ranks: weights and moments bit for bit, and all that is counted.
 fn assert_read(folder: &Path, config: &ModelConfig, degrees: Degrees) {
+    let read = Mutex::new(0);
     on_ranks(config, degrees, |mut engine, plan| {
         let resumed = resume(folder, &mut engine, plan, IDENTITY, &Silent).unwrap().unwrap();
-        assert_eq!(resumed.position.batch, 3);
+        assert_eq!(resumed.position, POSITION);
+        assert_eq!(engine.optimizer_counts().unwrap(), COUNTS);
         each_piece(&engine, |kind, piece, values| {
             for (place, &found) in values.iter().enumerate() {
                 let (name, element) = (&piece.parameter.name, piece.first + place);
-                assert_eq!(found, value(kind, name, element), "{name}, element {element}, buffer {kind}");
+                let expected = value(kind, name, element);
+                assert_eq!(
+                    found.to_bits(),
+                    expected.to_bits(),
+                    "{name}, element {element}, buffer {kind}: {found}, not {expected}"
+                );
             }
+            *read.lock().unwrap() += values.len();
         });
     });
+    // Weights and two moments of every parameter, once in each copy of the model.
+    let all = Model::new(config.clone()).parameter_count() * 3 * degrees.replicate;
+    assert_eq!(read.into_inner().unwrap(), all, "not every element was looked at");
 }
 
 fn ranks(shard: usize) -> Degrees {
@@ -181,7 +213,7 @@ fn ranks_whose_replicated_state_differs_save_nothing_and_are_named() {
     let differing = |part: &(dyn Fn(&mut Engine) + Sync)| {
         let said = Mutex::new(Vec::new());
         on_ranks(&config("tied_gqa"), Degrees { shard: 2, replicate: 2, context: 1 }, |mut engine, plan| {
-            fill(&engine);
+            fill(&mut engine);
             if engine.units().mesh().world().rank() == 3 {
                 part(&mut engine);
             }
@@ -228,9 +260,8 @@ fn assemble(
     let said = Mutex::new(vec![String::new(); 2]);
     on_ranks(&config("tied_gqa"), ranks(2), |engine, _| {
         let patience = Patience { patience: Duration::from_secs(600), hurried: Arc::default() };
-        let position = Position { batch: 3, ..Position::default() };
         let assembly =
-            Assembly::begin(&engine, &position, folder.join("ep0-ba3"), patience).unwrap().unwrap();
+            Assembly::begin(&engine, &POSITION, folder.join("ep0-ba3"), patience).unwrap().unwrap();
         let rank = assembly.rank();
         let text = if rank == 0 { first(assembly) } else { second(assembly) };
         said.lock().unwrap()[rank] = text;
@@ -314,4 +345,95 @@ fn a_note_of_an_earlier_attempt_is_nobodys() {
     );
     assert!(said[0].contains("rank 1") && said[0].contains(&said[1]), "{said:?}");
     assert!(!folder.path().join("ep0-ba3").exists());
+}
+
+/// A copy of weights in a file of its own, in which one bit of one element may be another.
+struct Copied {
+    file: PathBuf,
+    tensors: BTreeMap<String, TensorInfo>,
+    flipped: Option<(String, usize)>,
+    read: AtomicUsize,
+}
+
+impl Copied {
+    fn of(file: PathBuf, config: &ModelConfig, flipped: Option<(String, usize)>) -> Self {
+        let tensors = Model::new(config.clone()).tensors().into_iter();
+        let tensors = tensors.map(|(name, shape)| (name, TensorInfo { shape, dtype: StoredDType::F32 }));
+        Self { file, tensors: tensors.collect(), flipped, read: AtomicUsize::new(0) }
+    }
+}
+
+impl WeightSource for Copied {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn read(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.read.fetch_add(out.len(), Ordering::Relaxed);
+        for (element, out) in (start..).zip(out) {
+            let flips = self.flipped.as_ref().is_some_and(|flipped| *flipped == (name.to_owned(), element));
+            *out = f32::from_bits(value(0, name, element).to_bits() ^ u32::from(flips));
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.file.clone()]
+    }
+}
+
+/// The name and element of places all over this rank's slices.
+fn places(engine: &Engine) -> Vec<(String, usize)> {
+    let mut places = Vec::new();
+    each_piece(engine, |kind, piece, values| {
+        let elements = if kind == 0 { vec![0, values.len() / 2, values.len() - 1] } else { Vec::new() };
+        let elements = elements.into_iter().map(|place| (piece.parameter.name.clone(), piece.first + place));
+        places.extend(elements);
+    });
+    places
+}
+
+#[test]
+fn one_bit_that_is_another_in_one_copy_of_the_weights_is_found() {
+    let config = config("tied_gqa");
+    let folder = tempfile::tempdir().unwrap();
+    let file = |copy: usize| folder.path().join(copy.to_string());
+    (0..4).for_each(|copy| fs::write(file(copy), "").unwrap());
+    let hybrid = Degrees { shard: 2, replicate: 2, context: 1 };
+    for (degrees, nodes) in [(ranks(2), 2), (ranks(3), 3), (ranks(4), 2), (hybrid, 2), (hybrid, 4)] {
+        let culprit = 1;
+        on_ranks(&config, degrees, |engine, _| {
+            let rank = engine.units().mesh().world().rank();
+            let copy = rank % nodes;
+            let own = places(&engine);
+            let places = exchange(engine.units().mesh().world(), "test", &own).unwrap().swap_remove(culprit);
+            for place in places.into_iter().map(Some).chain([None]) {
+                let expected = place.clone().map(|(name, _)| name);
+                let weights = Copied::of(file(copy), &config, place.filter(|_| copy == culprit % nodes));
+                engine.load_weights(engine.model().units(), &weights, |_| {}).unwrap();
+                match (same_weights(&engine, &weights, "a test"), expected) {
+                    (Ok(()), None) => {}
+                    (Err(TrainError::OtherWeights { ranks, name }), Some(expected)) => {
+                        assert_eq!(name, expected, "{degrees:?}");
+                        assert!(ranks.iter().any(|rank| rank % nodes == culprit % nodes), "{ranks:?}");
+                    }
+                    (found, expected) => panic!("{degrees:?}: {found:?}, not {expected:?}"),
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn ranks_that_see_one_copy_of_the_weights_read_nothing_twice() {
+    let config = config("tied_gqa");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights");
+    fs::write(&file, "").unwrap();
+    let weights = Copied::of(file, &config, None);
+    on_ranks(&config, ranks(3), |engine, _| {
+        engine.load_weights(engine.model().units(), &weights, |_| {}).unwrap();
+        same_weights(&engine, &weights, "a test").unwrap();
+    });
+    assert_eq!(weights.read.into_inner(), Model::new(config).parameter_count());
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use tessera_checkpoint::dcp::DcpReader;
 use tessera_train::run::Outcome;
 
 use crate::golden::relative;
@@ -15,6 +16,24 @@ fn weights(tiny: &Tiny, run: &str) -> Vec<f32> {
     tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
     let bytes = tensors.iter().flat_map(|(_, view)| view.data().as_chunks::<4>().0);
     bytes.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// All that is numbers in a run's last checkpoint: the bits of weights, moments and their steps, and the counts.
+fn state(tiny: &Tiny, run: &str) -> Vec<(String, String, Vec<u32>)> {
+    let folder = tiny.path("runs").join(run).join("checkpoints/latest-sharded-rank0");
+    let reader = DcpReader::open(&folder).unwrap();
+    let tensors = reader.tensors().iter().map(|(name, tensor)| {
+        let mut values = vec![0.0; tensor.elements()];
+        reader.read_elements(name, 0, &mut values).unwrap();
+        (name.clone(), String::new(), values.into_iter().map(f32::to_bits).collect())
+    });
+    // What else there is depends on the clock and on the run's name.
+    let counts = ["updates", "skipped", "skipped_in_a_row", "ranks"].map(|count| {
+        let name = format!("state.tessera.{count}");
+        let value = format!("{:?}", reader.object(&name).unwrap());
+        (name, value, Vec::new())
+    });
+    tensors.chain(counts).collect()
 }
 
 fn assert_same_run(tiny: &Tiny, run: &str, expected: &str) {
@@ -115,6 +134,15 @@ fn a_stopped_run_of_several_ranks_is_the_same_run_bit_for_bit() {
         tiny.train(&[&name, "devices=cpu:3"], None).0.unwrap();
         assert_eq!(tiny.exported(&format!("stopped{stop}")), tiny.exported("whole"));
         assert_eq!(tiny.metrics(&format!("stopped{stop}")), tiny.metrics("whole"));
+        let (found, expected) = (state(&tiny, &format!("stopped{stop}")), state(&tiny, "whole"));
+        assert_eq!(found.len(), expected.len());
+        for ((name, count, bits), (expected_name, expected_count, expected_bits)) in
+            found.iter().zip(&expected)
+        {
+            assert_eq!((name, count), (expected_name, expected_count));
+            assert!(bits == expected_bits, "{name} is another after stopping at batch {stop}");
+        }
+        assert!(found.iter().any(|(name, ..)| name.ends_with("exp_avg_sq")), "no moments were compared");
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::Cursor;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::Device;
@@ -105,6 +106,10 @@ impl WeightSource for GgufWeights {
         };
         out.copy_from_slice(piece);
         Ok(())
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.file.path().to_owned()]
     }
 }
 
