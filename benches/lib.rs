@@ -6,7 +6,7 @@ use tessera_data::MicroBatch;
 use tessera_dist::{DistError, Mesh, Residency, Single, Wire};
 use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model};
-use tessera_ops::Queue;
+use tessera_ops::{Factors, Queue};
 use tessera_train::engine::{CHUNK_TOKENS, Engine, EngineSettings, Optimizer, OwnNews, StepOutcome};
 use tessera_train::spec::OptimizerSpec;
 
@@ -46,14 +46,26 @@ impl Rows {
         self.engine_on(Single, config, recompute)
     }
 
+    /// The same with products that take their factors so.
+    ///
+    /// # Panics
+    /// As [`Rows::engine`].
+    pub fn engine_with(self, factors: Factors, config: &str, recompute: bool) -> Engine {
+        self.build(Queue::cpu().with_factors(factors), Single, config, recompute)
+    }
+
     /// The same as one of several ranks. All of them call it.
     ///
     /// # Panics
     /// As [`Rows::engine`].
     pub fn engine_on(self, mesh: impl Into<Mesh>, config: &str, recompute: bool) -> Engine {
+        self.build(Queue::cpu(), mesh, config, recompute)
+    }
+
+    fn build(self, queue: Queue, mesh: impl Into<Mesh>, config: &str, recompute: bool) -> Engine {
         let config = ModelConfig::parse(config, Path::new("config.json")).expect("the config is valid");
-        let engine = Engine::new(Queue::cpu(), Model::new(config), mesh, self.settings(recompute))
-            .expect("there is memory");
+        let engine =
+            Engine::new(queue, Model::new(config), mesh, self.settings(recompute)).expect("there is memory");
         engine.initialise(17).expect("weights can be drawn");
         engine
     }

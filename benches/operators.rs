@@ -14,8 +14,8 @@ use tessera_ops::attention::{self, Heads};
 use tessera_ops::experts::linear::WeightLayout;
 use tessera_ops::experts::{self, ExpertRows, activation, linear as expert_linear};
 use tessera_ops::{
-    Element, Queue, Shape, View, ViewMut, adamw, bias, clamp, cross_entropy, embedding, layer_norm, linear,
-    lion, load_balance, random, rms_norm, rope, router, rows, squared_norm, swiglu,
+    Element, Factors, Queue, Shape, View, ViewMut, adamw, bias, clamp, cross_entropy, embedding, layer_norm,
+    linear, lion, load_balance, random, rms_norm, rope, router, rows, squared_norm, swiglu,
 };
 
 const TOKENS: usize = 2048;
@@ -47,19 +47,32 @@ fn ids(count: usize, bound: usize) -> Vec<u32> {
 }
 
 /// Measures `run`, which works on `elements` elements.
-fn measure(
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, elements: usize, run: impl FnMut(&Queue)) {
+    measure_on(&Queue::cpu(), group, name, elements, run);
+}
+
+fn measure_on(
+    queue: &Queue,
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     elements: usize,
     mut run: impl FnMut(&Queue),
 ) {
-    let queue = Queue::cpu();
     group.throughput(Throughput::Elements(elements as u64));
-    group.bench_function(name, |bencher| bencher.iter(|| run(&queue)));
+    group.bench_function(name, |bencher| bencher.iter(|| run(queue)));
 }
 
+/// How products take their factors, and what their groups' names add to say so.
+const FACTORS: [(Factors, &str); 2] = [(Factors::Exact, ""), (Factors::Bf16, ", factors rounded to bf16")];
+
 fn products(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("linear");
+    for (factors, suffix) in FACTORS {
+        products_of(&Queue::cpu().with_factors(factors), criterion, suffix);
+    }
+}
+
+fn products_of(queue: &Queue, criterion: &mut Criterion, suffix: &str) {
+    let mut group = criterion.benchmark_group(format!("linear{suffix}"));
     group.sample_size(10);
     for (name, tokens, inputs, outputs) in [
         ("queries, keys and values", TOKENS, HIDDEN, HEADS.row_width()),
@@ -75,26 +88,32 @@ fn products(criterion: &mut Criterion) {
         let (x, weight) = (view(&x, [tokens, inputs]), view(&weight, [outputs, inputs]));
         let dy = view(&dy, [tokens, outputs]);
         let operations = 2 * tokens * inputs * outputs;
-        measure(&mut group, &format!("{name}/y"), operations, |queue| {
+        measure_on(queue, &mut group, &format!("{name}/y"), operations, |queue| {
             linear::forward(queue, x, weight, view_mut(&mut y, [tokens, outputs])).unwrap();
         });
-        measure(&mut group, &format!("{name}/dx"), operations, |queue| {
+        measure_on(queue, &mut group, &format!("{name}/dx"), operations, |queue| {
             linear::backward_input(queue, dy, weight, view_mut(&mut dx, [tokens, inputs])).unwrap();
         });
-        measure(&mut group, &format!("{name}/dW"), operations, |queue| {
+        measure_on(queue, &mut group, &format!("{name}/dW"), operations, |queue| {
             linear::backward_weight(queue, dy, x, view_mut(&mut dweight, [outputs, inputs])).unwrap();
         });
     }
     let (x, weight) = (values(HIDDEN), values(VOCABULARY * HIDDEN));
     let mut y = vec![0.0_f32; VOCABULARY];
-    measure(&mut group, "head, one token/y", 2 * HIDDEN * VOCABULARY, |queue| {
+    measure_on(queue, &mut group, "head, one token/y", 2 * HIDDEN * VOCABULARY, |queue| {
         let weight = view(&weight, [VOCABULARY, HIDDEN]);
         linear::forward(queue, view(&x, [1, HIDDEN]), weight, view_mut(&mut y, [1, VOCABULARY])).unwrap();
     });
 }
 
 fn attention(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("attention");
+    for (factors, suffix) in FACTORS {
+        attention_of(&Queue::cpu().with_factors(factors), criterion, suffix);
+    }
+}
+
+fn attention_of(queue: &Queue, criterion: &mut Criterion, suffix: &str) {
+    let mut group = criterion.benchmark_group(format!("attention{suffix}"));
     group.sample_size(10);
     let (width, output_width) = (HEADS.row_width(), HEADS.output_width());
     let (qkv, doutput) = (values(TOKENS * width), values(TOKENS * output_width));
@@ -108,12 +127,12 @@ fn attention(criterion: &mut Criterion) {
     let (qkv, cu_seqlens) = (view(&qkv, [TOKENS, width]), View::of(&cu_seqlens));
     // Half of a document's score matrix is worked on: two products forward, five backward.
     let product = TOKENS * DOCUMENT * output_width;
-    measure(&mut group, "forward", 2 * product, |queue| {
+    measure_on(queue, &mut group, "forward", 2 * product, |queue| {
         let output = view_mut(&mut output, [TOKENS, output_width]);
         let log_sum_exp = view_mut(&mut log_sum_exp, [TOKENS, HEADS.query]);
         attention::forward(queue, qkv, cu_seqlens, HEADS, output, log_sum_exp).unwrap();
     });
-    measure(&mut group, "backward", 5 * product, |queue| {
+    measure_on(queue, &mut group, "backward", 5 * product, |queue| {
         let output = view(&output, [TOKENS, output_width]);
         let log_sum_exp = view(&log_sum_exp, [TOKENS, HEADS.query]);
         let (dqkv, scratch) = (view_mut(&mut dqkv, [TOKENS, width]), ViewMut::of(&mut scratch));
@@ -125,7 +144,7 @@ fn attention(criterion: &mut Criterion) {
     let mut cache = values(DOCUMENT * cached_width);
     let mut decoded = vec![0.0_f32; output_width];
     let row = qkv.range(0, width).unwrap().reshape([1, width]).unwrap();
-    measure(&mut group, "decode", 4 * DOCUMENT * output_width, |queue| {
+    measure_on(queue, &mut group, "decode", 4 * DOCUMENT * output_width, |queue| {
         let cache = view_mut(&mut cache, [1, DOCUMENT, cached_width]);
         let lengths = [DOCUMENT as u32 - 1];
         let output = view_mut(&mut decoded, [1, output_width]);

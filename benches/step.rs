@@ -1,8 +1,10 @@
 //! A whole training step of a 56 M-parameter Llama (vocabulary 32000, hidden 512, 8 layers, 8 heads of which 4 for keys and
-//! values, feed-forward 1376, untied), 4 rows of 512 tokens, fp32, AdamW; and the same with blocks that keep everything.
+//! values, feed-forward 1376, untied), 4 rows of 512 tokens, AdamW, in fp32 and with factors of products rounded to bf16; and the
+//! same with blocks that keep everything.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tessera_benches::{Rows, forward_backward, update};
+use tessera_ops::Factors;
 
 const ROWS: Rows = Rows { count: 4, tokens: 512 };
 const VOCABULARY: u32 = 32_000;
@@ -20,8 +22,13 @@ fn step(criterion: &mut Criterion) {
         .sample_size(10)
         .measurement_time(std::time::Duration::from_secs(12));
     let batch = ROWS.batch(VOCABULARY);
-    for (name, recompute) in [("recompute by block", true), ("everything kept", false)] {
-        let mut engine = ROWS.engine(CONFIG, recompute);
+    for (name, factors, recompute) in [
+        ("fp32, recompute by block", Factors::Exact, true),
+        ("fp32, everything kept", Factors::Exact, false),
+        ("amp_bf16, recompute by block", Factors::Bf16, true),
+        ("amp_bf16, everything kept", Factors::Bf16, false),
+    ] {
+        let mut engine = ROWS.engine_with(factors, CONFIG, recompute);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 forward_backward(&mut engine, &batch).expect("the batch fits");

@@ -2,14 +2,15 @@
 """A whole training step in PyTorch (transformers) beside ours: tokens/s, peak memory, and their ratios.
 
 A Llama of 56 M parameters (vocabulary 32000, hidden 512, 8 layers, 8 heads of which 4 for keys and values,
-feed-forward 1376, untied head), 4 rows of 512 tokens a step, fp32, AdamW, on the CPU. All contenders read
-the same model.safetensors and the same tokens: a made-up text of words w0 … w31999, one token each. So the
+feed-forward 1376, untied head), 4 rows of 512 tokens a step, AdamW, on the CPU, in fp32 and in mixed
+precision: torch's bf16 autocast, and our `precision: amp_bf16`. All contenders read the same model.safetensors and the same tokens: a made-up text of words w0 … w31999, one token each. So the
 losses must agree too, and that is printed.
 
 Each contender runs in a process of its own, in rounds one after the other; the figures are medians over
 the rounds. Tokens/s leaves out a run's first step, as our own log does. Peak memory is the process's peak
 resident set. "torch eager" is what a fresh install does; "torch tuned" adds the fused AdamW, oneDNN
-products (float32 matmul precision 'medium') and an allocator that keeps its memory.
+products (float32 matmul precision 'medium') and an allocator that keeps its memory. "bf16" is the same
+under autocast.
 
   scripts/bench-vs-torch [--rounds 3] [--steps 6] [--threads N]
 """
@@ -82,7 +83,7 @@ def make_inputs(folder: Path, steps: int) -> None:
     (folder / "text.txt").write_text(" ".join(f"w{token}" for token in tokens(steps)))
 
 
-def run_torch(folder: Path, steps: int, threads: int, tuned: bool) -> dict:
+def run_torch(folder: Path, steps: int, threads: int, tuned: bool, mixed: bool) -> dict:
     """Trains in this process and returns tokens/s and the losses."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -102,7 +103,11 @@ def run_torch(folder: Path, steps: int, threads: int, tuned: bool) -> dict:
     losses, seconds = [], []
     for step in range(steps):
         started = time.perf_counter()
-        loss = model(input_ids=inputs[step], labels=targets[step], shift_labels=targets[step], use_cache=False).loss
+        step_targets = targets[step]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            loss = model(
+                input_ids=inputs[step], labels=step_targets, shift_labels=step_targets, use_cache=False
+            ).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -125,15 +130,15 @@ def measured(command: list, environment: dict) -> tuple[str, float]:
     return text, usage.ru_maxrss * 1024 / 1e9
 
 
-def measure_torch(folder: Path, arguments: argparse.Namespace, tuned: bool) -> dict:
+def measure_torch(folder: Path, arguments: argparse.Namespace, tuned: bool, mixed: bool) -> dict:
     """One round of a torch contender in a process of its own."""
     command = [sys.executable, __file__, "--only-torch", str(folder), "--steps", str(arguments.steps)]
-    command += ["--threads", str(arguments.threads)] + (["--tuned"] if tuned else [])
+    command += ["--threads", str(arguments.threads)] + ["--tuned"] * tuned + ["--mixed"] * mixed
     text, peak = measured(command, {"GLIBC_TUNABLES": KEEP_MEMORY} if tuned else {})
     return {**json.loads(text.splitlines()[-1]), "peak_gb": peak}
 
 
-def measure_tessera(folder: Path, arguments: argparse.Namespace, round_number: int) -> dict:
+def measure_tessera(folder: Path, arguments: argparse.Namespace, precision: str, round_number: int) -> dict:
     """One round of ours: `tessera train` on the same folder and text."""
     run_file = folder / "run.yaml"
     settings = {
@@ -148,11 +153,11 @@ def measure_tessera(folder: Path, arguments: argparse.Namespace, round_number: i
         "scheduler": {"name": "constant_with_warmup", "t_warmup": "0ba"},
         "shuffle": False,
         "activation_checkpointing": "none",
-        "precision": "fp32",
+        "precision": precision,
         "devices": "cpu",
         "save_async": False,
         "save_folder": str(folder / "runs"),
-        "run_name": f"round{round_number}",
+        "run_name": f"{precision}-{round_number}",
     }
     run_file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
     _, peak = measured([arguments.binary, "train", str(run_file)], {"RAYON_NUM_THREADS": str(arguments.threads)})
@@ -163,20 +168,30 @@ def measure_tessera(folder: Path, arguments: argparse.Namespace, round_number: i
 
 
 def print_table(results: dict[str, list[dict]]) -> None:
-    """Medians of each contender, and the others' ratios to torch eager."""
+    """Medians of each contender, their ratios to torch eager in fp32, and ours to torch's of the same precision."""
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in ("tokens_per_second", "peak_gb")}
         for name, runs in results.items()
     }
     base = medians["torch eager"]
-    print(f"{'':14}{'tokens/s':>10}{'peak GB':>10}{'speed ratio':>14}{'memory ratio':>14}")
+    print(f"{'':18}{'tokens/s':>10}{'peak GB':>10}{'speed ratio':>14}{'memory ratio':>14}")
     for name, row in medians.items():
         speed, peak = row["tokens_per_second"], row["peak_gb"]
         ratios = f"{speed / base['tokens_per_second']:>14.2f}{peak / base['peak_gb']:>14.2f}"
-        print(f"{name:14}{speed:>10.0f}{peak:>10.2f}{ratios}")
-    theirs, ours = (results[name][0]["losses"] for name in ("torch eager", "tessera"))
-    worst = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
-    print(f"losses of the {len(ours)} steps differ by at most {worst:.1e} (relative)")
+        print(f"{name:18}{speed:>10.0f}{peak:>10.2f}{ratios}")
+    for suffix in ("", " bf16"):
+        ours, *theirs = (f"{name}{suffix}" for name in ("tessera", "torch eager", "torch tuned"))
+        for other in theirs:
+            ratio = medians[ours]["tokens_per_second"] / medians[other]["tokens_per_second"]
+            print(f"{ours}: {ratio:.2f} times the speed of {other}")
+        print(f"{ours}: losses differ by at most {difference(results, ours):.1e} from torch eager's in fp32 (relative)")
+    print(f"torch eager bf16: losses differ by at most {difference(results, 'torch eager bf16'):.1e}")
+
+
+def difference(results: dict[str, list[dict]], name: str) -> float:
+    """The largest relative difference of a contender's losses from those of torch eager in fp32."""
+    pairs = zip(results[name][0]["losses"], results["torch eager"][0]["losses"], strict=True)
+    return max(abs(a - b) / b for a, b in pairs)
 
 
 def main() -> None:
@@ -187,22 +202,29 @@ def main() -> None:
     parser.add_argument("--binary", default=str(ROOT / "target/release/tessera"))
     parser.add_argument("--only-torch", metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--tuned", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--mixed", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps < 2 or arguments.rounds < 1:
         parser.error("at least 2 steps and 1 round are needed")
     if arguments.only_torch:
-        result = run_torch(Path(arguments.only_torch), arguments.steps, arguments.threads, arguments.tuned)
+        folder = Path(arguments.only_torch)
+        result = run_torch(folder, arguments.steps, arguments.threads, arguments.tuned, arguments.mixed)
         print(json.dumps(result))
         return
-    results: dict[str, list[dict]] = {"torch eager": [], "torch tuned": [], "tessera": []}
+    names = ("torch eager", "torch tuned", "tessera", "torch eager bf16", "torch tuned bf16", "tessera bf16")
+    results: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_inputs(folder, arguments.steps)
         for round_number in range(arguments.rounds):
             print(f"round {round_number + 1} of {arguments.rounds}", file=sys.stderr)
-            results["torch eager"].append(measure_torch(folder, arguments, tuned=False))
-            results["torch tuned"].append(measure_torch(folder, arguments, tuned=True))
-            results["tessera"].append(measure_tessera(folder, arguments, round_number))
+            for suffix, precision in (("", "fp32"), (" bf16", "amp_bf16")):
+                mixed = precision != "fp32"
+                eager = measure_torch(folder, arguments, tuned=False, mixed=mixed)
+                tuned = measure_torch(folder, arguments, tuned=True, mixed=mixed)
+                results[f"torch eager{suffix}"].append(eager)
+                results[f"torch tuned{suffix}"].append(tuned)
+                results[f"tessera{suffix}"].append(measure_tessera(folder, arguments, precision, round_number))
     print_table(results)
 
 

@@ -7,9 +7,10 @@ use bytemuck::Pod;
 /// The type of a buffer's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
-    /// IEEE single precision: master weights, gradients, moments, and all compute on the CPU.
+    /// IEEE single precision: master weights, gradients, moments, and all that is in memory on the CPU.
     F32,
-    /// The upper half of a single-precision number: what mixed precision computes with. Sums of it are fp32.
+    /// The upper half of a single-precision number: what mixed precision computes with. Sums of it are fp32. The CPU has it only
+    /// inside of products.
     BF16,
     /// IEEE double precision: statistics of a step, and operators under finite differences.
     F64,

@@ -44,4 +44,5 @@ pub mod transfer;
 pub use buffer::{Arena, Buffer, Shape, View, ViewMut};
 pub use dtype::{DType, Element, Float};
 pub use error::OpError;
+pub use gemm::Factors;
 pub use queue::{Device, Event, Home, Queue};

@@ -43,6 +43,7 @@ fn times_transposed(
                 1.0,
                 output,
                 Threads::Pool,
+                queue.factors(),
             );
             Ok(())
         }),
@@ -97,6 +98,7 @@ fn times(
                 1.0,
                 output,
                 Threads::Pool,
+                queue.factors(),
             );
             Ok(())
         }),
@@ -136,6 +138,7 @@ pub fn backward_weight(
                 1.0,
                 Output::Add,
                 Threads::Pool,
+                queue.factors(),
             );
             Ok(())
         }),

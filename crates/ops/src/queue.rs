@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::cuda::{self, Gpu, Stream};
 use crate::error::OpError;
+use crate::gemm::Factors;
 
 /// What runs the work of a queue.
 #[derive(Clone, Copy)]
@@ -28,6 +29,7 @@ pub enum Home {
 #[derive(Clone, Default)]
 pub struct Queue {
     stream: Option<Arc<Stream>>,
+    factors: Factors,
 }
 
 impl Queue {
@@ -41,7 +43,17 @@ impl Queue {
     /// # Errors
     /// When CUDA fails, or has no memory for the stream's workspace.
     pub fn cuda(gpu: &Arc<Gpu>) -> Result<Self, OpError> {
-        Ok(Self { stream: Some(Arc::new(Stream::new(gpu)?)) })
+        Ok(Self { stream: Some(Arc::new(Stream::new(gpu)?)), factors: Factors::Exact })
+    }
+
+    /// The same queue, with products on the CPU that take their factors so. A GPU's take them in the dtype that they have.
+    pub fn with_factors(&self, factors: Factors) -> Self {
+        Self { factors, ..self.clone() }
+    }
+
+    /// How products on the CPU take their factors.
+    pub fn factors(&self) -> Factors {
+        self.factors
     }
 
     /// Another queue of the same device, whose work runs beside this one's.
@@ -50,7 +62,7 @@ impl Queue {
     /// As [`Queue::cuda`].
     pub fn beside(&self) -> Result<Self, OpError> {
         match &self.stream {
-            None => Ok(Self::cpu()),
+            None => Ok(self.clone()),
             Some(stream) => Self::cuda(stream.gpu()),
         }
     }

@@ -69,6 +69,19 @@ fn a_run_leaves_the_folder_that_the_design_names_and_is_not_run_twice() {
 }
 
 #[test]
+fn mixed_precision_trains_on_cpus() {
+    let bench = Bench::new();
+    let arguments = ["train", "run.yaml", "precision=amp_bf16", "devices=cpu"];
+    let said = bench.tessera(&arguments).printed();
+    assert!(said.contains("Done: 12 batches."), "{said}");
+    let metrics = bench.json_lines("runs/tiny/metrics.jsonl");
+    let losses: Vec<_> = metrics.iter().filter_map(|line| line.get("loss/train/total")?.as_f64()).collect();
+    assert!(losses[11] < losses[0] * 0.6, "{losses:?}");
+    assert!(bench.text("runs/tiny/run.yaml").contains("precision: amp_bf16"));
+    bench.tessera(&["train", "run.yaml", "precision=fp32"]).refused(&["precision", "amp_bf16", "fp32"]);
+}
+
+#[test]
 fn a_program_reads_how_a_run_ended_from_standard_output() {
     let bench = Bench::new();
     let arguments = ["train", "run.yaml", "training_duration=3ba", "--json"];

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use tessera_ops::experts::linear::WeightLayout;
 use tessera_ops::experts::{self, ExpertRows};
-use tessera_ops::{Arena, DType, OpError, Queue, Shape, View, ViewMut, fill, linear, router};
+use tessera_ops::{Arena, DType, Factors, OpError, Queue, Shape, View, ViewMut, fill, linear, router};
 
 use crate::balance::{BalanceGradient, BalanceSums};
 use crate::config::{ExpertsConfig, ModelConfig};
@@ -244,7 +244,9 @@ impl Experts {
         let (normed, statistics) = (routing.normed.reborrow(), routing.statistics.reborrow());
         self.norm.forward(queue, middle, weights[self.norm_place], normed, statistics)?;
         let router = weights[self.router_place];
-        linear::forward(queue, routing.normed.as_view(), router, routing.probabilities.reborrow())?;
+        // A rounded score could change the choice of experts, and the product is a small one.
+        let exact = queue.with_factors(Factors::Exact);
+        linear::forward(&exact, routing.normed.as_view(), router, routing.probabilities.reborrow())?;
         router::forward(
             queue,
             routing.probabilities.reborrow(),
@@ -432,8 +434,9 @@ impl Experts {
         )?;
         let dlogits = as_factor(queue, self.compute, dlogits.into_view(), &mut scratch)?;
         let normed = routing.normed.as_view();
-        linear::backward_weight(queue, dlogits, normed, gradients[self.router_place].reborrow())?;
-        linear::backward_input_add(queue, dlogits, weights[self.router_place], dnormed.reborrow())?;
+        let exact = queue.with_factors(Factors::Exact);
+        linear::backward_weight(&exact, dlogits, normed, gradients[self.router_place].reborrow())?;
+        linear::backward_input_add(&exact, dlogits, weights[self.router_place], dnormed.reborrow())?;
         self.norm.backward(
             queue,
             dnormed.as_view(),

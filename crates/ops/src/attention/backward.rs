@@ -12,7 +12,7 @@ use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
 use crate::dtype::{DType, Float};
 use crate::error::OpError;
-use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
+use crate::gemm::{Factors, Matrix, MatrixMut, Output, Threads, product};
 use crate::parallel::{Scattered, for_row_blocks_of};
 use crate::queue::{Device, Home, Queue};
 use crate::simd::{dot, vectorised};
@@ -62,6 +62,7 @@ pub fn backward(
                 rows,
                 width,
                 heads,
+                factors: queue.factors(),
                 dqkv: Scattered::new(dqkv),
                 dk: Scattered::new(dk),
                 dv: Scattered::new(dv),
@@ -104,6 +105,7 @@ struct Layer<'a, T> {
     rows: usize,
     width: usize,
     heads: Heads,
+    factors: Factors,
     dqkv: Scattered<'a, T>,
     dk: Scattered<'a, T>,
     dv: Scattered<'a, T>,
@@ -180,20 +182,20 @@ impl<T: Float> Layer<'_, T> {
             let keys = BLOCK.min(end - first_key);
             let k = Matrix::block(at(first_key, heads.key_start(head)), keys, size, self.width);
             let v = Matrix::block(at(first_key, heads.value_start(head)), keys, size, self.width);
-            let own = Threads::Current;
+            let (own, factors) = (Threads::Current, self.factors);
             let p = MatrixMut::new(&mut tile.p, queries, keys);
-            product(p, q, k.transposed(), scale, Output::Replace, own);
+            product(p, q, k.transposed(), scale, Output::Replace, own, factors);
             let dp = MatrixMut::new(&mut tile.ds, queries, keys);
-            product(dp, doutput, v.transposed(), T::ONE, Output::Replace, own);
+            product(dp, doutput, v.transposed(), T::ONE, Output::Replace, own, factors);
             self.score_gradient(tile, document.start, head, start, queries, first_key, keys);
             let (p, ds) = (Matrix::new(&tile.p, queries, keys), Matrix::new(&tile.ds, queries, keys));
             let block = first_key * size..(first_key + keys) * size;
             let dv = MatrixMut::new(&mut dv[block.clone()], keys, size);
-            product(dv, p.transposed(), doutput, T::ONE, Output::Add, own);
+            product(dv, p.transposed(), doutput, T::ONE, Output::Add, own, factors);
             let dk = MatrixMut::new(&mut dk[block], keys, size);
-            product(dk, ds.transposed(), q, scale, Output::Add, own);
+            product(dk, ds.transposed(), q, scale, Output::Add, own, factors);
             let dq = MatrixMut::new(&mut tile.dq, queries, size);
-            product(dq, ds, k, scale, Output::Add, own);
+            product(dq, ds, k, scale, Output::Add, own, factors);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::buffer::{View, ViewMut};
 use crate::check::{self, for_float};
 use crate::dtype::{DType, Float};
 use crate::error::OpError;
-use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
+use crate::gemm::{Factors, Matrix, MatrixMut, Output, Threads, product};
 use crate::parallel::Scattered;
 use crate::queue::{Device, Queue};
 use crate::simd::{maximum, sum, vectorised};
@@ -36,6 +36,7 @@ pub fn forward(
                 qkv: qkv.as_slice::<F>()?,
                 width,
                 heads,
+                factors: queue.factors(),
                 output: Scattered::new(output.as_slice_mut::<F>()?),
                 log_sum_exp: Scattered::new(log_sum_exp.as_slice_mut::<F>()?),
             };
@@ -70,6 +71,7 @@ struct Layer<'a, T> {
     qkv: &'a [T],
     width: usize,
     heads: Heads,
+    factors: Factors,
     output: Scattered<'a, T>,
     log_sum_exp: Scattered<'a, T>,
 }
@@ -97,6 +99,7 @@ impl<T: Float> Layer<'_, T> {
     /// The queries `start..start + BLOCK` of one head of one document.
     fn block(&self, tile: &mut Tile<T>, document: Document, start: usize, head: usize) {
         let heads = &self.heads;
+        let scale = T::from_f64(heads.scale());
         let queries = BLOCK.min(document.length - start);
         let end = start + queries;
         let at = |row: usize, column: usize| &self.qkv[(document.start + row) * self.width + column..];
@@ -109,11 +112,11 @@ impl<T: Float> Layer<'_, T> {
             let k = Matrix::block(at(first_key, heads.key_start(head)), keys, heads.size, self.width);
             let v = Matrix::block(at(first_key, heads.value_start(head)), keys, heads.size, self.width);
             let scores = MatrixMut::new(&mut tile.scores, queries, keys);
-            product(scores, q, k.transposed(), T::from_f64(heads.scale()), Output::Replace, Threads::Current);
+            product(scores, q, k.transposed(), scale, Output::Replace, Threads::Current, self.factors);
             self.soften(tile, start, queries, first_key, keys);
             let p = Matrix::new(&tile.scores, queries, keys);
             let sums = MatrixMut::new(&mut tile.sums, queries, heads.size);
-            product(sums, p, v, T::ONE, Output::Add, Threads::Current);
+            product(sums, p, v, T::ONE, Output::Add, Threads::Current, self.factors);
         }
         self.store(tile, document.start + start, queries, head);
     }

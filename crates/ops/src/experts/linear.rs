@@ -11,7 +11,7 @@ use crate::check::{self, for_float};
 use crate::cuda::{Grid, Kernel, Stream, is_aligned};
 use crate::dtype::{DType, Float};
 use crate::error::OpError;
-use crate::gemm::{Matrix, MatrixMut, Output, Threads, product};
+use crate::gemm::{Factors, Matrix, MatrixMut, Output, Threads, product};
 use crate::queue::{Device, Queue};
 
 use super::{ExpertRows, Group};
@@ -63,9 +63,8 @@ pub fn forward(
         Device::Cpu => for_float!(OPERATOR, x, F => {
             let group = rows.resolve(OPERATOR, count)?;
             let weight = weight.as_slice::<F>()?;
-            multiply_rows(group, (x.as_slice::<F>()?, inputs), (y.as_slice_mut::<F>()?, outputs), |expert| {
-                layout.matrix(weight, expert, inputs, outputs)
-            });
+            let (x, y) = ((x.as_slice::<F>()?, inputs), (y.as_slice_mut::<F>()?, outputs));
+            multiply_rows(queue.factors(), group, x, y, |expert| layout.matrix(weight, expert, inputs, outputs));
             Ok(())
         }),
         Device::Cuda(stream) => {
@@ -94,7 +93,8 @@ pub fn backward_input(
         Device::Cpu => for_float!(OPERATOR, dy, F => {
             let group = rows.resolve(OPERATOR, count)?;
             let weight = weight.as_slice::<F>()?;
-            multiply_rows(group, (dy.as_slice::<F>()?, outputs), (dx.as_slice_mut::<F>()?, inputs), |expert| {
+            let (dy, dx) = ((dy.as_slice::<F>()?, outputs), (dx.as_slice_mut::<F>()?, inputs));
+            multiply_rows(queue.factors(), group, dy, dx, |expert| {
                 layout.matrix(weight, expert, inputs, outputs).transposed()
             });
             Ok(())
@@ -127,8 +127,8 @@ pub fn backward_weight(
             let (dy, x) = ((dy.as_slice::<F>()?, outputs), (x.as_slice::<F>()?, inputs));
             let dweight = dweight.as_slice_mut::<F>()?;
             match layout {
-                WeightLayout::OutputsInputs => add_products(group, dy, x, dweight),
-                WeightLayout::InputsOutputs => add_products(group, x, dy, dweight),
+                WeightLayout::OutputsInputs => add_products(queue.factors(), group, dy, x, dweight),
+                WeightLayout::InputsOutputs => add_products(queue.factors(), group, x, dy, dweight),
             }
             Ok(())
         }),
@@ -144,6 +144,7 @@ pub fn backward_weight(
 
 /// y = x·matrix(expert) on each expert's rows; x and y with the widths of their rows.
 fn multiply_rows<'a, T: Float>(
+    factors: Factors,
     group: Group<'_>,
     (x, x_width): (&[T], usize),
     (y, y_width): (&mut [T], usize),
@@ -157,11 +158,12 @@ fn multiply_rows<'a, T: Float>(
         let x = Matrix::new(&x[rows.start * x_width..], rows.len(), x_width);
         products.push((MatrixMut::new(y, rows.len(), y_width), x, matrix(expert)));
     }
-    run(products, Output::Replace);
+    run(products, Output::Replace, factors);
 }
 
 /// dm += aᵀ·b for each expert, a and b being its rows, with the widths of the rows.
 fn add_products<T: Float>(
+    factors: Factors,
     group: Group<'_>,
     (a, a_width): (&[T], usize),
     (b, b_width): (&[T], usize),
@@ -176,7 +178,7 @@ fn add_products<T: Float>(
             (MatrixMut::new(dm, a_width, b_width), a, b)
         })
         .collect();
-    run(products, Output::Add);
+    run(products, Output::Add, factors);
 }
 
 /// Multiply-adds from which a product keeps the whole pool busy by itself.
@@ -185,10 +187,14 @@ const LARGE: usize = 1 << 27;
 /// Computes all of `products`, (c, a, b) each. Large ones run one after the other, each on the whole pool: side by side
 /// their packed operands would drive each other out of the caches. Small ones run side by side, for they are too short
 /// to be shared out. Either way each is the same call, so the choice does not show in its bits.
-fn run<T: Float>(products: Vec<(MatrixMut<'_, T>, Matrix<'_, T>, Matrix<'_, T>)>, output: Output) {
+fn run<T: Float>(
+    products: Vec<(MatrixMut<'_, T>, Matrix<'_, T>, Matrix<'_, T>)>,
+    output: Output,
+    factors: Factors,
+) {
     let work: usize = products.iter().map(|(c, a, _)| c.rows * c.columns * a.columns).sum();
     let large = work >= LARGE * products.len();
-    let run = |(c, a, b)| product(c, a, b, T::ONE, output, Threads::Pool);
+    let run = |(c, a, b)| product(c, a, b, T::ONE, output, Threads::Pool, factors);
     if large {
         products.into_iter().for_each(run);
     } else {

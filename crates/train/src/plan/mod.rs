@@ -184,7 +184,6 @@ impl Resolved {
         let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
-            settings.check_precision()?;
         }
         if settings.validate_inputs && saved.is_none() {
             state::check(&settings, &source, &config)?;

@@ -12,7 +12,7 @@ use tessera_dist::Degrees;
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::Compute;
 use tessera_model::config::{ModelConfig, TorchDType};
-use tessera_ops::{DType, Home};
+use tessera_ops::{DType, Factors, Home};
 
 use crate::engine::check_context;
 use crate::error::TrainError;
@@ -195,26 +195,10 @@ impl Settings {
             custom_weights_path: spec.custom_weights_path,
         };
         settings.check_sizes()?;
-        settings.check_precision()?;
         if settings.run_name.is_empty() {
             settings.run_name = settings.derived_name(named)?;
         }
         Ok(settings)
-    }
-
-    /// Fails if the devices cannot compute in the precision that the run file, or the checkpoint it goes on from, says.
-    pub(super) fn check_precision(&self) -> Result<(), TrainError> {
-        if self.precision != Precision::AmpBf16 || self.on_gpus() {
-            return Ok(());
-        }
-        let expected = match self.precision_is_given {
-            true => "fp32 or auto: the CPU computes in fp32 only",
-            false => {
-                "a GPU: the run was begun in amp_bf16, and the CPU computes in fp32 only. Go on where a GPU is, or start a new run \
-                 (another run_name) from its weights with custom_weights_path"
-            }
-        };
-        Err(TrainError::unsupported("precision", Precision::AmpBf16, expected.into()))
     }
 
     /// Fails if a batch or micro-batch has more rows or tokens than can be counted.
@@ -307,13 +291,21 @@ impl Settings {
         !self.gpus.is_empty()
     }
 
-    /// What the model computes in, and where.
+    /// What the model computes in, and where. On CPUs mixed precision is a matter of [`Settings::factors`] alone.
     pub fn compute(&self) -> Compute {
-        let dtype = match self.precision {
-            Precision::AmpBf16 => DType::BF16,
-            Precision::Auto | Precision::Fp32 => DType::F32,
-        };
-        Compute { dtype, home: if self.on_gpus() { Home::Gpu } else { Home::Host } }
+        match (self.precision, self.on_gpus()) {
+            (Precision::AmpBf16, true) => Compute { dtype: DType::BF16, home: Home::Gpu },
+            (_, true) => Compute { dtype: DType::F32, home: Home::Gpu },
+            (_, false) => Compute { dtype: DType::F32, home: Home::Host },
+        }
+    }
+
+    /// How products on CPUs take their factors.
+    pub fn factors(&self) -> Factors {
+        match self.precision {
+            Precision::AmpBf16 => Factors::Bf16,
+            Precision::Auto | Precision::Fp32 => Factors::Exact,
+        }
     }
 
     /// How `world_size` ranks share the work.

@@ -160,6 +160,7 @@ impl Part<'_> {
         };
         let model = Model::with_names(prepared.config.clone(), prepared.names);
         let model = model.computing(plan.settings.compute());
+        let queue = queue.with_factors(plan.settings.factors());
         let mut engine = Engine::new(queue, model, mesh, plan.engine_settings())?;
         let identity = prepared.train.identity();
         let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;

@@ -49,7 +49,7 @@ keyword! {
         Auto = "auto",
         /// Single precision throughout.
         Fp32 = "fp32",
-        /// bf16 products on fp32 master weights.
+        /// bf16 products on fp32 master weights: on GPUs activations are bf16 too, on CPUs only the factors of products.
         AmpBf16 = "amp_bf16",
     }
 }

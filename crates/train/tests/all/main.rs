@@ -5,6 +5,7 @@ mod candle;
 mod context;
 mod golden;
 mod goldens_of_transformers;
+mod mixed;
 mod ranks;
 mod runs;
 mod tiny;

@@ -53,12 +53,11 @@ fn the_cpu_goes_on_from_a_gpus_checkpoint() {
     assert!(matches!(outcome.unwrap(), Outcome::Stopped { .. }));
     let (outcome, _) = tiny.train(&["devices=cpu:2", SHORT], None);
     assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
-    // What was decided when the run began holds, and the CPU cannot compute in it.
+    // What was decided when the run began holds: the CPU rounds the factors of products.
     let (outcome, _) = tiny.train(&[GPU, SHORT, "run_name=mixed"], Some(2));
     assert!(matches!(outcome.unwrap(), Outcome::Stopped { .. }));
     let (outcome, _) = tiny.train(&["devices=cpu", SHORT, "run_name=mixed"], None);
-    let error = outcome.unwrap_err().to_string();
-    assert!(error.contains("precision: amp_bf16"), "{error}");
+    assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
 }
 
 #[test]

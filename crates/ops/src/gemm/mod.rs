@@ -1,11 +1,20 @@
-//! The matrix product, hidden behind one function over strided matrices: the `gemm` crate with its AVX-512 kernels.
-//!
-//! The crate deals tiles of the output out to threads and never splits the inner dimension between them. How it blocks
-//! that dimension follows from the shape and the processor's caches alone, so every element is one sum in one order.
+//! The matrix product, hidden behind one function over strided matrices: in fp32 or fp64 by the `gemm` crate with its AVX-512
+//! kernels, and with factors rounded to bf16 by kernels of our own.
 
-use rayon::prelude::*;
+mod bf16;
+mod exact;
 
-use crate::dtype::Float;
+use crate::dtype::{DType, Float};
+
+/// How products on the CPU take their factors. What they write, and all else in memory, keeps its dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Factors {
+    /// As they are.
+    #[default]
+    Exact,
+    /// fp32 rounded to bf16, which processors multiply faster; sums are fp32. fp64 is taken as it is.
+    Bf16,
+}
 
 /// A read-only matrix inside a slice; `row_stride` and `column_stride` are in elements.
 #[derive(Clone, Copy)]
@@ -40,6 +49,14 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
+impl<'a, T: Float> Matrix<'a, T> {
+    /// The same in `f32`, which `T` is.
+    fn cast(self) -> Matrix<'a, f32> {
+        let Self { data, rows, columns, row_stride, column_stride } = self;
+        Matrix { data: bytemuck::cast_slice(data), rows, columns, row_stride, column_stride }
+    }
+}
+
 /// A mutable matrix of contiguous rows inside a slice.
 pub(crate) struct MatrixMut<'a, T> {
     pub data: &'a mut [T],
@@ -69,19 +86,6 @@ pub(crate) enum Threads {
     Current,
 }
 
-/// Columns of a single output row that one task computes.
-const ROW_PIECE: usize = 512;
-
-/// The product of one row and a matrix. It is bound by reading the matrix, and the crate would read it with one thread.
-fn row_product<T: Float>(c: MatrixMut<'_, T>, a: Matrix<'_, T>, b: Matrix<'_, T>, scale: T, output: Output) {
-    c.data[..c.columns].par_chunks_mut(ROW_PIECE).enumerate().for_each(|(piece, c)| {
-        let first = piece * ROW_PIECE * b.column_stride;
-        let b = Matrix { data: &b.data[first.min(b.data.len())..], columns: c.len(), ..b };
-        let columns = c.len();
-        product(MatrixMut::new(c, 1, columns), a, b, scale, output, Threads::Current);
-    });
-}
-
 /// c = scale·a·b, or c += scale·a·b.
 pub(crate) fn product<T: Float>(
     c: MatrixMut<'_, T>,
@@ -90,6 +94,7 @@ pub(crate) fn product<T: Float>(
     scale: T,
     output: Output,
     threads: Threads,
+    factors: Factors,
 ) {
     assert!(a.rows == c.rows && b.columns == c.columns && a.columns == b.rows, "matrix shapes do not match");
     if c.rows == 0 || c.columns == 0 {
@@ -104,38 +109,17 @@ pub(crate) fn product<T: Float>(
         span(b.rows, b.columns, b.row_stride, b.column_stride) <= b.data.len(),
         "b lies outside its slice"
     );
-    if c.rows == 1 && threads == Threads::Pool {
-        return row_product(c, a, b, scale, output);
-    }
-    let parallelism = match threads {
-        Threads::Pool => gemm::Parallelism::Rayon(0),
-        Threads::Current => gemm::Parallelism::None,
-    };
-    // SAFETY: each matrix lies inside its slice by the assertions above, `c` is exclusively borrowed, and `T` is f32
-    // or f64, for which the crate has kernels.
-    #[allow(unsafe_code)]
-    unsafe {
-        gemm::gemm(
-            c.rows,
-            c.columns,
-            a.columns,
-            c.data.as_mut_ptr(),
-            1,
-            c.row_stride as isize,
-            output == Output::Add,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            T::ONE,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    match factors {
+        Factors::Bf16 if T::DTYPE == DType::F32 => {
+            let c = MatrixMut {
+                data: bytemuck::cast_slice_mut(c.data),
+                rows: c.rows,
+                columns: c.columns,
+                row_stride: c.row_stride,
+            };
+            bf16::product(c, a.cast(), b.cast(), scale.to_f64() as f32, output, threads);
+        }
+        _ => exact::product(c, a, b, scale, output, threads),
     }
 }
 
