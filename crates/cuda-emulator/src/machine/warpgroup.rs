@@ -212,7 +212,7 @@ mod tests {
         let mut matrices = vec![bf16::ZERO; 2 * COLUMNS * COLUMNS];
         for row in 0..COLUMNS {
             for column in 0..COLUMNS {
-                let place = row * COLUMNS + (column / 8 ^ row % 8) * 8 + column % 8;
+                let place = row * COLUMNS + ((column / 8) ^ (row % 8)) * 8 + column % 8;
                 matrices[place] = bf16::from_f32(a(row, column));
                 matrices[COLUMNS * COLUMNS + place] = bf16::from_f32(b(row, column));
             }
