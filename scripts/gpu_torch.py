@@ -5,7 +5,7 @@ Llama by transformers, compiled, bf16 autocast, fp32 weights, fused AdamW, one r
   scripts/gpu_torch.py attention
   scripts/gpu_torch.py step CONFIG ROWS CONTEXT BATCHES [recompute]
 
-`step` prints a row of the table of scripts/bench-gpu.
+`step` prints what runs, rows × tokens, tokens/s (median, least, most), MFU, and the GB allocated at most.
 """
 
 import json

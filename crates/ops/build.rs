@@ -144,6 +144,10 @@ impl Compiler<'_> {
         if !ran.status.success() {
             return Err(format!("{command:?}: {}", String::from_utf8_lossy(&ran.stderr)).into());
         }
+        // ptxas tells here of spills, and of products that it could not let overlap.
+        for line in String::from_utf8_lossy(&ran.stderr).lines().filter(|line| !line.trim().is_empty()) {
+            println!("cargo::warning=nvcc: {line}");
+        }
         fs::rename(unfinished, &code)?;
         Ok(code)
     }

@@ -97,6 +97,13 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
         v.multiply_rows(ds, ring.tile(round, 1));
         commit_products();
     };
+    auto begin_gradients = [&]() {
+        hold(dv);
+        hold(dk);
+        hold(left_p);
+        hold(left_ds);
+        begin_products();
+    };
     auto multiply_gradients = [&](uint32_t round) {
         multiply_columns<D>(dv, left_p, ring.tile(round, 1));
         multiply_columns<D>(dk, left_ds, ring.tile(round, 0));
@@ -123,6 +130,8 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
     arrive(0);
     k.take();
     v.take();
+    hold(k.fragments);
+    hold(v.fragments);
     begin_products();
     multiply_scores(0);
     wait_products<0>();
@@ -131,14 +140,14 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
     for (uint32_t round = 1; round < rounds; round++) {
         if constexpr (OVERLAPS) {
             arrive(round);
-            begin_products();
+            begin_gradients();
             multiply_scores(round);
             multiply_gradients(round - 1);
             wait_products<1>();
             take_scores(round);
             end_gradients();
         } else {
-            begin_products();
+            begin_gradients();
             multiply_gradients(round - 1);
             end_gradients();
             arrive(round);
@@ -149,7 +158,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
         }
         round_scores_off();
     }
-    begin_products();
+    begin_gradients();
     multiply_gradients(rounds - 1);
     end_gradients();
 
@@ -235,6 +244,8 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
     arrive(0);
     q.take();
     dout.take();
+    hold(q.fragments);
+    hold(dout.fragments);
     begin_products();
     multiply_scores(0);
     wait_products<0>();
@@ -244,6 +255,8 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
     round_off(left, ds);
     for (uint32_t round = 1; round < rounds; round++) {
         arrive(round);
+        hold(dq);
+        hold(left);
         begin_products();
         multiply_scores(round);
         multiply_gradients(round - 1);
@@ -257,6 +270,8 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
         hold(left);
         round_off(left, ds);
     }
+    hold(dq);
+    hold(left);
     begin_products();
     multiply_gradients(rounds - 1);
     wait_products<0>();

@@ -113,6 +113,7 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
     };
     arrive(0);
     q.take();
+    hold(q.fragments);
     begin_products();
     q.multiply_rows(scores, ring.tile(0, 0));
     commit_products();
@@ -122,6 +123,8 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
     round_off(p, scores);
     for (uint32_t round = 1; round < rounds; round++) {
         arrive(round);
+        hold(outputs);
+        hold(p);
         begin_products();
         q.multiply_rows(scores, ring.tile(round, 0));
         commit_products();
@@ -137,6 +140,8 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
         softmax.correct(outputs);
         round_off(p, scores);
     }
+    hold(outputs);
+    hold(p);
     begin_products();
     multiply_columns<D>(outputs, p, ring.tile(rounds - 1, 1));
     commit_products();

@@ -52,7 +52,7 @@ struct Panels {
 // Lets the tensor cores see what this thread's copies have written to shared memory; before the barrier after them.
 __device__ __forceinline__ void publish_copies() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
-// Before the first product after registers that it takes part in were written.
+// Before the first product after registers that take part in it were written; these are to be held first.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 
 // Ends a group of products.

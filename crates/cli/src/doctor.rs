@@ -1,7 +1,7 @@
 //! `tessera doctor`: what this build finds on this machine, and whether it computes right.
 
 use clap::Args;
-use tessera_train::doctor::{self, Cuda, GpuReport, Report, Verdict};
+use tessera_train::doctor::{self, Cuda, Found, GpuReport, Report, Verdict};
 
 use crate::failure::Failure;
 use crate::output::{BAD, GOOD, Paint, print};
@@ -40,8 +40,11 @@ fn shown(report: &Report, paint: Paint) -> String {
         ),
     ];
     match &report.cuda {
-        Err(reason) => rows.push(("GPUs", format!("none: {reason}"))),
-        Ok(cuda) => rows.extend(cuda_rows(cuda, paint)),
+        Found::None(reason) => rows.push(("GPUs", format!("none: {reason}"))),
+        Found::Broken(reason) => {
+            rows.push(("GPUs", format!("{} {reason}", paint.paint(BAD, "cannot be used:"))));
+        }
+        Found::Here(cuda) => rows.extend(cuda_rows(cuda, paint)),
     }
     labelled(paint, &rows)
 }

@@ -1,6 +1,6 @@
 //! What this machine offers to a run, and whether it computes right: what `tessera doctor` shows.
 //!
-//! Each device trains a tiny model for two steps. The processors are held against losses that were written down once, a GPU
+//! Each device trains two tiny models for two steps. The processors are held against losses that were written down once, a GPU
 //! against the processors: a driver, a library or a card that computes wrong is found before it costs a run.
 
 use std::path::Path;
@@ -10,7 +10,7 @@ use tessera_data::MicroBatch;
 use tessera_dist::{Residency, Single, Wire, nccl};
 use tessera_model::config::ModelConfig;
 use tessera_model::{Compute, LossScale, Model};
-use tessera_ops::cuda::{self, Found, Gpu};
+use tessera_ops::cuda::{self, Gpu};
 use tessera_ops::{DType, Queue};
 
 use crate::engine::{Engine, EngineSettings, Optimizer, OwnNews};
@@ -18,24 +18,21 @@ use crate::error::TrainError;
 use crate::plan::total_memory;
 use crate::spec::OptimizerSpec;
 
-/// Heads of 64, which a GPU's tensor cores take.
-const MODEL: &str = r#"{
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 256,
-    "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 512, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": true
-}"#;
-/// Documents of so many tokens, all in one micro-batch.
-const DOCUMENTS: [u32; 3] = [100, 28, 128];
+/// Heads of 64 and of 128, for which a GPU's tensor cores have kernels of their own.
+const HEAD_SIZES: [usize; 2] = [64, 128];
+/// Documents of so many tokens, all in one micro-batch: the last one begins anywhere, and is long enough for every buffer of
+/// attention to be used again.
+const DOCUMENTS: [u32; 3] = [100, 28, 520];
 const VOCABULARY: u32 = 512;
 
-/// The mean loss of the two steps, as fp32 on processors gave it.
-const LOSSES: Losses = [6.246_478_738, 5.758_859_171];
+/// The mean loss of the two steps of each model, as fp32 on processors gave it.
+const LOSSES: Losses = [6.269_630_723, 5.961_905_023, 6.287_427_211, 6.032_521_810];
 /// How far losses may be from those, relatively: sums are taken in other orders.
 const FP32: f64 = 1e-4;
 /// Eight bits of a product's factors are kept.
 const BF16: f64 = 1e-2;
 
-type Losses = [f64; 2];
+type Losses = [f64; 2 * HEAD_SIZES.len()];
 
 /// A machine, as a run would find it.
 #[derive(Debug)]
@@ -46,8 +43,19 @@ pub struct Report {
     pub memory: usize,
     /// Of the steps on processors.
     pub steps: Verdict,
-    /// What there is of CUDA; why there is none.
-    pub cuda: Result<Cuda, String>,
+    /// What there is of CUDA.
+    pub cuda: Found<Cuda>,
+}
+
+/// What a machine has, has not, or has but cannot use, and why.
+#[derive(Debug)]
+pub enum Found<T> {
+    /// It is there.
+    Here(T),
+    /// It is not there.
+    None(String),
+    /// It is there and cannot be used.
+    Broken(String),
 }
 
 /// CUDA, as this build finds it.
@@ -94,7 +102,8 @@ impl Verdict {
             Err(error) => return Self::Failed(error.to_string()),
         };
         let errors = losses.iter().zip(LOSSES).map(|(loss, expected)| (loss / expected - 1.0).abs());
-        match errors.fold(0.0, |largest: f64, error| if error <= largest { largest } else { error }) {
+        // What is no number counts as the largest.
+        match errors.max_by(f64::total_cmp).unwrap_or_default() {
             error if error <= allowed => Self::Right(error),
             error => Self::Wrong(error, allowed),
         }
@@ -109,11 +118,15 @@ impl Verdict {
 impl Report {
     /// Whether every device that was found can be trusted.
     pub fn is_well(&self) -> bool {
-        let gpus = self.cuda.iter().flat_map(|cuda| &cuda.gpus);
-        let are_right = |gpu: &Result<GpuReport, String>| {
+        let is_right = |gpu: &Result<GpuReport, String>| {
             gpu.as_ref().is_ok_and(|gpu| gpu.steps.iter().all(|(_, verdict)| verdict.is_right()))
         };
-        self.steps.is_right() && gpus.into_iter().all(are_right)
+        let gpus_are_right = match &self.cuda {
+            Found::Here(cuda) => cuda.gpus.iter().all(is_right),
+            Found::None(_) => true,
+            Found::Broken(_) => false,
+        };
+        self.steps.is_right() && gpus_are_right
     }
 }
 
@@ -122,18 +135,18 @@ pub fn examine() -> Report {
     Report {
         threads: available_parallelism().map_or(1, usize::from),
         memory: total_memory(),
-        steps: Verdict::of(losses(Queue::cpu(), DType::F32), FP32),
+        steps: Verdict::of(losses(&Queue::cpu(), DType::F32), FP32),
         cuda: examine_cuda(),
     }
 }
 
-fn examine_cuda() -> Result<Cuda, String> {
+fn examine_cuda() -> Found<Cuda> {
     let count = match cuda::find() {
-        Ok(Found::Some(count)) => count,
-        Ok(Found::None(reason)) => return Err(reason),
-        Err(error) => return Err(error.to_string()),
+        Ok(cuda::Found::Some(count)) => count,
+        Ok(cuda::Found::None(reason)) => return Found::None(reason),
+        Err(error) => return Found::Broken(error.to_string()),
     };
-    Ok(Cuda {
+    Found::Here(Cuda {
         driver: cuda::driver_version(),
         toolkit: cuda::toolkit_version(),
         nccl: nccl::version().map_err(|error| error.to_string()),
@@ -144,7 +157,7 @@ fn examine_cuda() -> Result<Cuda, String> {
 fn examine_gpu(ordinal: usize) -> Result<GpuReport, TrainError> {
     let gpu = Gpu::open(ordinal)?;
     let steps = |dtype, allowed| {
-        let losses = Queue::cuda(&gpu).map_err(TrainError::from).and_then(|queue| losses(queue, dtype));
+        let losses = Queue::cuda(&gpu).map_err(TrainError::from).and_then(|queue| losses(&queue, dtype));
         Verdict::of(losses, allowed)
     };
     Ok(GpuReport {
@@ -155,8 +168,28 @@ fn examine_gpu(ordinal: usize) -> Result<GpuReport, TrainError> {
     })
 }
 
-/// The losses of two steps from weights that are always the same.
-fn losses(queue: Queue, dtype: DType) -> Result<Losses, TrainError> {
+/// The losses of two steps of each model.
+fn losses(queue: &Queue, dtype: DType) -> Result<Losses, TrainError> {
+    let mut losses = Losses::default();
+    for (losses, head_size) in losses.chunks_exact_mut(2).zip(HEAD_SIZES) {
+        two_steps(queue.clone(), dtype, head_size, losses)?;
+    }
+    Ok(losses)
+}
+
+fn config(head_size: usize) -> String {
+    format!(
+        r#"{{
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 256,
+            "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": {head_size}, "vocab_size": {VOCABULARY}, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": true
+        }}"#
+    )
+}
+
+/// Fills in the losses of two steps from weights that are always the same.
+fn two_steps(queue: Queue, dtype: DType, head_size: usize, losses: &mut [f64]) -> Result<(), TrainError> {
     let batch = batch();
     let settings = EngineSettings {
         micro_batch_tokens: batch.tokens.len(),
@@ -169,17 +202,16 @@ fn losses(queue: Queue, dtype: DType) -> Result<Losses, TrainError> {
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },
         max_grad_norm: 1.0,
     };
-    let config = ModelConfig::parse(MODEL, Path::new("config.json"))?;
+    let config = ModelConfig::parse(&config(head_size), Path::new("config.json"))?;
     let model = Model::new(config).computing(Compute { dtype, home: queue.home() });
     let mut engine = Engine::new(queue, model, Single, settings)?;
     engine.initialise(17)?;
     let token = 1.0 / batch.loss_tokens as f64;
-    let mut losses = Losses::default();
-    for loss in &mut losses {
+    for loss in losses {
         engine.train_micro_batch(&batch, LossScale { token, balance: 0.0 })?;
         *loss = token * engine.finish_step(1.0, OwnNews::default(), |_| {})?.loss_sum;
     }
-    Ok(losses)
+    Ok(())
 }
 
 /// One row of documents without a pattern, where every token has a target.
@@ -215,5 +247,8 @@ mod tests {
         assert!(off(1.0 + 5e-5).is_right());
         assert!(matches!(off(1.001), Verdict::Wrong(..)));
         assert!(matches!(off(f64::NAN), Verdict::Wrong(..)));
+        let mut one = LOSSES;
+        one[0] = f64::NAN;
+        assert!(matches!(Verdict::of(Ok(one), FP32), Verdict::Wrong(..)));
     }
 }

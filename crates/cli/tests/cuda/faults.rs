@@ -36,6 +36,7 @@ fn doctor_tries_every_gpu() {
     }
     // Its first launch fails, and every one after it.
     on_gpus(&bench, 1, &["doctor"], &[("TESSERA_EMULATOR_FAIL", "0:0")]).failed(3, &["cannot be used"]);
+    on_gpus(&bench, 1, &["doctor"], &[("TESSERA_EMULATOR_DRIVER", "11080")]).failed(3, &["cannot be used"]);
 }
 
 #[test]

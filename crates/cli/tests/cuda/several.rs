@@ -60,8 +60,23 @@ fn four_gpus_train_as_the_cpu_does() {
         train(&bench, 4, &["devices=cuda", "precision=fp32", parallel], &[]).printed();
         close(&losses(&bench), &expected);
         let run = bench.text("runs/tiny/run.yaml");
-        assert!(run.contains("devices: cuda") && run.contains("activation_checkpointing: none"), "{run}");
+        assert!(run.contains("devices: cuda") && run.contains("activation_checkpointing: auto"), "{run}");
     }
+}
+
+/// By default blocks are kept where the GPU has room for that.
+#[test]
+fn blocks_are_kept_where_there_is_room() {
+    let bench = Bench::new();
+    let plan = |key: &str, memory: &str| {
+        let keys = ["plan", "run.yaml", "devices=cuda:0", "eval_data_path=null", "context_length=4096", key];
+        on_gpus(&bench, 1, &keys, &[("TESSERA_EMULATOR_MEMORY", memory)]).printed()
+    };
+    let (large, none, block) =
+        ("8000000000", "activation_checkpointing=none", "activation_checkpointing=block");
+    let auto = "activation_checkpointing=auto";
+    assert_ne!(plan(none, large), plan(block, large));
+    assert_eq!(plan(auto, large), plan(none, large));
 }
 
 #[test]

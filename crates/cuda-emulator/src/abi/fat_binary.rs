@@ -11,9 +11,10 @@ pub const HEADER: usize = 16;
 
 const PTX: usize = 1;
 
-/// Bytes of all, from the first header.
+/// Bytes of all, from the first header. More than memory can hold is nothing.
 pub fn size(header: &[u8; HEADER]) -> usize {
-    number(header, 6, 2).saturating_add(number(header, 8, 8))
+    let size = number(header, 6, 2).saturating_add(number(header, 8, 8));
+    if isize::try_from(size).is_ok() { size } else { 0 }
 }
 
 /// The PTX in a whole fat binary, if there is some that is not compressed.
@@ -21,7 +22,7 @@ pub fn ptx(image: &[u8]) -> Option<&str> {
     let mut rest = image.get(number(image, 6, 2)..)?;
     while rest.len() >= 64 {
         let (header, code, compressed) = (number(rest, 4, 4), number(rest, 8, 8), number(rest, 16, 4));
-        let end = header.checked_add(code)?;
+        let end = header.checked_add(code).filter(|_| header >= 64)?;
         if number(rest, 0, 2) == PTX && compressed == 0 {
             // It is padded by zeros.
             let text = rest.get(header..end)?.split(|&byte| byte == 0).next()?;

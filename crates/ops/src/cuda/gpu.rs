@@ -318,7 +318,7 @@ impl Gpu {
                 CUDA_ERROR_NO_BINARY_FOR_GPU | CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
                 Ok(driver),
                 Some(toolkit),
-            ) => OpError::NoCuda(format!(
+            ) if driver < toolkit => OpError::NoCuda(format!(
                 "CUDA device {}, {}: {}",
                 self.ordinal(),
                 self.name,

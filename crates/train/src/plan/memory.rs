@@ -166,16 +166,17 @@ pub(super) fn decide_microbatch(
         rows /= 2;
         memory = plan(rows)?;
     }
-    let mut decided = settings.activation_checkpointing;
-    if decided == ActivationCheckpointing::Auto {
-        // Processors gain less from it, and their memory is others' too. Several processes must not decide differently.
-        let may_keep = settings.on_gpus() && ranks == settings.local_ranks().get();
+    // Processors gain less from keeping everything, and their memory is others' too. Several processes must not decide
+    // differently.
+    let mut has_room_for_blocks = false;
+    if settings.activation_checkpointing == ActivationCheckpointing::Auto
+        && settings.on_gpus()
+        && ranks == settings.local_ranks().get()
+    {
         let keeping = EngineSettings { recompute: false, ..engine_settings(settings, rows) };
         let all = MemoryPlan::new(model, degrees.into(), &keeping)?;
-        if may_keep && needed(&all) <= room.usable {
-            (decided, memory) = (ActivationCheckpointing::None, all);
-        } else {
-            decided = ActivationCheckpointing::Block;
+        if needed(&all) <= room.usable {
+            (has_room_for_blocks, memory) = (true, all);
         }
     }
     let (ranks_here, tokens) =
@@ -186,7 +187,7 @@ pub(super) fn decide_microbatch(
         let copies = snapshot_bytes(&memory, settings) * ranks_here;
         Room::host().check(copies, copies, tokens)?;
     }
-    settings.activation_checkpointing = decided;
+    settings.has_room_for_blocks = has_room_for_blocks;
     if let Some(rows) = NonZeroUsize::new(rows) {
         settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
     }

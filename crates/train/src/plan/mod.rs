@@ -21,7 +21,7 @@ use crate::engine::{CHUNK_TOKENS, EngineSettings, MemoryPlan, Optimizer, answer_
 use crate::error::TrainError;
 use crate::observe::{Observer, Split, Update};
 use crate::schedule::Schedule;
-use crate::spec::{ActivationCheckpointing, RunSpec};
+use crate::spec::RunSpec;
 use crate::speed::expected_flops_per_second;
 use crate::state::{self, checkpoints_in};
 use crate::time::{EpochLength, RunLength};
@@ -63,10 +63,7 @@ impl RunPlan {
     pub fn estimated_time(&self) -> Option<Duration> {
         let flops_per_second = self.expected_flops_per_second()?;
         let epochs = self.length.total_batches as f64 / self.length.epoch.batches().max(1) as f64;
-        let recompute = match self.settings.activation_checkpointing {
-            ActivationCheckpointing::Auto | ActivationCheckpointing::Block => 4.0 / 3.0,
-            ActivationCheckpointing::None => 1.0,
-        };
+        let recompute = if self.settings.recomputes() { 4.0 / 3.0 } else { 1.0 };
         let seconds = self.epoch_flops * epochs * recompute / flops_per_second.max(1.0);
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
@@ -280,7 +277,7 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
         micro_batch_rows: microbatch_rows,
         positions: settings.context_length,
         chunk_tokens: CHUNK_TOKENS,
-        recompute: settings.activation_checkpointing != ActivationCheckpointing::None,
+        recompute: settings.recomputes(),
         residency: match settings.parallel.reshard_after_forward {
             true => Residency::WhileUsed,
             false => Residency::WholeStep,

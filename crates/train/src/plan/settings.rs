@@ -67,8 +67,11 @@ pub struct Settings {
     pub target_responses: TargetResponses,
     pub packing: Packing,
     pub shuffle: bool,
-    /// `auto` until the memory plan has decided.
     pub activation_checkpointing: ActivationCheckpointing,
+    /// What `auto` means on this machine, once the memory plan has decided: that blocks keep everything. It is decided anew
+    /// wherever the run goes on.
+    #[serde(skip)]
+    pub(super) has_room_for_blocks: bool,
     pub devices: Devices,
     pub parallel: Parallel,
     pub dist_timeout: f64,
@@ -180,6 +183,7 @@ impl Settings {
             packing: spec.packing.unwrap_or(Packing::BestFit),
             shuffle: spec.shuffle.unwrap_or(true),
             activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Auto),
+            has_room_for_blocks: false,
             devices,
             gpus,
             parallel: spec.parallel.unwrap_or_default(),
@@ -265,6 +269,15 @@ impl Settings {
         match self.device_train_microbatch_size {
             MicrobatchSize::Auto => 1,
             MicrobatchSize::Rows(rows) => rows.get(),
+        }
+    }
+
+    /// Whether blocks are computed again on the way back.
+    pub fn recomputes(&self) -> bool {
+        match self.activation_checkpointing {
+            ActivationCheckpointing::Auto => !self.has_room_for_blocks,
+            ActivationCheckpointing::Block => true,
+            ActivationCheckpointing::None => false,
         }
     }
 

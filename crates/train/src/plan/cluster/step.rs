@@ -65,7 +65,7 @@ impl Assumptions {
                 "overlap: {:.0} % of the shorter of compute and transfer of weights and gradients is hidden",
                 100.0 * self.overlap
             ),
-            "recompute: every forward of the blocks is done twice, where activation_checkpointing is block"
+            "recompute: every forward of the blocks is done twice, unless activation_checkpointing is none"
                 .to_owned(),
             format!(
                 "optimizer: bound by memory, {:.0} % of {:.2} TB/s",
