@@ -1,7 +1,8 @@
 // The backward of attention in bf16 by warpgroups; see ../attention/backward.cu, whose formulas, operands and order of sums
 // it has: dK and dV in one kernel, dQ in another, neither atomics nor partial sums.
 //
-// Launch: keys (⌈T/128⌉, Hkv), queries (⌈T/128⌉, Hq), 256 threads each. The other side comes in tiles of 64. While P and dS
+// Launch: keys (Hkv, ⌈T/128⌉), queries (Hq, ⌈T/128⌉), 256 threads each; of all heads the rows with the most to do come
+// first. The other side comes in tiles of 64. While P and dS
 // of one pair of tiles are computed, those of the last one are multiplied with its tiles, where registers allow it.
 // Shared memory: (2·128 + 4·2·64)·D bf16, and for the keys 4·2·64 fp32 more.
 
@@ -18,7 +19,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
     // L and δ of a round's queries.
     float(*statistics)[2][SIDE] = reinterpret_cast<float(*)[2][SIDE]>(ring.data + STAGES * 2 * SIDE * D);
 
-    const uint32_t first = blockIdx.x * ROWS, end = min(first + ROWS, layer.rows), key_value_head = blockIdx.y;
+    const uint32_t first = blockIdx.y * ROWS, end = min(first + ROWS, layer.rows), key_value_head = blockIdx.x;
     const uint64_t width = layer.width(), output_width = layer.output_width();
     const uint32_t warp_row = threadIdx.x / LANES * 16, row = first + warp_row + threadIdx.x % LANES / 4;
     uint32_t end_queries[2];
@@ -177,8 +178,8 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
     Left<D, D == 64> q = {{shared}}, dout = {{shared + ROWS * D}};
     const Ring<D> ring = {shared + 2 * ROWS * D};
 
-    const uint32_t first = (gridDim.x - 1 - blockIdx.x) * ROWS, end = min(first + ROWS, layer.rows);
-    const uint32_t head = blockIdx.y, key_value_head = head / layer.group();
+    const uint32_t first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(first + ROWS, layer.rows);
+    const uint32_t head = blockIdx.x, key_value_head = head / layer.group();
     const uint64_t width = layer.width(), output_width = layer.output_width();
     const uint32_t warp_row = threadIdx.x / LANES * 16, row = first + warp_row + threadIdx.x % LANES / 4;
     uint32_t first_keys[2];

@@ -1,6 +1,6 @@
 // Causal grouped-query attention, forward, in bf16 by warpgroups; see ../attention/forward.cu, whose operands it has.
 //
-// Launch: blocks (⌈T/128⌉, Hq) of 256 threads; the last queries, which see the most keys, come first. Keys and values come
+// Launch: blocks (Hq, ⌈T/128⌉) of 256 threads; of all heads the last queries, which see the most keys, come first. Keys and values come
 // in tiles of 64. While the softmax of one tile is computed, the last tile's probabilities are multiplied with its values
 // (Shah et al. 2024, arXiv:2407.08608, section 3.2). Shared memory: (128 + 4·2·64)·D bf16.
 
@@ -66,7 +66,7 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
     bf16 *shared = reinterpret_cast<bf16 *>(shared_bytes);
     Left<D, true> q = {{shared}};
     const Ring<D> ring = {shared + ROWS * D};
-    const uint32_t head = blockIdx.y, first = (gridDim.x - 1 - blockIdx.x) * ROWS;
+    const uint32_t head = blockIdx.x, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
     const uint32_t end = min(first + ROWS, layer.rows);
     const uint64_t width = layer.width();
     const uint32_t warp_row = threadIdx.x / LANES * 16, row = first + warp_row + threadIdx.x % LANES / 4;

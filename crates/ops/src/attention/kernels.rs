@@ -140,7 +140,8 @@ impl<'a> Kernels<'a> {
             Pass::KeyGradients => 2 * own + others + GROUP_STAGES * 2 * GROUP_OTHERS * DType::F32.size(),
             Pass::QueryGradients => 2 * own + others,
         };
-        let blocks = [self.rows.div_ceil(GROUP_ROWS), self.own_heads(pass), 1];
+        // What takes longest comes first, of all heads: else the last head's would leave most of the GPU waiting for it.
+        let blocks = [self.own_heads(pass), self.rows.div_ceil(GROUP_ROWS), 1];
         Grid::of(blocks).threads(GROUP_THREADS).shared(shared)
     }
 

@@ -106,7 +106,7 @@ fn attention_feeds_the_tensor_cores_by_warpgroups() {
         });
         // Four pairs of tiles of 64 rows.
         let ring = rows_bytes(4 * 2 * 64);
-        let launch = |shared| Launch::blocks(layer.tokens / 128).threads(256).shared(shared);
+        let launch = |shared| Launch::grid([1, layer.tokens / 128, 1]).threads(256).shared(shared);
         layer.forward::<bf16>(&forward.launch(launch(rows_bytes(128) + ring)), None);
         let shared = rows_bytes(2 * 128) + ring;
         layer.backward::<bf16>(&keys.launch(launch(shared + 4 * 2 * 64 * size_of::<f32>())), None);
