@@ -69,7 +69,7 @@ fn four_gpus_train_as_the_cpu_does() {
 fn blocks_are_kept_where_there_is_room() {
     let bench = Bench::new();
     let plan = |key: &str, memory: &str| {
-        let keys = ["plan", "run.yaml", "devices=cuda:0", "eval_data_path=null", "context_length=4096", key];
+        let keys = ["plan", "run.yaml", "devices=cuda:0", "eval_data_path=null", "context_length=128", key];
         on_gpus(&bench, 1, &keys, &[("TESSERA_EMULATOR_MEMORY", memory)]).printed()
     };
     let (large, none, block) =
