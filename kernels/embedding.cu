@@ -4,21 +4,24 @@
 // fp32. First embedding_sort writes order [T] u32: the positions t, by token, then by t. Then the sorted positions of
 // one token are added up by one thread for each column: one order, no atomics.
 //
-// Launch, embedding_sort: ⌈T/256⌉ blocks of 256 threads. A position's rank is the number of smaller (token, t), counted
-// by comparison with all others: one launch, and by their number T² comparisons take tens of microseconds at T = 8,192
-// and milliseconds at 131,072, whose products take seconds.
+// Launch, embedding_sort: ⌈T/64⌉ blocks of 256 threads, four of which share a position. Its rank is the number of smaller
+// (token, t), counted by comparison with all others: one launch, and by their number T² comparisons take ten microseconds at
+// T = 8,192 and milliseconds at 131,072, whose products take seconds.
 // Launch, embedding_backward: blocks (T, ⌈H/1024⌉) of 256 threads; those of a token's first position work.
 
+#include "common/reduce.cuh"
 #include "common/rows.cuh"
 
 constexpr int THREADS = 256;
+// Neighbouring threads that count the rank of one position.
+constexpr int SHARERS = 4;
 // Rows whose loads are under way at once.
 constexpr int FLIGHT = 4;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     embedding_sort(const uint32_t *tokens, uint32_t *order, uint32_t count) {
     __shared__ uint32_t others[THREADS];
-    const uint32_t own = blockIdx.x * THREADS + threadIdx.x;
+    const uint32_t own = (blockIdx.x * THREADS + threadIdx.x) / SHARERS, part = threadIdx.x % SHARERS;
     const uint32_t token = own < count ? tokens[own] : 0;
     uint32_t rank = 0;
     for (uint32_t first = 0; first < count; first += THREADS) {
@@ -27,11 +30,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (other < count) others[threadIdx.x] = tokens[other];
         __syncthreads();
         const uint32_t known = min(count - first, THREADS);
-        for (uint32_t i = 0; i < known; i++) {
+        for (uint32_t i = part; i < known; i += SHARERS) {
             rank += others[i] < token || (others[i] == token && first + i < own);
         }
     }
-    if (own < count) order[rank] = own;
+#pragma unroll
+    for (int distance = 1; distance < SHARERS; distance *= 2) rank += __shfl_xor_sync(ALL_LANES, rank, distance);
+    if (own < count && part == 0) order[rank] = own;
 }
 
 // Adds `COUNT` rows that `order` names to the sums, the loads first.
@@ -60,12 +65,16 @@ __device__ __forceinline__ void sum_token(const T *dx, const uint32_t *order, ui
     }
 }
 
-// How often the token at a sorted position occurs, where that is its first; 0 at its others. By halves, since the
-// commonest tokens are a large part of all.
+// How often the token at a sorted position occurs, where that is its first; 0 at its others. Most occur once or twice and
+// the commonest are a large part of all, so steps double until they pass the last one and then are halved.
 __device__ __forceinline__ uint32_t occurrences_from(const uint32_t *tokens, const uint32_t *order, uint32_t token,
                                                      uint32_t first, uint32_t count) {
     if (first > 0 && tokens[order[first - 1]] == token) return 0;
-    uint32_t low = first + 1, high = count;
+    uint32_t low = first + 1, high = low;
+    for (uint32_t step = 1; high < count && tokens[order[high]] == token; step *= 2) {
+        low = high + 1;
+        high = min(high + step, count);
+    }
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
         if (tokens[order[middle]] == token) {

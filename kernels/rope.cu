@@ -4,7 +4,7 @@
 // backward. In place on the first `heads` heads of each row of x [T, width], fp32 or bf16. positions [T] u32, each
 // below the rows of table [positions, D] fp32, whose rows hold D/2 cosines, then D/2 sines.
 //
-// Launch: T blocks of 256 threads. Shared memory: D fp32, the angles of the row, which all heads use.
+// Launch: T blocks of at most 256 threads. Shared memory: D fp32, the angles of the row, which all heads use.
 
 #include "common/rows.cuh"
 

@@ -15,7 +15,7 @@ use crate::queue::{Device, Queue};
 use crate::rows;
 
 /// Positions whose ranks a block of `embedding_sort` counts.
-const SORTED_BY_BLOCK: usize = 256;
+const SORTED_BY_BLOCK: usize = 64;
 
 /// Columns of a token's row that a block of `embedding_backward` adds up.
 const COLUMNS_OF_BLOCK: usize = 1024;

@@ -95,6 +95,8 @@ fn rotate(
         Device::Cuda(stream) => {
             let dtype = x.dtype();
             let variant = stream.variant(OPERATOR, "x", dtype)?;
+            // A thread turns a pack of left halves with one of right halves.
+            let grid = Grid::blocks(rows).threads_for(heads * head_size / 2 * dtype.size());
             stream
                 .kernel(OPERATOR, "rope", &format!("rope_{variant}"))
                 .output("x", &x, dtype)
@@ -104,7 +106,7 @@ fn rotate(
                 .u32(width)
                 .u32(head_size)
                 .f32(direction)
-                .launch(Grid::blocks(rows).shared(head_size * DType::F32.size()))
+                .launch(grid.shared(head_size * DType::F32.size()))
         }
     }
 }

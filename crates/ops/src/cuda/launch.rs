@@ -16,6 +16,9 @@ use crate::memory::{Bytes, DeviceBytes};
 /// Threads of a block, unless a kernel says otherwise.
 const THREADS: usize = 256;
 
+/// Threads of a warp.
+const LANES: usize = 32;
+
 /// Bytes that a thread moves at a time.
 const ACCESS_BYTES: usize = 16;
 
@@ -40,6 +43,12 @@ impl Grid {
     pub fn flat(stream: &Stream, dtype: DType, elements: usize) -> Self {
         let block = THREADS * ACCESS_BYTES / dtype.size();
         Self::blocks(elements.div_ceil(block).min(16 * stream.gpu().multiprocessors()))
+    }
+
+    /// With threads for `bytes` that each block moves: whole warps, in which no more idle than must.
+    pub fn threads_for(self, bytes: usize) -> Self {
+        let accesses = bytes.div_ceil(ACCESS_BYTES).clamp(1, THREADS);
+        self.threads(accesses.next_multiple_of(LANES))
     }
 
     pub fn threads(self, threads: usize) -> Self {

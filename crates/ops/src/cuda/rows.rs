@@ -9,7 +9,7 @@ use crate::memory::DeviceBytes;
 
 /// Blocks for each multiprocessor: enough to hide the loads of one behind the sums of another, few enough that the partial
 /// sums are a small part of what is read.
-const BLOCKS_EACH: usize = 2;
+const BLOCKS_EACH: usize = 4;
 
 /// Packs of 16 bytes of a row that a block of `kernels/bias.cu` adds up.
 const PACKS: usize = 8;

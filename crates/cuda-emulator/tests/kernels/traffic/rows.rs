@@ -39,7 +39,7 @@ fn sorting_tokens_reads_them_for_every_block() {
     Case::new("embedding", "embedding_sort", 8 * count, 0)
         .of(format!("{count} tokens"), count)
         .bound(Bound::Neither)
-        .launch(Launch::blocks(count.div_ceil(256)))
+        .launch(Launch::blocks(count.div_ceil(64)))
         .run(vec![input(&tokens), output(&mut order), unsigned(count)]);
 }
 
