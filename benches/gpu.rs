@@ -279,16 +279,23 @@ fn ends(bench: &Bench) {
 
 fn update(bench: &Bench) {
     let gradient = bench.values(F32, FLAT);
-    let (mut p, mut m, mut v) = (bench.values(F32, FLAT), bench.buffer(F32, FLAT), bench.buffer(F32, FLAT));
+    let mut p = bench.values(F32, FLAT);
     let decision = bench.upload(View::of(&[1.0_f64, 1.0, 10.0, 0.0, 0.0]));
     let rates =
         adamw::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.95), epsilon: 1e-8, decay: 1e-5 };
     let size = format!("{FLAT}");
-    bench.row("adamw", &size, Work::Bytes(28 * FLAT), |queue| {
-        let (p, m, v) = (p.view_mut(F32), m.view_mut(F32), v.view_mut(F32));
-        adamw::update(queue, p, gradient.view(F32), m, v, FLAT / 2, rates, decision.view(DType::F64))
-            .unwrap();
-    });
+    let mut row = |name: &str, moments: [Buffer; 2], bytes: usize| {
+        let [mut m, mut v] = moments;
+        bench.row(name, &size, Work::Bytes(bytes * FLAT), |queue| {
+            let (p, m, v) = (p.view_mut(F32), m.view_mut(F32), v.view_mut(F32));
+            adamw::update(queue, p, gradient.view(F32), m, v, FLAT / 2, rates, decision.view(DType::F64))
+                .unwrap();
+        });
+    };
+    row("adamw", [(); 2].map(|()| bench.buffer(F32, FLAT)), 28);
+    // The rate is that of the bus, both directions together.
+    let mapped = [(); 2].map(|()| Buffer::mapped(&bench.queue, F32.size() * FLAT).unwrap());
+    row("adamw, moments in the host's memory", mapped, 16);
     let mut total = bench.buffer(DType::F64, 1);
     bench.row("squared_norm", &size, Work::Bytes(4 * FLAT), |queue| {
         squared_norm::add(queue, gradient.view(F32), total.view_mut(DType::F64)).unwrap();

@@ -8,7 +8,7 @@ use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model};
 use tessera_ops::{Factors, Queue};
 use tessera_train::engine::{CHUNK_TOKENS, Engine, EngineSettings, Optimizer, OwnNews, StepOutcome};
-use tessera_train::spec::OptimizerSpec;
+use tessera_train::spec::{Offload, OptimizerSpec};
 
 /// Rows of equally many tokens, each one document.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +77,7 @@ impl Rows {
             positions: self.tokens as usize,
             chunk_tokens: CHUNK_TOKENS,
             recompute,
+            offload: Offload::None,
             residency: Residency::default(),
             wire: Wire::default(),
             optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },

@@ -134,12 +134,16 @@ impl PlanArguments {
             count(settings.context_length),
             counted(settings.microbatch_rows(), "row", "rows"),
         );
-        let labels = [
+        let mut labels = vec![
             ("Model", format!("{}, {}", settings.model, counted(plan.parameters, "parameter", "parameters"))),
             ("Memory", table([Align::Left, Align::Right], &rows)),
-            ("Batches", batches),
-            ("Time", time_line(&plan)),
         ];
+        let on_host: Vec<_> =
+            plan.host_memory_parts().into_iter().map(|(part, size)| [part.to_owned(), bytes(size)]).collect();
+        if !on_host.is_empty() {
+            labels.push(("Host memory", table([Align::Left, Align::Right], &on_host)));
+        }
+        labels.extend([("Batches", batches), ("Time", time_line(&plan))]);
         print(&labelled(Paint::of_stdout(), &labels))
     }
 }

@@ -132,8 +132,9 @@ pub fn data_json(summary: &Summary) -> Value {
 
 /// A plan for programs.
 pub fn plan_json(plan: &RunPlan) -> Value {
-    let memory: serde_json::Map<_, _> =
-        plan.memory_parts().into_iter().map(|(part, bytes)| (part.replace(' ', "_"), bytes.into())).collect();
+    let named = |parts: Vec<(&str, usize)>| -> serde_json::Map<_, _> {
+        parts.into_iter().map(|(part, bytes)| (part.replace(' ', "_"), bytes.into())).collect()
+    };
     json!({
         "settings": plan.settings,
         "run_folder": plan.settings.run_folder(),
@@ -141,8 +142,9 @@ pub fn plan_json(plan: &RunPlan) -> Value {
         "batches": plan.length.total_batches,
         "batches_per_epoch": plan.length.epoch.batches(),
         "warmup_batches": plan.schedule.warmup_batches(),
-        "memory_bytes": memory,
+        "memory_bytes": named(plan.memory_parts()),
         "memory_total_bytes": plan.memory_bytes(),
+        "host_memory_bytes": named(plan.host_memory_parts()),
         "flops_per_epoch": plan.epoch_flops,
         "flops_per_second": plan.expected_flops_per_second(),
         "estimated_seconds": plan.estimated_time().map(|time| time.as_secs_f64()),

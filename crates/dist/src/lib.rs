@@ -39,7 +39,7 @@ pub use presence::Presence;
 pub use recorder::{Call, Label, Operation, Record, Recorder, Totals};
 pub use single::Single;
 pub use slots::{PROCESS_SCRATCH_BYTES, Residency, SlotPlan};
-pub use unit::{Unit, UnitSize, UnitState};
+pub use unit::{Moments, Unit, UnitSize, UnitState};
 pub use units::{Gradient, Units, Weights};
 pub use watchdog::{Alarm, Deadline, Reason, Watchdog};
 pub use wire::Wire;

@@ -36,6 +36,15 @@ pub struct UnitState {
     pub moments: Vec<Buffer>,
 }
 
+/// The optimizer's moments of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moments {
+    /// How many the optimizer keeps of each parameter.
+    pub count: usize,
+    /// Whether they lie in the host's memory, where the update reads and writes them over the bus.
+    pub on_host: bool,
+}
+
 /// One rank's share of a unit. The state is shared with the collectives that gather it and with the thread that copies
 /// it for a checkpoint, the gradient with the collectives that add to it.
 pub struct Unit {
@@ -45,15 +54,17 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Allocates a rank's share where `queue` works, all zero, with `moments` moments.
+    /// Allocates a rank's share where `queue` works, all zero.
     pub fn zeroed(
         queue: &Queue,
         size: UnitSize,
         world_size: usize,
-        moments: usize,
+        moments: Moments,
     ) -> Result<Self, DistError> {
-        let allocate = || Buffer::on(queue, size.shard(world_size) * DType::F32.size());
-        let moments = (0..moments).map(|_| allocate()).collect::<Result<_, _>>()?;
+        let bytes = size.shard(world_size) * DType::F32.size();
+        let allocate = || Buffer::on(queue, bytes);
+        let moment = || if moments.on_host { Buffer::mapped(queue, bytes) } else { allocate() };
+        let moments = (0..moments.count).map(|_| moment()).collect::<Result<_, _>>()?;
         let state = UnitState { master: allocate()?, moments };
         Ok(Self { size, state: Arc::new(RwLock::new(state)), gradient: Arc::new(Mutex::new(allocate()?)) })
     }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::cuda::{DeviceMemory, PinnedMemory};
+use crate::cuda::{DeviceMemory, MappedMemory, PinnedMemory};
 use crate::dtype::{DType, Element};
 use crate::error::OpError;
 use crate::memory::{Bytes, BytesMut};
@@ -61,6 +61,8 @@ enum Storage {
     Host(HostMemory),
     /// Host memory that a device copies from and to by itself.
     Pinned(PinnedMemory),
+    /// Host memory that kernels of a device work in.
+    Mapped(MappedMemory),
     Device(DeviceMemory),
 }
 
@@ -120,6 +122,21 @@ impl Buffer {
         }
     }
 
+    /// Allocates `bytes` zero bytes of host memory in which the operators of `queue` work as in their own, at the speed of the
+    /// bus between.
+    ///
+    /// # Errors
+    /// When the host has no room.
+    pub fn mapped(queue: &Queue, bytes: usize) -> Result<Self, OpError> {
+        match queue.device() {
+            Device::Cpu => Self::zeroed(bytes),
+            Device::Cuda(stream) => {
+                let memory = MappedMemory::zeroed(stream.gpu(), padded(bytes)?)?;
+                Ok(Self { storage: Storage::Mapped(memory), bytes })
+            }
+        }
+    }
+
     /// The size in bytes.
     pub fn len(&self) -> usize {
         self.bytes
@@ -134,6 +151,7 @@ impl Buffer {
         match &self.storage {
             Storage::Host(host) => Bytes::Host(&host.bytes[host.start..][..bytes]),
             Storage::Pinned(pinned) => Bytes::Host(&pinned.bytes()[..bytes]),
+            Storage::Mapped(mapped) => Bytes::Device(mapped.bytes()).part(0, bytes),
             Storage::Device(device) => Bytes::Device(device.bytes()).part(0, bytes),
         }
     }
@@ -142,6 +160,7 @@ impl Buffer {
         match &mut self.storage {
             Storage::Host(host) => BytesMut::Host(&mut host.bytes[host.start..][..bytes]),
             Storage::Pinned(pinned) => BytesMut::Host(&mut pinned.bytes_mut()[..bytes]),
+            Storage::Mapped(mapped) => BytesMut::Device(mapped.bytes()).split_at(bytes).0,
             Storage::Device(device) => BytesMut::Device(device.bytes()).split_at(bytes).0,
         }
     }

@@ -16,7 +16,7 @@ use tessera_ops::{DType, Queue};
 use crate::engine::{Engine, EngineSettings, Optimizer, OwnNews};
 use crate::error::TrainError;
 use crate::plan::total_memory;
-use crate::spec::OptimizerSpec;
+use crate::spec::{Offload, OptimizerSpec};
 
 /// Heads of 64 and of 128, for which a GPU's tensor cores have kernels of their own.
 const HEAD_SIZES: [usize; 2] = [64, 128];
@@ -197,6 +197,7 @@ fn two_steps(queue: Queue, dtype: DType, head_size: usize, losses: &mut [f64]) -
         positions: batch.tokens.len(),
         chunk_tokens: batch.tokens.len(),
         recompute: true,
+        offload: Offload::None,
         residency: Residency::default(),
         wire: Wire::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },

@@ -94,7 +94,8 @@ pub enum TrainError {
     #[error(
         "the run needs {needed} of memory with {tokens} tokens at a time, but {place} has {total} ({states} for \
          weights, gradients and optimizer); use a smaller model, context_length or \
-         device_train_microbatch_size, save_async: false, more ranks that share the model, or a larger machine. \
+         device_train_microbatch_size, save_async: false, on GPUs offload: optimizer, more ranks that share the model, \
+         or a larger machine. \
          `tessera plan` shows what takes how much"
     )]
     TooLarge { needed: String, place: String, total: String, states: String, tokens: usize },

@@ -14,7 +14,7 @@ use crate::engine::{CHUNK_TOKENS, Engine, EngineSettings, GenerationSettings, Op
 use crate::error::TrainError;
 use crate::observe::{Answer, Observer};
 use crate::plan::{DEFAULT_CONTEXT_LENGTH, OpenedModel};
-use crate::spec::{GenerationSpec, OptimizerSpec};
+use crate::spec::{GenerationSpec, Offload, OptimizerSpec};
 use crate::state::load_from;
 
 /// Which model is to be asked, and how.
@@ -157,6 +157,7 @@ fn asking_only(positions: usize) -> EngineSettings {
         positions,
         chunk_tokens: CHUNK_TOKENS,
         recompute: true,
+        offload: Offload::None,
         residency: Residency::default(),
         wire: Wire::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 0.0 },

@@ -93,7 +93,7 @@ fn memory(plan: &ClusterPlan, paint: Paint) -> String {
         true => paint.paint(GOOD, "fits"),
         false => paint.paint(
             BAD,
-            "does not fit: take more GPUs, parallel.context, a shorter context_length or a smaller micro-batch",
+            "does not fit: take more GPUs, offload: optimizer, parallel.context, a shorter context_length or a smaller micro-batch",
         ),
     };
     table([Align::Left, Align::Right], &rows) + &verdict
@@ -101,10 +101,17 @@ fn memory(plan: &ClusterPlan, paint: Paint) -> String {
 
 fn host(plan: &ClusterPlan) -> String {
     let saving = &plan.saving;
-    let node = saving.pinned_bytes * plan.cluster.gpus_per_node as u64;
+    let moments = plan.memory.host_moment_bytes;
+    let pinned = saving.pinned_bytes + moments;
+    let node = pinned * plan.cluster.gpus_per_node as u64;
+    let of_it = if moments > 0 {
+        format!(" ({} of it the optimizer's moments)", bytes(moments))
+    } else {
+        String::new()
+    };
     format!(
-        "{} pinned for each GPU, {} a node\ncheckpoint {}, export {}\nsaving takes {}, of which the training stands for {}",
-        bytes(saving.pinned_bytes),
+        "{} pinned for each GPU{of_it}, {} a node\ncheckpoint {}, export {}\nsaving takes {}, of which the training stands for {}",
+        bytes(pinned),
         bytes(node),
         bytes(saving.checkpoint_bytes),
         bytes(saving.export_bytes),

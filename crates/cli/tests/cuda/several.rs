@@ -64,19 +64,59 @@ fn four_gpus_train_as_the_cpu_does() {
     }
 }
 
-/// By default blocks are kept where the GPU has room for that.
+/// By default blocks and gathered weights are kept where the GPU has room for that.
 #[test]
-fn blocks_are_kept_where_there_is_room() {
+fn blocks_and_weights_are_kept_where_there_is_room() {
     let bench = Bench::new();
     let plan = |key: &str, memory: &str| {
         let keys = ["plan", "run.yaml", "devices=cuda:0", "eval_data_path=null", "context_length=128", key];
         on_gpus(&bench, 1, &keys, &[("TESSERA_EMULATOR_MEMORY", memory)]).printed()
     };
-    let (large, none, block) =
-        ("8000000000", "activation_checkpointing=none", "activation_checkpointing=block");
-    let auto = "activation_checkpointing=auto";
-    assert_ne!(plan(none, large), plan(block, large));
-    assert_eq!(plan(auto, large), plan(none, large));
+    let large = "8000000000";
+    for (auto, keeping, giving_up) in [
+        ("activation_checkpointing=auto", "activation_checkpointing=none", "activation_checkpointing=block"),
+        (
+            "parallel.reshard_after_forward=auto",
+            "parallel.reshard_after_forward=false",
+            "parallel.reshard_after_forward=true",
+        ),
+    ] {
+        assert_ne!(plan(keeping, large), plan(giving_up, large));
+        assert_eq!(plan(auto, large), plan(keeping, large));
+    }
+}
+
+/// The optimizer's moments may lie in the memory of the host: the bits are the same, and either goes on with the other.
+#[test]
+fn moments_in_the_memory_of_the_host_change_nothing() {
+    let trained = |offload: &str| {
+        let bench = Bench::new();
+        train(&bench, 1, &["devices=cuda:0", "training_duration=2ba", "save_interval=1ba", offload], &[])
+            .printed();
+        bench
+    };
+    let (plain, moved) = (trained("offload=none"), trained("offload=optimizer"));
+    let export = "runs/tiny/huggingface/ba2/model.safetensors";
+    assert!(moved.read(export) == plain.read(export));
+    assert!(moved.text("runs/tiny/run.yaml").contains("offload: optimizer"));
+    // What was saved there goes on here.
+    let expected = plain.read(export);
+    for (bench, offload) in [(&moved, "offload=none"), (&plain, "offload=optimizer")] {
+        std::fs::remove_dir_all(bench.path("runs/tiny/huggingface")).unwrap();
+        std::fs::remove_dir_all(bench.path("runs/tiny/checkpoints/ep0-ba2")).unwrap();
+        let keys = ["devices=cuda:0", "training_duration=2ba", "save_interval=1ba", offload];
+        train(bench, 1, &keys, &[]).printed();
+        assert!(bench.read(export) == expected, "{offload}");
+    }
+
+    let plan = |offload: &str| {
+        let keys = ["plan", "run.yaml", "--json", "devices=cuda:0", "eval_data_path=null", offload];
+        serde_json::from_str::<serde_json::Value>(&on_gpus(&plain, 1, &keys, &[]).printed()).unwrap()
+    };
+    let (here, there) = (plan("offload=none"), plan("offload=optimizer"));
+    let moments = &here["memory_bytes"]["optimizer"];
+    assert!(moments.is_u64() && there["memory_bytes"]["optimizer"].is_null());
+    assert_eq!(&there["host_memory_bytes"]["optimizer"], moments);
 }
 
 #[test]

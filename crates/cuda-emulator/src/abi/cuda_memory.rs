@@ -1,16 +1,17 @@
 //! libcuda: device memory, pinned host memory, copies and fills.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
 use std::ffi::{c_uchar, c_uint, c_ushort, c_void};
 
 use super::cuda_context::stuck;
 use super::world::{
-    INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, OUT_OF_MEMORY, PINNED, SUCCESS, code, current_device,
-    error_code, failure_code, stream_of, world,
+    INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, OUT_OF_MEMORY, PINNED, Pinned, SUCCESS, code,
+    current_device, error_code, failure_code, stream_of, world,
 };
 use super::{HostPointer, put};
 use crate::driver::{Task, Work, lock};
-use crate::machine::memory::device_of;
+use crate::machine::memory::{HostBytes, device_of};
 use crate::{DevicePointer, EmulatorError};
 
 /// Pages, as pinned memory has.
@@ -98,15 +99,19 @@ fn layout(bytes: usize) -> Option<Layout> {
     Layout::from_size_align(bytes.max(1), PAGE).ok()
 }
 
+/// CU_MEMHOSTALLOC_DEVICEMAP.
+const DEVICE_MAP: c_uint = 2;
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, _flags: c_uint) -> u32 {
+pub unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint) -> u32 {
     let Some(layout) = layout(bytes) else { return OUT_OF_MEMORY };
     // SAFETY: the layout is not empty.
     let place = unsafe { alloc_zeroed(layout) };
     if place.is_null() {
         return OUT_OF_MEMORY;
     }
-    lock(&PINNED).insert(place.expose_provenance(), bytes);
+    let pinned = Pinned { bytes, mappable: flags & DEVICE_MAP != 0, mapped: BTreeMap::new() };
+    lock(&PINNED).insert(place.expose_provenance(), pinned);
     unsafe { put(pointer, place.cast()) };
     SUCCESS
 }
@@ -116,7 +121,28 @@ pub unsafe extern "C" fn cuMemAllocHost_v2(pointer: *mut *mut c_void, bytes: usi
     unsafe { cuMemHostAlloc(pointer, bytes, 0) }
 }
 
-/// Queued copies may still use the memory: they are done first.
+/// Where the current device finds a pinned allocation that was made to be mapped.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
+    pointer: *mut u64,
+    host: *mut c_void,
+    _flags: c_uint,
+) -> u32 {
+    let Some(device) = current_device() else { return INVALID_CONTEXT };
+    let mut pinned = lock(&PINNED);
+    let Some(pinned) = pinned.get_mut(&host.addr()).filter(|pinned| pinned.mappable) else {
+        return INVALID_VALUE;
+    };
+    let address = *pinned.mapped.entry(device).or_insert_with(|| {
+        // SAFETY: the allocation is unmapped before it is freed; that the host leaves it alone meanwhile is its promise.
+        let bytes = unsafe { HostBytes::new(host.cast(), pinned.bytes) };
+        world().device(device).memory().map(bytes)
+    });
+    unsafe { put(pointer, address) };
+    SUCCESS
+}
+
+/// Queued copies and kernels may still use the memory: they are done first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
     if !lock(&PINNED).contains_key(&pointer.addr()) {
@@ -124,7 +150,12 @@ pub unsafe extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
     }
     let waited = (0..world().device_count()).map(|device| code(world().synchronise_device(device)));
     let waited = waited.fold(SUCCESS, u32::max);
-    if let Some(layout) = lock(&PINNED).remove(&pointer.addr()).and_then(layout) {
+    let Some(pinned) = lock(&PINNED).remove(&pointer.addr()) else { return INVALID_VALUE };
+    for (device, address) in pinned.mapped {
+        // Only this function takes the address away.
+        let _ = world().device(device).memory().unmap(address);
+    }
+    if let Some(layout) = layout(pinned.bytes) {
         // SAFETY: cuMemHostAlloc made this allocation with this layout, and it has just left the table.
         unsafe { dealloc(pointer.cast(), layout) };
     }
@@ -134,7 +165,7 @@ pub unsafe extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
 fn is_pinned(pointer: *const c_void, bytes: usize) -> bool {
     let pinned = lock(&PINNED);
     let below = pinned.range(..=pointer.addr()).next_back();
-    below.is_some_and(|(start, length)| pointer.addr() - start + bytes <= *length)
+    below.is_some_and(|(start, pinned)| pointer.addr() - start + bytes <= pinned.bytes)
 }
 
 /// From pageable memory the bytes are taken now; from pinned memory when the stream comes to the copy.

@@ -131,6 +131,41 @@ fn pinned_copies_are_made_when_the_stream_comes_to_them() {
 }
 
 #[test]
+fn a_kernel_changes_mapped_memory_of_the_host() {
+    unsafe {
+        let stream = start();
+        let (mut module, mut function) = (0, 0);
+        assert_eq!(cuModuleLoadData(&mut module, SCALE.as_ptr().cast()), 0);
+        assert_eq!(cuModuleGetFunction(&mut function, module, c"scale".as_ptr()), 0);
+        let (mut plain, mut mapped, mut pointer, mut again) = (null_mut(), null_mut(), 0, 0);
+        assert_eq!(cuMemHostAlloc(&mut plain, 8, 0), 0);
+        assert_eq!(cuMemHostGetDevicePointer_v2(&mut pointer, plain, 0), 1);
+        let (mut free_before, mut free, mut total) = (0, 0, 0);
+        assert_eq!(cuMemGetInfo_v2(&mut free_before, &mut total), 0);
+        assert_eq!(cuMemHostAlloc(&mut mapped, 8, 2), 0);
+        assert_eq!(cuMemHostGetDevicePointer_v2(&mut pointer, mapped, 0), 0);
+        assert_eq!(cuMemHostGetDevicePointer_v2(&mut again, mapped, 0), 0);
+        assert_eq!(cuMemGetInfo_v2(&mut free, &mut total), 0);
+        assert_eq!((pointer, free_before), (again, free));
+        assert_eq!(cuMemFree_v2(pointer), 1);
+
+        let values = mapped.cast::<u32>();
+        values.write(4);
+        values.add(1).write(7);
+        let mut count = 2_u32;
+        let mut parameters: [*mut c_void; 2] = [(&raw mut pointer).cast(), (&raw mut count).cast()];
+        let launched =
+            cuLaunchKernel(function, 1, 1, 1, 4, 1, 1, 0, stream, parameters.as_mut_ptr(), null_mut());
+        assert_eq!((launched, cuStreamSynchronize(stream)), (0, 0));
+        assert_eq!((values.read(), values.add(1).read()), (12, 21));
+        assert_eq!(download::<u32>(pointer, 2, stream), [12, 21]);
+
+        assert_eq!((cuMemFreeHost(mapped), cuMemFreeHost(plain)), (0, 0));
+        assert_eq!(cuModuleUnload(module), 0);
+    }
+}
+
+#[test]
 fn products_and_random_numbers_run_in_their_streams() {
     unsafe {
         let stream = start();

@@ -68,8 +68,17 @@ pub(super) static MODULES: Mutex<Registry<Loaded>> = Mutex::new(Registry::new())
 /// With the device that each belongs to.
 pub(super) static FUNCTIONS: Mutex<Registry<(usize, Function)>> = Mutex::new(Registry::new());
 pub(super) static EVENTS: Mutex<Registry<Arc<Event>>> = Mutex::new(Registry::new());
-/// Pinned ranges of host memory: address and length.
-pub(super) static PINNED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+/// Pinned ranges of host memory by their address.
+pub(super) static PINNED: Mutex<BTreeMap<usize, Pinned>> = Mutex::new(BTreeMap::new());
+
+/// A pinned range of host memory.
+pub(super) struct Pinned {
+    pub bytes: usize,
+    /// Whether devices may read and write it by themselves.
+    pub mappable: bool,
+    /// By device, its address there.
+    pub mapped: BTreeMap<usize, u64>,
+}
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
     let (settings, problems) = Settings::read(|name| std::env::var(format!("TESSERA_EMULATOR_{name}")).ok());

@@ -1,9 +1,11 @@
 //! A device's memory: allocations far apart in a 64-bit address space, no address used twice.
 //!
 //! So an access outside an allocation, before it or after it was freed, hits nothing and is named. Fresh memory is
-//! all ones (NaN as a number), and which bytes were written is known.
+//! all ones (NaN as a number), and which bytes were written is known. Memory of the host that is mapped is an allocation
+//! too, at an address of the device's own, so that a program which takes the host's address for it is found out.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
 use super::byte_set::ByteSet;
 use super::race::Races;
@@ -61,10 +63,62 @@ pub(crate) struct DeviceMemory {
 #[derive(Debug)]
 pub(super) struct Allocation {
     base: u64,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub written: ByteSet,
     /// Made at the first checked access.
     pub races: Option<Races>,
+}
+
+/// Where an allocation's bytes are.
+#[derive(Debug)]
+pub(super) enum Bytes {
+    Own(Vec<u8>),
+    Mapped(HostBytes),
+}
+
+/// Memory of the host that a device reads and writes by itself.
+#[derive(Debug)]
+pub(crate) struct HostBytes {
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: whoever made this promised that the memory stays; which thread runs the device's work does not matter to it.
+#[allow(unsafe_code)]
+unsafe impl Send for HostBytes {}
+
+impl HostBytes {
+    /// # Safety
+    /// The bytes must be initialised, stay where they are until they are unmapped, and not be touched by the host while
+    /// the device may use them.
+    #[allow(unsafe_code)]
+    pub unsafe fn new(start: *mut u8, length: usize) -> Self {
+        Self { start, length }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            // SAFETY: promised to `HostBytes::new`.
+            #[allow(unsafe_code)]
+            Self::Mapped(host) => unsafe { std::slice::from_raw_parts(host.start, host.length) },
+        }
+    }
+}
+
+impl DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            // SAFETY: promised to `HostBytes::new`.
+            #[allow(unsafe_code)]
+            Self::Mapped(host) => unsafe { std::slice::from_raw_parts_mut(host.start, host.length) },
+        }
+    }
 }
 
 impl DeviceMemory {
@@ -94,30 +148,60 @@ impl DeviceMemory {
         if bytes > self.limit - self.used {
             return Err(EmulatorError::OutOfMemory { wanted: bytes, used: self.used, limit: self.limit });
         }
-        let base = self.next;
-        // At least a gap of one alignment between neighbours.
-        self.next = (base + bytes + ALIGNMENT).next_multiple_of(ALIGNMENT);
         self.used += bytes;
         let size = bytes as usize;
-        self.allocations.push(Allocation {
-            base,
-            bytes: vec![0xff; size],
-            written: ByteSet::new(size),
-            races: None,
-        });
-        Ok(base)
+        Ok(self.place(Bytes::Own(vec![0xff; size]), ByteSet::new(size)))
+    }
+
+    /// Gives memory of the host an address here. It takes none of the device's, and all of it counts as written: what the
+    /// host writes is not seen.
+    pub fn map(&mut self, host: HostBytes) -> u64 {
+        let mut written = ByteSet::new(host.length);
+        written.insert(0, host.length);
+        self.place(Bytes::Mapped(host), written)
+    }
+
+    fn place(&mut self, bytes: Bytes, written: ByteSet) -> u64 {
+        let base = self.next;
+        // At least a gap of one alignment between neighbours.
+        self.next = (base + bytes.len() as u64 + ALIGNMENT).next_multiple_of(ALIGNMENT);
+        self.allocations.push(Allocation { base, bytes, written, races: None });
+        base
     }
 
     pub fn free(&mut self, address: u64) -> Result<(), EmulatorError> {
-        let found = self.allocations.binary_search_by_key(&address, |allocation| allocation.base);
-        let Ok(index) = found else {
-            let problem = self.describe(address);
-            return Err(EmulatorError::Copy { what: "free", bytes: 0, address, problem });
-        };
-        let allocation = self.allocations.remove(index);
-        self.used -= allocation.bytes.len() as u64;
-        self.freed.insert(address, allocation.bytes.len() as u64);
+        let index = self.starting_at(address)?;
+        let allocation = &self.allocations[index];
+        let size = allocation.bytes.len() as u64;
+        if matches!(allocation.bytes, Bytes::Mapped(_)) {
+            let problem = "it is the host's".to_owned();
+            return Err(EmulatorError::Copy { what: "free", bytes: size, address, problem });
+        }
+        self.used -= size;
+        self.forget(index);
         Ok(())
+    }
+
+    /// Takes the address of memory of the host away again.
+    pub fn unmap(&mut self, address: u64) -> Result<(), EmulatorError> {
+        let index = self.starting_at(address)?;
+        self.forget(index);
+        Ok(())
+    }
+
+    fn starting_at(&self, address: u64) -> Result<usize, EmulatorError> {
+        let found = self.allocations.binary_search_by_key(&address, |allocation| allocation.base);
+        found.map_err(|_| EmulatorError::Copy {
+            what: "free",
+            bytes: 0,
+            address,
+            problem: self.describe(address),
+        })
+    }
+
+    fn forget(&mut self, index: usize) {
+        let allocation = self.allocations.remove(index);
+        self.freed.insert(allocation.base, allocation.bytes.len() as u64);
     }
 
     /// The allocation that holds all of an access, and the offset in it.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use half::bf16;
 use tessera_dist::{
-    Degrees, DistError, Exchange, Group, Mesh, Operation, Residency, Unit, UnitSize, UnitState, Units, Wire,
+    Degrees, DistError, Exchange, Group, Mesh, Moments, Operation, Residency, Unit, UnitSize, UnitState,
+    Units, Wire,
 };
 use tessera_ops::{Buffer, DType, Element, Queue, View, fill, transfer};
 
@@ -265,7 +266,8 @@ pub fn units(mesh: impl Into<Mesh>, place: &Place, compute: DType, residency: Re
     let mesh = mesh.into();
     let (rank, ranks) = (mesh.shard().rank(), mesh.shard().world_size());
     let units = ELEMENTS.iter().enumerate().map(|(index, &elements)| {
-        let unit = Unit::zeroed(&place.queue, UnitSize { elements, decayed: 2 }, ranks, 2).unwrap();
+        let size = UnitSize { elements, decayed: 2 };
+        let unit = Unit::zeroed(&place.queue, size, ranks, Moments { count: 2, on_host: false }).unwrap();
         let length = elements.div_ceil(ranks);
         let owned = (rank * length).min(elements)..((rank + 1) * length).min(elements);
         let master: Vec<f32> = owned.map(|element| weight(index, element)).collect();

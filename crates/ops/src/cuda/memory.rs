@@ -1,13 +1,14 @@
-//! Allocations: in a GPU's memory, and in host memory that it reads and writes by itself.
+//! Allocations: in a GPU's memory, in host memory that it copies from and to by itself, and in host memory that its kernels
+//! read and write.
 //!
-//! Freeing memory of the GPU waits until it has done what was issued, so that nothing which is still queued finds its memory
-//! gone. Memory of the host takes part only in copies that somebody waits for.
+//! Freeing memory that kernels use waits until the GPU has done what was issued, so that nothing which is still queued finds
+//! its memory gone. Host memory that is only copied takes part only in copies that somebody waits for.
 
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-use cudarc::driver::{DriverError, result};
+use cudarc::driver::{DriverError, result, sys};
 
 use super::gpu::Gpu;
 use crate::error::OpError;
@@ -91,6 +92,10 @@ unsafe impl Sync for PinnedMemory {}
 impl PinnedMemory {
     /// Allocates zeroed memory.
     pub fn zeroed(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, OpError> {
+        Self::with_flags(gpu, bytes, 0)
+    }
+
+    fn with_flags(gpu: &Arc<Gpu>, bytes: usize, flags: u32) -> Result<Self, OpError> {
         let failed = |error| gpu.failed("pinning host memory", error);
         gpu.context().bind_to_thread().map_err(failed)?;
         // CUDA allocates nothing of no size.
@@ -98,7 +103,7 @@ impl PinnedMemory {
         // SAFETY: the memory is written before anybody reads it, and freed once, in `drop`.
         #[allow(unsafe_code)]
         let start = unsafe {
-            let start = result::malloc_host(room, 0).map_err(|error| match error {
+            let start = result::malloc_host(room, flags).map_err(|error| match error {
                 DriverError(CUDA_ERROR_OUT_OF_MEMORY) => OpError::OutOfMemory { bytes },
                 error => failed(error),
             })?;
@@ -132,5 +137,37 @@ impl Drop for PinnedMemory {
             #[allow(unsafe_code)]
             let _ = unsafe { result::free_host(self.start) };
         }
+    }
+}
+
+/// An allocation in host memory that kernels read and write over the bus, as if it were the GPU's own.
+pub(crate) struct MappedMemory {
+    memory: PinnedMemory,
+    /// Where the GPU finds it.
+    address: u64,
+}
+
+impl MappedMemory {
+    /// Allocates zeroed memory.
+    pub fn zeroed(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, OpError> {
+        let memory = PinnedMemory::with_flags(gpu, bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP)?;
+        let mut address = 0;
+        // SAFETY: the memory was allocated just now, to be mapped, and the address is written before it is read.
+        #[allow(unsafe_code)]
+        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, memory.start, 0) };
+        mapped.result().map_err(|error| gpu.failed("mapping host memory", error))?;
+        Ok(Self { memory, address })
+    }
+
+    /// All of it, as kernels see it.
+    pub fn bytes(&self) -> DeviceBytes<'_> {
+        DeviceBytes::new(self.memory.gpu.ordinal(), self.address, self.memory.bytes)
+    }
+}
+
+impl Drop for MappedMemory {
+    fn drop(&mut self) {
+        // A device that has failed uses nothing any more.
+        let _ = self.memory.gpu.context().synchronize();
     }
 }

@@ -20,6 +20,6 @@ pub(crate) use blas::{Operand, Product};
 pub use gpu::{Found, Gpu, count, driver_version, find, name, total_memory};
 pub use kernels::toolkit as toolkit_version;
 pub(crate) use launch::{Grid, Kernel, is_aligned};
-pub(crate) use memory::{DeviceMemory, PinnedMemory};
+pub(crate) use memory::{DeviceMemory, MappedMemory, PinnedMemory};
 pub(crate) use rows::{RowBlocks, column_grid};
 pub use stream::{SCRATCH_BYTES, Stream, StreamEvent, WORKSPACE_BYTES};

@@ -43,8 +43,10 @@ impl From<Degrees> for Sharing {
 pub struct MemoryPlan {
     /// Master weights.
     pub master_bytes: usize,
-    /// The optimizer's moments.
+    /// The optimizer's moments, where they lie beside the weights.
     pub moment_bytes: usize,
+    /// The optimizer's moments, where they lie in the memory of the host.
+    pub host_moment_bytes: usize,
     /// Reduced gradients.
     pub gradient_bytes: usize,
     /// Gathered weights.
@@ -86,6 +88,9 @@ impl MemoryPlan {
         let sizes = unit_sizes(model);
         let shard: usize = sizes.iter().map(|size| size.shard(sharing.ranks) * DType::F32.size()).sum();
         let Compute { dtype: compute, home } = model.compute();
+        let moments = shard * settings.optimizer.moments().len();
+        let (moment_bytes, host_moment_bytes) =
+            if settings.offloads_moments(home) { (0, moments) } else { (moments, 0) };
         let slots = SlotPlan::new(&sizes, sharing.ranks, sharing.lends, compute, settings.residency);
         let tokens = settings.micro_batch_tokens;
         let blocks = model.blocks();
@@ -96,7 +101,8 @@ impl MemoryPlan {
         };
         Ok(Self {
             master_bytes: shard,
-            moment_bytes: shard * settings.optimizer.moments().len(),
+            moment_bytes,
+            host_moment_bytes,
             gradient_bytes: shard,
             weight_slot_bytes: slots.weights.iter().sum(),
             gradient_slot_bytes: slots.gradients.iter().sum(),
@@ -115,7 +121,7 @@ impl MemoryPlan {
         })
     }
 
-    /// Bytes of a rank's own slices: weights, gradients, optimizer.
+    /// Bytes of a rank's own slices where it computes: weights, gradients, optimizer.
     pub fn state_bytes(&self) -> usize {
         self.master_bytes + self.moment_bytes + self.gradient_bytes
     }
@@ -127,7 +133,7 @@ impl MemoryPlan {
 
     /// Bytes of the copy that a checkpoint written beside the training takes of weights and moments.
     pub fn snapshot_bytes(&self, weights_only: bool) -> usize {
-        self.master_bytes + if weights_only { 0 } else { self.moment_bytes }
+        self.master_bytes + if weights_only { 0 } else { self.moment_bytes + self.host_moment_bytes }
     }
 
     /// Scratch of the head and of a block's backward.
@@ -153,7 +159,7 @@ impl MemoryPlan {
             + self.stream_bytes
     }
 
-    /// Everything that the engine allocates.
+    /// Everything that the engine allocates where it computes.
     pub fn engine_bytes(&self) -> usize {
         self.state_bytes() + self.slot_bytes() + self.workspace_bytes()
     }

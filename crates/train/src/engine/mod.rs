@@ -26,12 +26,14 @@ pub use step::{OptimizerCounts, OwnNews, StepOutcome};
 pub use traffic::{ElementBytes, Moves, Traffic};
 pub(crate) use weights::{bit_sum, read_finite};
 
-use tessera_dist::{DistError, Exchange, Mesh, Residency, Unit, Units, Wire};
+use tessera_dist::{DistError, Exchange, Mesh, Moments, Residency, Unit, Units, Wire};
 use tessera_model::{Context, MicroBatch, Model};
 use tessera_ops::step::{decision, statistic};
-use tessera_ops::{Buffer, DType, Queue, View, ViewMut, rope, transfer};
+use tessera_ops::{Buffer, DType, Home, Queue, View, ViewMut, rope, transfer};
 
 use upload::BatchRoom;
+
+use crate::spec::Offload;
 
 /// What fixes the engine's buffers and its update rule.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +48,8 @@ pub struct EngineSettings {
     pub chunk_tokens: usize,
     /// Whether blocks are computed again on the way back, keeping only their inputs.
     pub recompute: bool,
+    /// What a GPU keeps in the memory of the host.
+    pub offload: Offload,
     /// How long gathered weights stay.
     pub residency: Residency,
     /// How gradients travel to the ranks that sum them.
@@ -63,6 +67,11 @@ impl EngineSettings {
     /// What the stages of a pass see.
     fn context<'a>(&self, queue: &'a Queue, batch: MicroBatch<'a>, rope_table: View<'a>) -> Context<'a> {
         Context { queue, batch, rope_table, chunk_tokens: self.chunk_tokens(), split: None }
+    }
+
+    /// Whether the optimizer's moments lie in the memory of the host although the engine works elsewhere.
+    fn offloads_moments(&self, home: Home) -> bool {
+        self.offload == Offload::Optimizer && home == Home::Gpu
     }
 
     /// Tokens on which feed-forward layers work at a time. Where nothing is computed again, all of it must be kept.
@@ -117,7 +126,11 @@ impl Engine {
     ) -> Result<Self, DistError> {
         let model = model.computing_at(queue.home());
         let mesh = mesh.into();
-        let (world_size, moments) = (mesh.shard().world_size(), settings.optimizer.moments().len());
+        let world_size = mesh.shard().world_size();
+        let moments = Moments {
+            count: settings.optimizer.moments().len(),
+            on_host: settings.offloads_moments(queue.home()),
+        };
         let sizes = unit_sizes(&model).into_iter();
         let units = sizes.map(|size| Unit::zeroed(&queue, size, world_size, moments));
         let units = units.collect::<Result<_, _>>()?;

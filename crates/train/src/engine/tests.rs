@@ -15,7 +15,7 @@ use tessera_model::LossScale;
 use tessera_model::config::ModelConfig;
 
 use super::*;
-use crate::spec::OptimizerSpec;
+use crate::spec::{Offload, OptimizerSpec};
 
 const ROWS: usize = 2;
 const ROW_TOKENS: usize = 12;
@@ -42,6 +42,7 @@ fn settings(context: usize, recompute: bool, residency: Residency) -> EngineSett
         positions: ROW_TOKENS,
         chunk_tokens: 5,
         recompute,
+        offload: Offload::None,
         residency,
         wire: Wire::default(),
         optimizer: Optimizer { spec: OptimizerSpec::default(), peak_learning_rate: 1e-3 },

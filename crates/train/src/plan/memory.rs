@@ -10,9 +10,9 @@ use tessera_ops::cuda;
 
 use super::cluster::GPU_RESERVED_BYTES;
 use super::{RunPlan, Settings, engine_settings};
-use crate::engine::{EngineSettings, MemoryPlan, check_context};
+use crate::engine::{MemoryPlan, check_context};
 use crate::error::TrainError;
-use crate::spec::{ActivationCheckpointing, MicrobatchSize, Parallel, ShardDegree};
+use crate::spec::{MicrobatchSize, Parallel, ShardDegree};
 
 /// Tokens of a micro-batch from which on matrix products run at their best rate; more only cost memory.
 const GOOD_MICRO_BATCH_TOKENS: usize = 4096;
@@ -28,6 +28,11 @@ impl RunPlan {
     /// What this process needs memory for, and how many bytes of it: for all ranks that run in it, or each of its GPUs.
     pub fn memory_parts(&self) -> Vec<Part> {
         parts(&self.memory, &self.settings, self.answer_bytes, self.process_scratch_bytes)
+    }
+
+    /// What the GPUs of this process need memory of the host for, and how many bytes of it.
+    pub fn host_memory_parts(&self) -> Vec<Part> {
+        host_parts(&self.memory, &self.settings)
     }
 
     /// All parts together.
@@ -64,6 +69,18 @@ fn parts(
     ];
     let copies = if on_gpus { 1 } else { ranks };
     parts.into_iter().filter(|&(_, bytes)| bytes > 0).map(|(part, bytes)| (part, bytes * copies)).collect()
+}
+
+fn host_parts(memory: &MemoryPlan, settings: &Settings) -> Vec<Part> {
+    if !settings.on_gpus() {
+        return Vec::new();
+    }
+    let parts = [
+        ("optimizer", memory.host_moment_bytes),
+        ("copy for a checkpoint", snapshot_bytes(memory, settings)),
+    ];
+    let gpus = settings.local_ranks().get();
+    parts.into_iter().filter(|&(_, bytes)| bytes > 0).map(|(part, bytes)| (part, bytes * gpus)).collect()
 }
 
 /// Bytes of the host that a rank's copy for a checkpoint takes.
@@ -136,8 +153,8 @@ fn planned_degrees(settings: &Settings, ranks: usize) -> Degrees {
     Degrees { shard, replicate, context }
 }
 
-/// Decides `device_train_microbatch_size: auto` and `activation_checkpointing: auto` from the memory plan for so many `ranks` and
-/// the machine's total memory: the same machine always decides the same.
+/// Decides `device_train_microbatch_size: auto`, `activation_checkpointing: auto` and `reshard_after_forward: auto` from the
+/// memory plan for so many `ranks` and the machine's total memory: the same machine always decides the same.
 pub(super) fn decide_microbatch(
     settings: &mut Settings,
     model: &Model,
@@ -147,10 +164,14 @@ pub(super) fn decide_microbatch(
 ) -> Result<MemoryPlan, TrainError> {
     let degrees = planned_degrees(settings, ranks);
     check_context(model.config(), settings.context_length, degrees.context)?;
-    let plan = |rows: usize| MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows));
+    let plan = |settings: &Settings, rows: usize| {
+        MemoryPlan::new(model, degrees.into(), &engine_settings(settings, rows))
+    };
     let sharers = if settings.on_gpus() { 1 } else { processes_here };
     let process_scratch = process_scratch_bytes(settings, ranks);
-    let needed = |plan: &MemoryPlan| total(&parts(plan, settings, answer_bytes, process_scratch)) * sharers;
+    let needed = |settings: &Settings, plan: &MemoryPlan| {
+        total(&parts(plan, settings, answer_bytes, process_scratch)) * sharers
+    };
     let room = if settings.on_gpus() { Room::of(&settings.gpus)? } else { Room::host() };
     let good = GOOD_MICRO_BATCH_TOKENS.div_ceil(settings.context_length);
     let own = settings.global_train_batch_size.div_ceil(degrees.shard * degrees.replicate);
@@ -158,36 +179,36 @@ pub(super) fn decide_microbatch(
         MicrobatchSize::Auto => good.min(own),
         MicrobatchSize::Rows(rows) => rows.get(),
     };
-    let mut memory = plan(rows)?;
+    let mut memory = plan(settings, rows)?;
     while rows > 1
         && settings.device_train_microbatch_size == MicrobatchSize::Auto
-        && needed(&memory) > room.usable
+        && needed(settings, &memory) > room.usable
     {
         rows /= 2;
-        memory = plan(rows)?;
+        memory = plan(settings, rows)?;
     }
-    // Processors gain less from keeping everything, and their memory is others' too. Several processes must not decide
-    // differently.
-    let mut has_room_for_blocks = false;
-    if settings.activation_checkpointing == ActivationCheckpointing::Auto
-        && settings.on_gpus()
-        && ranks == settings.local_ranks().get()
-    {
-        let keeping = EngineSettings { recompute: false, ..engine_settings(settings, rows) };
-        let all = MemoryPlan::new(model, degrees.into(), &keeping)?;
-        if needed(&all) <= room.usable {
-            (has_room_for_blocks, memory) = (true, all);
+    // Processors gain less from keeping more, and their memory is others' too. Several processes must not decide differently.
+    if settings.on_gpus() && ranks == settings.local_ranks().get() {
+        // Blocks first: what they keep saves more time.
+        let keep: [fn(&mut Settings); 2] =
+            [|settings| settings.has_room_for_blocks = true, |settings| settings.has_room_for_weights = true];
+        for keep in keep {
+            let mut keeping = settings.clone();
+            keep(&mut keeping);
+            let larger = plan(&keeping, rows)?;
+            if needed(&keeping, &larger) <= room.usable {
+                (*settings, memory) = (keeping, larger);
+            }
         }
     }
     let (ranks_here, tokens) =
         (settings.local_ranks().get() * processes_here, settings.context_length * rows);
     let states = memory.state_bytes() * if settings.on_gpus() { 1 } else { ranks_here };
-    room.check(needed(&memory), states, tokens)?;
-    if settings.on_gpus() {
-        let copies = snapshot_bytes(&memory, settings) * ranks_here;
-        Room::host().check(copies, copies, tokens)?;
+    room.check(needed(settings, &memory), states, tokens)?;
+    let on_host = total(&host_parts(&memory, settings)) * processes_here;
+    if on_host > 0 {
+        Room::host().check(on_host, on_host, tokens)?;
     }
-    settings.has_room_for_blocks = has_room_for_blocks;
     if let Some(rows) = NonZeroUsize::new(rows) {
         settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);
     }

@@ -278,10 +278,8 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
         positions: settings.context_length,
         chunk_tokens: CHUNK_TOKENS,
         recompute: settings.recomputes(),
-        residency: match settings.parallel.reshard_after_forward {
-            true => Residency::WhileUsed,
-            false => Residency::WholeStep,
-        },
+        offload: settings.offload,
+        residency: if settings.reshards() { Residency::WhileUsed } else { Residency::WholeStep },
         wire: settings.parallel.reduce_dtype.into(),
         optimizer: Optimizer { spec: settings.optimizer, peak_learning_rate: settings.learning_rate },
         max_grad_norm: settings.max_grad_norm,

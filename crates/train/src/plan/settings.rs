@@ -19,8 +19,8 @@ use crate::error::TrainError;
 use crate::gpus;
 use crate::spec::{
     ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init,
-    MicrobatchSize, OptimizerSpec, Packing, Parallel, Precision, RunSpec, SchedulerSpec, ShardDegree,
-    TargetResponses, TaskType,
+    MicrobatchSize, Offload, OptimizerSpec, Packing, Parallel, Precision, ReshardAfterForward, RunSpec,
+    SchedulerSpec, ShardDegree, TargetResponses, TaskType,
 };
 use crate::time::{Interval, TrainingDuration};
 
@@ -72,6 +72,10 @@ pub struct Settings {
     /// wherever the run goes on.
     #[serde(skip)]
     pub(super) has_room_for_blocks: bool,
+    /// Likewise that gathered weights stay for the step.
+    #[serde(skip)]
+    pub(super) has_room_for_weights: bool,
+    pub offload: Offload,
     pub devices: Devices,
     pub parallel: Parallel,
     pub dist_timeout: f64,
@@ -97,7 +101,7 @@ struct Named {
 }
 
 /// Keys that a resumed run may change: they do not touch the numbers of training, or only their rounding.
-const FREE_KEYS: [&str; 20] = [
+const FREE_KEYS: [&str; 21] = [
     "eval_data_path",
     "eval_prompts",
     "eval_generation",
@@ -113,6 +117,7 @@ const FREE_KEYS: [&str; 20] = [
     "autoresume",
     "activation_checkpointing",
     "device_train_microbatch_size",
+    "offload",
     "devices",
     "parallel",
     "dist_timeout",
@@ -184,6 +189,8 @@ impl Settings {
             shuffle: spec.shuffle.unwrap_or(true),
             activation_checkpointing: spec.activation_checkpointing.unwrap_or(ActivationCheckpointing::Auto),
             has_room_for_blocks: false,
+            has_room_for_weights: false,
+            offload: spec.offload.unwrap_or(Offload::None),
             devices,
             gpus,
             parallel: spec.parallel.unwrap_or_default(),
@@ -278,6 +285,14 @@ impl Settings {
             ActivationCheckpointing::Auto => !self.has_room_for_blocks,
             ActivationCheckpointing::Block => true,
             ActivationCheckpointing::None => false,
+        }
+    }
+
+    /// Whether gathered weights are given up once they have been used.
+    pub fn reshards(&self) -> bool {
+        match self.parallel.reshard_after_forward {
+            ReshardAfterForward::Auto => !self.has_room_for_weights,
+            ReshardAfterForward::Given(given) => given,
         }
     }
 

@@ -33,11 +33,11 @@ pub use devices::{Devices, UnknownDevices};
 pub use error::{Origin, Problem, ProblemKind, SpecError};
 pub use generation::GenerationSpec;
 pub use optimizer::{AdamSettings, LionSettings, OptimizerSpec};
-pub use parallel::{Parallel, ReduceDType, ShardDegree};
+pub use parallel::{Parallel, ReduceDType, ReshardAfterForward, ShardDegree};
 pub use scheduler::SchedulerSpec;
 pub use settings::{
-    ActivationCheckpointing, CheckpointsToKeep, HfSavePrecision, Init, MicrobatchSize, Packing, Precision,
-    TargetResponses, TaskType,
+    ActivationCheckpointing, CheckpointsToKeep, HfSavePrecision, Init, MicrobatchSize, Offload, Packing,
+    Precision, TargetResponses, TaskType,
 };
 
 use reader::MapReader;
@@ -114,6 +114,8 @@ pub struct RunSpec {
     pub shuffle: Option<bool>,
     /// What the forward pass keeps for the backward.
     pub activation_checkpointing: Option<ActivationCheckpointing>,
+    /// What GPUs keep in the memory of the host.
+    pub offload: Option<Offload>,
     /// What to train on.
     pub devices: Option<Devices>,
     /// How the model and data are spread over devices.
@@ -216,6 +218,7 @@ impl RunSpec {
             packing: map.optional("packing", reader::keyword),
             shuffle: map.optional("shuffle", reader::boolean),
             activation_checkpointing: map.optional("activation_checkpointing", reader::keyword),
+            offload: map.optional("offload", reader::keyword),
             devices: map.optional("devices", devices::read),
             parallel: map.map("parallel", Parallel::read),
             dist_timeout: map.optional("dist_timeout", seconds()),

@@ -19,7 +19,7 @@ pub struct Parallel {
     /// Ranks that share one sequence.
     pub context: NonZeroUsize,
     /// Whether gathered weights are given up after the forward pass and gathered again for the backward.
-    pub reshard_after_forward: bool,
+    pub reshard_after_forward: ReshardAfterForward,
     /// The type in which gradients travel to the ranks that sum them.
     pub reduce_dtype: ReduceDType,
 }
@@ -43,6 +43,15 @@ impl From<ReduceDType> for Wire {
     }
 }
 
+/// Whether gathered weights are given up once they have been used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReshardAfterForward {
+    /// Unless one process trains on GPUs that have room for them.
+    Auto,
+    /// As it says.
+    Given(bool),
+}
+
 /// How many ranks share one copy of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardDegree {
@@ -58,8 +67,17 @@ impl Default for Parallel {
             shard: ShardDegree::Remaining,
             replicate: NonZeroUsize::MIN,
             context: NonZeroUsize::MIN,
-            reshard_after_forward: true,
+            reshard_after_forward: ReshardAfterForward::Auto,
             reduce_dtype: ReduceDType::Fp32,
+        }
+    }
+}
+
+impl Serialize for ReshardAfterForward {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Given(given) => given.serialize(serializer),
         }
     }
 }
@@ -82,10 +100,19 @@ impl Parallel {
             replicate: map.optional("replicate", reader::count).unwrap_or(default.replicate),
             context: map.optional("context", reader::count).unwrap_or(default.context),
             reshard_after_forward: map
-                .optional("reshard_after_forward", reader::boolean)
+                .optional("reshard_after_forward", reshard_after_forward)
                 .unwrap_or(default.reshard_after_forward),
             reduce_dtype: map.optional("reduce_dtype", reader::keyword).unwrap_or(default.reduce_dtype),
         }
+    }
+}
+
+fn reshard_after_forward(node: &Node) -> Read<ReshardAfterForward> {
+    match &node.value {
+        Value::Text(text) if text == "auto" => Ok(ReshardAfterForward::Auto),
+        _ => reader::boolean(node)
+            .map(ReshardAfterForward::Given)
+            .map_err(|_| "auto, true or false".to_owned()),
     }
 }
 

@@ -86,6 +86,16 @@ keyword! {
     }
 }
 
+keyword! {
+    /// What GPUs keep in the memory of the host.
+    Offload {
+        /// Nothing.
+        None = "none",
+        /// The optimizer's moments.
+        Optimizer = "optimizer",
+    }
+}
+
 /// Packed rows that one device computes at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MicrobatchSize {

@@ -14,7 +14,7 @@ use tessera_model::config::ModelConfig;
 use tessera_model::{LossScale, Model, Names, Naming};
 use tessera_ops::{Buffer, DType, Queue, transfer};
 use tessera_train::engine::{CHUNK_TOKENS, Engine, EngineSettings, Optimizer};
-use tessera_train::spec::{AdamSettings, OptimizerSpec};
+use tessera_train::spec::{AdamSettings, Offload, OptimizerSpec};
 
 #[derive(Deserialize)]
 struct Batches {
@@ -111,6 +111,7 @@ impl Golden {
             positions: 64,
             chunk_tokens: CHUNK_TOKENS,
             recompute,
+            offload: Offload::None,
             residency: Residency::default(),
             wire: Wire::default(),
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },

@@ -13,7 +13,7 @@ use tessera_model::{Compute, LossScale, Model};
 use tessera_ops::cuda::Gpu;
 use tessera_ops::{DType, Home, Queue};
 use tessera_train::engine::{Engine, EngineSettings, Optimizer, OwnNews};
-use tessera_train::spec::{AdamSettings, OptimizerSpec};
+use tessera_train::spec::{AdamSettings, Offload, OptimizerSpec};
 
 /// How often each thing was queued, by name.
 type Counts = BTreeMap<String, i64>;
@@ -89,6 +89,7 @@ impl Case {
             positions: 64,
             chunk_tokens: TOKENS / self.chunks,
             recompute: self.recompute,
+            offload: Offload::None,
             residency: Residency::default(),
             wire: Wire::default(),
             optimizer: Optimizer { spec: OptimizerSpec::AdamW(adam), peak_learning_rate: 1e-3 },

@@ -7,6 +7,7 @@ use tessera_model::Compute;
 use tessera_ops::cuda::Gpu;
 use tessera_ops::{DType, Home, Queue};
 use tessera_train::engine::{Engine, EngineSettings, OwnNews, StepOutcome};
+use tessera_train::spec::Offload;
 
 use crate::golden::{Golden, Kind, parameters, relative};
 
@@ -117,14 +118,15 @@ fn bf16_follows_the_cpu_in_fp32() {
 }
 
 #[test]
-fn steps_have_the_same_bits_however_weights_stay_and_whatever_is_computed_again() {
+fn steps_have_the_same_bits_wherever_weights_and_moments_stay_and_whatever_is_computed_again() {
     for case in ["tied_gqa", "mixtral"] {
         let golden = Golden::open(case);
         let settings = golden.settings(true);
         let first = three_steps(&golden, on_gpu(&golden, DType::BF16, settings.clone()));
         let whole = EngineSettings { residency: Residency::WholeStep, ..settings.clone() };
         let kept = EngineSettings { recompute: false, ..settings.clone() };
-        for settings in [settings, whole, kept] {
+        let offloaded = EngineSettings { offload: Offload::Optimizer, ..settings.clone() };
+        for settings in [settings, whole, kept, offloaded] {
             let again = three_steps(&golden, on_gpu(&golden, DType::BF16, settings));
             assert_eq!(again.weights, first.weights, "{case}");
             assert_eq!(again.outcomes, first.outcomes, "{case}");

@@ -7,13 +7,15 @@ use tessera_ops::OpError;
 use super::{Layout, Workload};
 use crate::engine::MemoryPlan;
 
-/// Bytes that one GPU needs.
+/// Bytes that one GPU needs, and those that it keeps in the memory of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DeviceMemory {
     /// Master weights, fp32.
     pub master_bytes: u64,
-    /// The optimizer's moments, fp32.
+    /// The optimizer's moments, fp32, where the GPU has them.
     pub moment_bytes: u64,
+    /// The optimizer's moments, fp32, where they lie in the memory of the host.
+    pub host_moment_bytes: u64,
     /// Reduced gradients, fp32.
     pub gradient_bytes: u64,
     /// Gathered weights, bf16: two buffers of the largest unit, or one for each unit where weights stay for the step.
@@ -44,6 +46,7 @@ impl DeviceMemory {
         Ok(Self {
             master_bytes: bytes(plan.master_bytes),
             moment_bytes: bytes(plan.moment_bytes),
+            host_moment_bytes: bytes(plan.host_moment_bytes),
             gradient_bytes: bytes(plan.gradient_bytes),
             weight_slot_bytes: bytes(plan.weight_slot_bytes),
             gradient_slot_bytes: bytes(plan.gradient_slot_bytes),
@@ -61,12 +64,12 @@ impl DeviceMemory {
         })
     }
 
-    /// Everything together.
+    /// Everything that the GPU itself has.
     pub fn total_bytes(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// What the memory is for.
+    /// What the GPU's memory is for.
     pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("master weights, fp32", self.master_bytes),

@@ -269,7 +269,8 @@ fn saving(
     time: &StepTime,
     assumptions: &Assumptions,
 ) -> Saving {
-    let snapshot = memory.master_bytes + if workload.saves_weights_only() { 0 } else { memory.moment_bytes };
+    let moments = memory.moment_bytes + memory.host_moment_bytes;
+    let snapshot = memory.master_bytes + if workload.saves_weights_only() { 0 } else { moments };
     let parameters = workload.config().parameter_count();
     let copies = if workload.saves_weights_only() { 1 } else { 1 + workload.moments() as u64 };
     let checkpoint_bytes = parameters * size_of::<f32>() as u64 * copies;

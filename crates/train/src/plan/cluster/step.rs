@@ -68,7 +68,7 @@ impl Assumptions {
             "recompute: every forward of the blocks is done twice, unless activation_checkpointing is none"
                 .to_owned(),
             format!(
-                "optimizer: bound by memory, {:.0} % of {:.2} TB/s",
+                "optimizer: bound by memory, {:.0} % of {:.2} TB/s; moments in the host's memory by PCIe, both directions at once",
                 100.0 * self.memory_efficiency,
                 gpu.memory_bytes_per_second / 1e12
             ),
@@ -227,8 +227,11 @@ impl StepTime {
         let transfer_seconds = seconds(links.gathered) + seconds(links.reduced);
         let replication_seconds = seconds(links.replicated);
         let exchange_seconds = seconds(links.exchanged);
-        let optimizer_seconds =
+        let own_memory =
             optimizer_bytes(memory) as f64 / (gpu.memory_bytes_per_second * assumptions.memory_efficiency);
+        // The bus carries both directions at once.
+        let bus = memory.host_moment_bytes as f64 / (gpu.host_bytes_per_second * assumptions.link_efficiency);
+        let optimizer_seconds = own_memory.max(bus);
         let shorter = compute_seconds.min(transfer_seconds);
         let step_seconds = compute_seconds.max(transfer_seconds)
             + (1.0 - assumptions.overlap) * shorter
@@ -264,7 +267,7 @@ fn hardware_flops(workload: &Workload, rows: usize) -> f64 {
     workload.config().training_flops(work) + again
 }
 
-/// Bytes that an update reads and writes: masters and moments both, gradients read for the norm and the update and then
+/// Bytes of its own memory that an update reads and writes: masters and moments both, gradients read for the norm and the update and then
 /// cleared.
 fn optimizer_bytes(memory: &DeviceMemory) -> u64 {
     2 * (memory.master_bytes + memory.moment_bytes) + 3 * memory.gradient_bytes
