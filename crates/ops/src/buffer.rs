@@ -171,6 +171,24 @@ impl Buffer {
         View { bytes: self.memory(elements * dtype.size()), dtype, shape: [elements].into() }
     }
 
+    /// The whole buffer as [`Buffer::view`], for the host to read, when all that was issued to `queue` has run; none where it
+    /// lies in the memory of a device.
+    ///
+    /// # Errors
+    /// When CUDA fails.
+    pub fn on_host(&self, queue: &Queue, dtype: DType) -> Result<Option<View<'_>>, OpError> {
+        match &self.storage {
+            Storage::Host(_) | Storage::Pinned(_) => Ok(Some(self.view(dtype))),
+            Storage::Mapped(mapped) => {
+                queue.synchronize()?;
+                let elements = self.bytes / dtype.size();
+                let bytes = Bytes::Host(mapped.on_host()).part(0, elements * dtype.size());
+                Ok(Some(View { bytes, dtype, shape: [elements].into() }))
+            }
+            Storage::Device(_) => Ok(None),
+        }
+    }
+
     /// The whole buffer as a mutable vector of `dtype`; bytes that do not make a whole element are left out.
     pub fn view_mut(&mut self, dtype: DType) -> ViewMut<'_> {
         let elements = self.bytes / dtype.size();

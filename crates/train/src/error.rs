@@ -100,6 +100,12 @@ pub enum TrainError {
     )]
     TooLarge { needed: String, place: String, total: String, states: String, tokens: usize },
     #[error(
+        "the GPUs need {needed} of the machine's memory for copies of checkpoints and for what is offloaded, but it has \
+         {total}; use save_async: false, save_weights_only: true, offload: none, fewer GPUs of this machine, or a larger one. \
+         `tessera plan` shows what takes how much"
+    )]
+    TooMuchPinned { needed: String, total: String },
+    #[error(
         "loss or gradient was not finite in {count} steps in a row, the last being batch {batch}; nothing of them was kept: \
          {advice}"
     )]
@@ -226,6 +232,7 @@ impl TrainError {
             | Self::File(_)
             | Self::Track(_)
             | Self::TooLarge { .. }
+            | Self::TooMuchPinned { .. }
             | Self::SaverFailed
             | Self::Panicked { .. }
             | Self::Diverged { .. }

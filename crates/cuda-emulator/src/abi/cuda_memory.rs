@@ -1,13 +1,12 @@
 //! libcuda: device memory, pinned host memory, copies and fills.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::BTreeMap;
 use std::ffi::{c_uchar, c_uint, c_ushort, c_void};
 
 use super::cuda_context::stuck;
 use super::world::{
-    INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, OUT_OF_MEMORY, PINNED, Pinned, SUCCESS, code,
-    current_device, error_code, failure_code, stream_of, world,
+    INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, PINNED, Pinned, SUCCESS,
+    code, current_device, error_code, failure_code, report_absent, stream_of, world,
 };
 use super::{HostPointer, put};
 use crate::driver::{Task, Work, lock};
@@ -110,7 +109,7 @@ pub unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize,
     if place.is_null() {
         return OUT_OF_MEMORY;
     }
-    let pinned = Pinned { bytes, mappable: flags & DEVICE_MAP != 0, mapped: BTreeMap::new() };
+    let pinned = Pinned { bytes, mappable: flags & DEVICE_MAP != 0, mapped: None };
     lock(&PINNED).insert(place.expose_provenance(), pinned);
     unsafe { put(pointer, place.cast()) };
     SUCCESS
@@ -121,7 +120,8 @@ pub unsafe extern "C" fn cuMemAllocHost_v2(pointer: *mut *mut c_void, bytes: usi
     unsafe { cuMemHostAlloc(pointer, bytes, 0) }
 }
 
-/// Where the current device finds a pinned allocation that was made to be mapped.
+/// Where the current device finds a pinned allocation that was made to be mapped. One device may have it: two at once are not
+/// kept apart here.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
     pointer: *mut u64,
@@ -133,11 +133,15 @@ pub unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
     let Some(pinned) = pinned.get_mut(&host.addr()).filter(|pinned| pinned.mappable) else {
         return INVALID_VALUE;
     };
-    let address = *pinned.mapped.entry(device).or_insert_with(|| {
+    let (owner, address) = *pinned.mapped.get_or_insert_with(|| {
         // SAFETY: the allocation is unmapped before it is freed; that the host leaves it alone meanwhile is its promise.
         let bytes = unsafe { HostBytes::new(host.cast(), pinned.bytes) };
-        world().device(device).memory().map(bytes)
+        (device, world().device(device).memory().map(bytes))
     });
+    if owner != device {
+        report_absent("cuMemHostGetDevicePointer for a second device");
+        return NOT_SUPPORTED;
+    }
     unsafe { put(pointer, address) };
     SUCCESS
 }
@@ -151,7 +155,7 @@ pub unsafe extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
     let waited = (0..world().device_count()).map(|device| code(world().synchronise_device(device)));
     let waited = waited.fold(SUCCESS, u32::max);
     let Some(pinned) = lock(&PINNED).remove(&pointer.addr()) else { return INVALID_VALUE };
-    for (device, address) in pinned.mapped {
+    if let Some((device, address)) = pinned.mapped {
         // Only this function takes the address away.
         let _ = world().device(device).memory().unmap(address);
     }

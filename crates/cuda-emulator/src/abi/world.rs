@@ -76,8 +76,8 @@ pub(super) struct Pinned {
     pub bytes: usize,
     /// Whether devices may read and write it by themselves.
     pub mappable: bool,
-    /// By device, its address there.
-    pub mapped: BTreeMap<usize, u64>,
+    /// The device that has it, and its address there.
+    pub mapped: Option<(usize, u64)>,
 }
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {

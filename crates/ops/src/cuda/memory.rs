@@ -159,6 +159,11 @@ impl MappedMemory {
         Ok(Self { memory, address })
     }
 
+    /// All of it, as the host sees it. What kernels write must have been waited for.
+    pub fn on_host(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
     /// All of it, as kernels see it.
     pub fn bytes(&self) -> DeviceBytes<'_> {
         DeviceBytes::new(self.memory.gpu.ordinal(), self.address, self.memory.bytes)

@@ -1,14 +1,14 @@
 //! Kernels that give rows to blocks and leave a sum of columns in each: the norms' gradients of their weights.
 
 use super::launch::Grid;
-use super::stream::Stream;
+use super::stream::{SCRATCH_BYTES, Stream};
 use crate::buffer::ViewMut;
 use crate::dtype::DType;
 use crate::error::OpError;
 use crate::memory::DeviceBytes;
 
 /// Blocks for each multiprocessor: enough to hide the loads of one behind the sums of another, few enough that the partial
-/// sums are a small part of what is read.
+/// sums are a small part of what is read. There are fewer where their sums would not fit into a stream's scratch.
 const BLOCKS_EACH: usize = 4;
 
 /// Packs of 16 bytes of a row that a block of `kernels/bias.cu` adds up.
@@ -32,11 +32,11 @@ pub(crate) struct RowBlocks {
 impl RowBlocks {
     pub fn new(stream: &Stream, rows: usize, width: usize, dtype: DType) -> Self {
         let padded = |size: usize| (width * size).next_multiple_of(PACK_BYTES);
-        let count = rows.min(BLOCKS_EACH * stream.gpu().multiprocessors());
+        let count = rows.min(block_count(stream.gpu().multiprocessors(), width));
         Self { width, count, row_bytes: padded(dtype.size()), sum_bytes: padded(DType::F32.size()) }
     }
 
-    /// Bytes of scratch for a sum of each block. A sum fits into a block's shared memory, so a stream has room for all.
+    /// Bytes of scratch for a sum of each block.
     pub fn partial_bytes(&self) -> usize {
         self.count * self.width * DType::F32.size()
     }
@@ -62,9 +62,31 @@ impl RowBlocks {
     }
 }
 
+/// Blocks for rows of any number.
+fn block_count(multiprocessors: usize, width: usize) -> usize {
+    let fitting = SCRATCH_BYTES / (width * DType::F32.size()).max(1);
+    (BLOCKS_EACH * multiprocessors).min(fitting).max(1)
+}
+
 /// The grid of a sum over the rows of a matrix `[.., width]` at `address`.
 pub(crate) fn column_grid(width: usize, dtype: DType, address: u64) -> Grid {
     let elements = PACK_BYTES / dtype.size();
     let is_wide = width.is_multiple_of(elements) && address.is_multiple_of(PACK_BYTES as u64);
     Grid::blocks(width.div_ceil(PACKS * if is_wide { elements } else { 1 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sums_of_blocks_fit_into_a_streams_scratch() {
+        for multiprocessors in [1, 108, 132, 148] {
+            for width in [1, 2048, 8192, 16384, 32768] {
+                let count = block_count(multiprocessors, width);
+                assert!(count * width * DType::F32.size() <= SCRATCH_BYTES, "{multiprocessors} {width}");
+            }
+        }
+        assert_eq!(block_count(132, 8192), 4 * 132);
+    }
 }

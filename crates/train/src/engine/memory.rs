@@ -1,6 +1,8 @@
 //! The memory plan: the size of every buffer as a function of the model, the ranks, the micro-batch and the settings. The
 //! engine allocates from it, so what it says before a run is what the run uses.
 
+use std::collections::BTreeSet;
+
 use tessera_dist::{Degrees, Mesh, SlotPlan, UnitSize};
 use tessera_model::{Block, Compute, Head, Model, UnitTable};
 use tessera_ops::cuda::{SCRATCH_BYTES, WORKSPACE_BYTES};
@@ -47,6 +49,8 @@ pub struct MemoryPlan {
     pub moment_bytes: usize,
     /// The optimizer's moments, where they lie in the memory of the host.
     pub host_moment_bytes: usize,
+    /// One buffer of each size that a rank's slices have.
+    pub sizes_bytes: usize,
     /// Reduced gradients.
     pub gradient_bytes: usize,
     /// Gathered weights.
@@ -87,6 +91,7 @@ impl MemoryPlan {
     pub fn new(model: &Model, sharing: Sharing, settings: &EngineSettings) -> Result<Self, OpError> {
         let sizes = unit_sizes(model);
         let shard: usize = sizes.iter().map(|size| size.shard(sharing.ranks) * DType::F32.size()).sum();
+        let shards: BTreeSet<usize> = sizes.iter().map(|size| size.shard(sharing.ranks)).collect();
         let Compute { dtype: compute, home } = model.compute();
         let moments = shard * settings.optimizer.moments().len();
         let (moment_bytes, host_moment_bytes) =
@@ -103,6 +108,7 @@ impl MemoryPlan {
             master_bytes: shard,
             moment_bytes,
             host_moment_bytes,
+            sizes_bytes: shards.into_iter().sum::<usize>() * DType::F32.size(),
             gradient_bytes: shard,
             weight_slot_bytes: slots.weights.iter().sum(),
             gradient_slot_bytes: slots.gradients.iter().sum(),
@@ -134,6 +140,12 @@ impl MemoryPlan {
     /// Bytes of the copy that a checkpoint written beside the training takes of weights and moments.
     pub fn snapshot_bytes(&self, weights_only: bool) -> usize {
         self.master_bytes + if weights_only { 0 } else { self.moment_bytes + self.host_moment_bytes }
+    }
+
+    /// Bytes of the host through which a GPU's weights and moments pass on their way into a checkpoint that training waits for.
+    pub fn passage_bytes(&self, weights_only: bool) -> usize {
+        let moments = if weights_only { 0 } else { self.moment_bytes / self.master_bytes.max(1) };
+        self.sizes_bytes * (1 + moments)
     }
 
     /// Scratch of the head and of a block's backward.

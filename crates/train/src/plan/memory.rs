@@ -75,10 +75,11 @@ fn host_parts(memory: &MemoryPlan, settings: &Settings) -> Vec<Part> {
     if !settings.on_gpus() {
         return Vec::new();
     }
-    let parts = [
-        ("optimizer", memory.host_moment_bytes),
-        ("copy for a checkpoint", snapshot_bytes(memory, settings)),
-    ];
+    let copy = match settings.save_async {
+        true => snapshot_bytes(memory, settings),
+        false => memory.passage_bytes(settings.save_weights_only),
+    };
+    let parts = [("optimizer", memory.host_moment_bytes), ("copy for a checkpoint", copy)];
     let gpus = settings.local_ranks().get();
     parts.into_iter().filter(|&(_, bytes)| bytes > 0).map(|(part, bytes)| (part, bytes * gpus)).collect()
 }
@@ -127,6 +128,14 @@ impl Room {
             states: gibibytes(states),
             tokens,
         })
+    }
+
+    /// Fails unless the `pinned` bytes that GPUs keep here fit.
+    fn check_pinned(&self, pinned: usize) -> Result<(), TrainError> {
+        if pinned <= self.usable {
+            return Ok(());
+        }
+        Err(TrainError::TooMuchPinned { needed: gibibytes(pinned), total: gibibytes(self.total) })
     }
 }
 
@@ -207,7 +216,7 @@ pub(super) fn decide_microbatch(
     room.check(needed(settings, &memory), states, tokens)?;
     let on_host = total(&host_parts(&memory, settings)) * processes_here;
     if on_host > 0 {
-        Room::host().check(on_host, on_host, tokens)?;
+        Room::host().check_pinned(on_host)?;
     }
     if let Some(rows) = NonZeroUsize::new(rows) {
         settings.device_train_microbatch_size = MicrobatchSize::Rows(rows);

@@ -3,7 +3,7 @@
 //! Weights and moments change only in the optimizer's update. So a thread copies them unit by unit while the next forward
 //! and backward run, and the update waits only for a unit that is not yet copied; the copy is then written at leisure.
 //! Every rank of one copy of the model writes its own slices; how they make one checkpoint, [`super::shards`] knows.
-//! Without `save_async` each unit is written under its lock, and on the CPU nothing is copied.
+//! Without `save_async` each unit is written under its lock, and what lies in memory of the host is not copied.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use tessera_checkpoint::dcp::{
 use tessera_dist::{DistError, UnitState};
 use tessera_files::FileError;
 use tessera_model::UnitTable;
-use tessera_ops::{Buffer, DType, Device, Event, Home, OpError, Queue, fill};
+use tessera_ops::{Buffer, DType, Event, Home, OpError, Queue, View, fill};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -58,11 +58,9 @@ impl Spares {
         }
     }
 
-    fn give_back(&self, queue: &Queue, copy: UnitState) {
+    fn give_back(&self, queue: &Queue, copies: impl IntoIterator<Item = Buffer>) {
         if queue.home() == Home::Gpu {
-            let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            spares.push(copy.master);
-            spares.extend(copy.moments);
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(copies);
         }
     }
 }
@@ -270,16 +268,19 @@ impl Job {
             self.queue.wait(&self.state_is_made)?;
             for (index, unit) in self.units.iter().enumerate() {
                 let state = unit.state.read().map_err(|_| DistError::Abandoned { unit: index })?;
-                copies.push(copy(&self.queue, &self.spares, &state, self.weights_only)?);
+                let buffers = saved_buffers(&state, self.weights_only);
+                let copied_buffers = buffers.map(|buffer| copy(&self.queue, &self.spares, buffer));
+                copies.push(copied_buffers.collect::<Result<Vec<_>, _>>()?);
                 drop(state);
                 copied.set(index + 1);
             }
         }
         let (mut copies, queue, spares) = (copies.into_iter(), self.queue.clone(), self.spares.clone());
         self.assemble(|_, write| match copies.next() {
-            Some(copy) => {
-                let written = write(&copy);
-                spares.give_back(&queue, copy);
+            Some(copies) => {
+                let views: Vec<_> = copies.iter().map(|copy| copy.view(DType::F32)).collect();
+                let written = write(&views);
+                spares.give_back(&queue, copies);
                 written
             }
             None => Ok(()),
@@ -292,15 +293,19 @@ impl Job {
         let (queue, spares, weights_only) = (self.queue.clone(), self.spares.clone(), self.weights_only);
         self.assemble(|index, write| {
             let state = states[index].read().map_err(|_| DistError::Abandoned { unit: index })?;
-            match queue.device() {
-                Device::Cpu => write(&state),
-                Device::Cuda(_) => {
-                    let copy = copy(&queue, &spares, &state, weights_only)?;
-                    let written = write(&copy);
-                    spares.give_back(&queue, copy);
-                    written
-                }
-            }
+            let buffers = || saved_buffers(&state, weights_only);
+            let copies = buffers().map(|buffer| match buffer.on_host(&queue, DType::F32)? {
+                Some(_) => Ok(None),
+                None => copy(&queue, &spares, buffer).map(Some),
+            });
+            let copies = copies.collect::<Result<Vec<_>, TrainError>>()?;
+            let views = buffers().zip(&copies).map(|(buffer, copy)| match copy {
+                Some(copy) => Ok(copy.view(DType::F32)),
+                None => Ok(buffer.on_host(&queue, DType::F32)?.unwrap_or_else(|| buffer.view(DType::F32))),
+            });
+            let written = write(&views.collect::<Result<Vec<_>, TrainError>>()?);
+            spares.give_back(&queue, copies.into_iter().flatten());
+            written
         })
     }
 
@@ -336,7 +341,7 @@ impl Job {
             self.write_common(&mut writer)?;
         }
         for (index, unit) in self.units.iter().enumerate() {
-            with_state(index, &mut |state| self.write_unit(&mut writer, unit, state))?;
+            with_state(index, &mut |saved| self.write_unit(&mut writer, unit, saved))?;
         }
         if let Some([output, embedding]) = self.tied.as_ref().filter(|[_, embedding]| self.holds(embedding)) {
             writer.alias(&StatePath::weight(output), &StatePath::weight(embedding))?;
@@ -368,10 +373,10 @@ impl Job {
         &self,
         writer: &mut RankWriter,
         unit: &SavedUnit,
-        state: &UnitState,
+        saved: &[View<'_>],
     ) -> Result<(), TrainError> {
         let (class, moments, _) = self.optimizer;
-        let master = state.master.view(DType::F32);
+        let Some((master, saved_moments)) = saved.split_first() else { return Ok(()) };
         let master = master.as_slice::<f32>()?;
         for piece in unit.table.pieces(unit.slice.clone()) {
             let name = &piece.parameter.name;
@@ -383,11 +388,8 @@ impl Job {
                 writer.write_elements(path, ElementType::F32, &piece.parameter.shape, piece.first, values)
             };
             write(&StatePath::weight(name), values)?;
-            if self.weights_only {
-                continue;
-            }
-            for (moment, buffer) in moments.iter().zip(&state.moments) {
-                let values = &buffer.view(DType::F32).as_slice::<f32>()?[piece.place.clone()];
+            for (moment, saved) in moments.iter().zip(saved_moments) {
+                let values = &saved.as_slice::<f32>()?[piece.place.clone()];
                 write(&StatePath::optimizer_state(class, name, moment), values)?;
             }
         }
@@ -395,24 +397,25 @@ impl Job {
     }
 }
 
-/// A copy of a unit's state in memory of the host.
-fn copy(
-    queue: &Queue,
-    spares: &Spares,
-    state: &UnitState,
-    weights_only: bool,
-) -> Result<UnitState, TrainError> {
-    let copy = |buffer: &Buffer| -> Result<Buffer, TrainError> {
-        let mut copy = spares.take(queue, buffer.len())?;
-        fill::copy(queue, buffer.view(DType::F32), copy.view_mut(DType::F32))?;
-        Ok(copy)
-    };
+/// What of a unit's state a checkpoint has: the masters, then the moments.
+fn saved_buffers(state: &UnitState, weights_only: bool) -> impl Iterator<Item = &Buffer> {
     let moments = if weights_only { &[] } else { state.moments.as_slice() };
-    let moments = moments.iter().map(copy).collect::<Result<_, _>>()?;
-    Ok(UnitState { master: copy(&state.master)?, moments })
+    std::iter::once(&state.master).chain(moments)
 }
 
-type StateWriter<'a> = dyn FnMut(&UnitState) -> Result<(), TrainError> + 'a;
+/// A copy in memory of the host.
+fn copy(queue: &Queue, spares: &Spares, buffer: &Buffer) -> Result<Buffer, TrainError> {
+    let mut copy = spares.take(queue, buffer.len())?;
+    let to = copy.view_mut(DType::F32);
+    match buffer.on_host(queue, DType::F32)? {
+        Some(from) => fill::copy(&Queue::cpu(), from, to)?,
+        None => fill::copy(queue, buffer.view(DType::F32), to)?,
+    }
+    Ok(copy)
+}
+
+/// Writes a unit's masters and moments, which lie in memory of the host.
+type StateWriter<'a> = dyn FnMut(&[View<'_>]) -> Result<(), TrainError> + 'a;
 
 /// What tells a save by so many ranks from all others, of this run and of others. The position holds the time spent training,
 /// on which all ranks agree and which never comes twice.

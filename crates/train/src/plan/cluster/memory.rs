@@ -16,6 +16,9 @@ pub struct DeviceMemory {
     pub moment_bytes: u64,
     /// The optimizer's moments, fp32, where they lie in the memory of the host.
     pub host_moment_bytes: u64,
+    /// What passes through the host's memory on its way into a checkpoint that training waits for.
+    #[serde(skip)]
+    pub(super) passage_bytes: u64,
     /// Reduced gradients, fp32.
     pub gradient_bytes: u64,
     /// Gathered weights, bf16: two buffers of the largest unit, or one for each unit where weights stay for the step.
@@ -47,6 +50,7 @@ impl DeviceMemory {
             master_bytes: bytes(plan.master_bytes),
             moment_bytes: bytes(plan.moment_bytes),
             host_moment_bytes: bytes(plan.host_moment_bytes),
+            passage_bytes: bytes(plan.passage_bytes(workload.saves_weights_only())),
             gradient_bytes: bytes(plan.gradient_bytes),
             weight_slot_bytes: bytes(plan.weight_slot_bytes),
             gradient_slot_bytes: bytes(plan.gradient_slot_bytes),

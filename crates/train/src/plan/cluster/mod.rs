@@ -128,7 +128,7 @@ pub struct Rows {
 /// What is copied to the host and to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Saving {
-    /// Pinned host memory of each GPU's rank, for the copy that is written beside the training.
+    /// Pinned host memory of each GPU's rank, for the copy of a checkpoint.
     pub pinned_bytes: u64,
     /// One checkpoint.
     pub checkpoint_bytes: u64,
@@ -282,7 +282,7 @@ fn saving(
     let stall_seconds =
         if workload.saves_beside() { (copying - computing).max(0.0) } else { copying + writing };
     Saving {
-        pinned_bytes: if workload.saves_beside() { snapshot } else { 0 },
+        pinned_bytes: if workload.saves_beside() { snapshot } else { memory.passage_bytes },
         checkpoint_bytes,
         export_bytes,
         stall_seconds,

@@ -65,7 +65,9 @@ impl Assumptions {
                 "overlap: {:.0} % of the shorter of compute and transfer of weights and gradients is hidden",
                 100.0 * self.overlap
             ),
-            "recompute: every forward of the blocks is done twice, unless activation_checkpointing is none"
+            "recompute: every forward of the blocks is done twice and weights are gathered for it again, unless \
+             activation_checkpointing: none and parallel.reshard_after_forward: false are given; one process whose GPUs \
+             have the room does neither"
                 .to_owned(),
             format!(
                 "optimizer: bound by memory, {:.0} % of {:.2} TB/s; moments in the host's memory by PCIe, both directions at once",
