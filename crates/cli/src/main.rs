@@ -63,7 +63,7 @@ impl Command {
             Self::Models(arguments) => arguments.run(),
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Generate(arguments) => arguments.run(),
-            Self::Runs(arguments) => arguments.run(),
+            Self::Runs(arguments) => return arguments.run(),
             Self::Doctor(arguments) => arguments.run(),
         }
         .map(|()| ExitCode::SUCCESS)

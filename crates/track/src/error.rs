@@ -54,6 +54,15 @@ pub enum TrackError {
         folder: PathBuf,
     },
 
+    /// A run's `run.yaml` is not what was written there.
+    #[error("{path} is no YAML: {reason}; restore it", path = path.display())]
+    RunFile {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        reason: String,
+    },
+
     /// The report's template could not be rendered.
     #[error("cannot render report.html: {0:#}")]
     Template(#[from] minijinja::Error),

@@ -5,6 +5,8 @@
 //! file survives the death of its writer at any moment, and a resumed run writes what a run never interrupted
 //! would have written.
 
+mod cancel;
+mod compare;
 mod error;
 mod events;
 mod generations;
@@ -14,6 +16,8 @@ mod report;
 mod runs;
 mod throughput;
 
+pub use cancel::{clear_cancel, is_cancel_requested, request_cancel};
+pub use compare::{COMPARED, Comparison, DifferentSetting, compare_runs};
 pub use error::TrackError;
 pub use events::{Event, EventLog, EventType, RunStatus, read_events};
 pub use generations::{Generation, GenerationsLog, read_generations};

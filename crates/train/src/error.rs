@@ -218,7 +218,8 @@ impl TrainError {
         match self {
             Self::NotStarted { fault, .. } => *fault,
             Self::Engine(error) if error.is_between_ranks() => Fault::Network,
-            Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. }) => Fault::Input,
+            Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. })
+            | Self::Track(TrackError::NotARun { .. } | TrackError::RunFile { .. }) => Fault::Input,
             Self::Checkpoint(DcpError::File(_))
             | Self::Model(HuggingFaceError::File(_))
             | Self::Engine(_)

@@ -12,6 +12,7 @@ mod models;
 mod planning;
 mod ranks;
 mod running;
+mod runs;
 mod showing;
 mod signals;
 mod support;

@@ -18,7 +18,8 @@ use crate::jsonl::ResumePoint;
 use crate::jsonl::{Line, LineFile, find_last, read_lines};
 pub use record::{Number, Record};
 
-const FILE: &str = "metrics.jsonl";
+/// The file's name in the run folder.
+pub(crate) const FILE: &str = "metrics.jsonl";
 
 /// Appends to a run's `metrics.jsonl`.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 
 mod batches;
 mod between;
+mod cancel;
 mod folder;
 mod logs;
 mod rank;
@@ -18,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
-use tessera_track::{EventLog, EventType, read_events, write_report};
+use tessera_track::{EventLog, EventType, clear_cancel, read_events, write_report};
 
 use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
@@ -28,7 +29,11 @@ use crate::plan::{Prepared, Resolved, resolve};
 use crate::spec::RunSpec;
 use crate::state;
 
+use cancel::CancelWatch;
 pub use folder::{FLIGHT, RunFolder, RunPaths};
+
+/// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
+const SIGTERM: i32 = 15;
 
 /// Set from a signal handler: which signal asked the run to stop.
 #[derive(Debug, Clone, Default)]
@@ -39,12 +44,24 @@ struct StopState {
     /// 0 while none has.
     signal: AtomicI32,
     heard: AtomicBool,
+    canceled: AtomicBool,
 }
 
 impl StopSignal {
     /// Asks the run to stop after the batch under way.
     pub fn request(&self, signal: i32) {
         self.0.signal.store(signal, Ordering::Relaxed);
+    }
+
+    /// Asks the same in the name of the run's user, who gave a command: such a run is canceled, not stopped.
+    pub fn cancel(&self) {
+        self.0.canceled.store(true, Ordering::Relaxed);
+        self.request(SIGTERM);
+    }
+
+    /// Whether a command asked.
+    pub fn is_canceled(&self) -> bool {
+        self.0.canceled.load(Ordering::Relaxed)
     }
 
     /// The signal that asked, if one did.
@@ -72,10 +89,12 @@ pub enum Outcome {
     Completed(Finished),
     /// All batches had been done before.
     AlreadyCompleted(Finished),
-    /// A signal stopped it; the same command goes on from the checkpoint.
+    /// A signal or its user stopped it; the same command goes on from the checkpoint.
     Stopped {
         /// The signal.
         signal: i32,
+        /// Whether it was its user, by a command.
+        canceled: bool,
         /// Batches done.
         batch: u64,
         /// Where they are saved.
@@ -201,6 +220,7 @@ impl Run<'_> {
             }
         };
         let result = told.and_then(|()| {
+            let _watch = CancelWatch::start(folder.path(), self.stop)?;
             let lead = rank::Lead { events: &mut events, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
@@ -233,6 +253,7 @@ impl Run<'_> {
     /// Takes the run's folder; from then on ranks can be seen there.
     fn open(&self, resolved: &Resolved) -> Result<RunFolder, TrainError> {
         let folder = RunFolder::open(resolved.settings.run_folder())?;
+        clear_cancel(folder.path())?;
         if let Some(watchdog) = &self.watchdog {
             watchdog.set_aside()?;
             watchdog.begin()?;
