@@ -76,7 +76,7 @@ fn different(settings: [Map<String, Value>; 2]) -> Vec<DifferentSetting> {
 }
 
 /// Maps within maps as one map whose keys have dots: `optimizer.name`.
-pub(crate) fn flattened(settings: &Map<String, Value>) -> Map<String, Value> {
+pub fn flattened(settings: &Map<String, Value>) -> Map<String, Value> {
     let mut flat = Map::new();
     for (key, value) in settings {
         match value {

@@ -14,6 +14,7 @@ use tessera_files::FileError;
 use tessera_model::config::ConfigError;
 use tessera_ops::OpError;
 use tessera_track::TrackError;
+use tessera_track::mlflow::MlflowError;
 
 use crate::plan::Difference;
 use crate::schedule::ScheduleError;
@@ -42,6 +43,8 @@ pub enum TrainError {
     File(#[from] FileError),
     #[error(transparent)]
     Track(#[from] TrackError),
+    #[error(transparent)]
+    Mlflow(#[from] MlflowError),
     #[error(transparent)]
     Engine(#[from] DistError),
     /// Weights could not be read.
@@ -204,7 +207,8 @@ impl TrainError {
             | Self::Checkpoint(DcpError::File(error))
             | Self::Model(HuggingFaceError::File(error))
             | Self::Data(DataError::File(error))
-            | Self::Track(TrackError::File(error)) => Some(error),
+            | Self::Track(TrackError::File(error))
+            | Self::Mlflow(MlflowError::File(error)) => Some(error),
             Self::FinalSave { source } => source.file_error(),
             _ => None,
         }
@@ -231,7 +235,10 @@ impl TrainError {
             | Self::Diverged { .. }
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
-            Self::Model(HuggingFaceError::Hub { .. }) | Self::ShardFailed { .. } => Fault::Network,
+            Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_)) => Fault::Machine,
+            Self::Model(HuggingFaceError::Hub { .. })
+            | Self::Mlflow(MlflowError::Unreachable { .. })
+            | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,
         }
     }

@@ -16,3 +16,4 @@ mod runs;
 mod showing;
 mod signals;
 mod support;
+mod tracking;

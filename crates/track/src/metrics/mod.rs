@@ -92,6 +92,14 @@ impl MetricsLine {
         self.entries.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
     }
 
+    /// The names and values that are shown as curves: numbers, and `null` for what is not finite. An evaluation has its batch
+    /// as its place; as a value it would stand beside the training line's.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&str, &Value)> {
+        let is_training = self.is_training();
+        let values = self.entries.iter().map(|(name, value)| (name.as_str(), value));
+        values.filter(move |(name, _)| is_training || *name != names::BATCH)
+    }
+
     /// Whether the line was written before the checkpoint that is resumed.
     fn is_before(&self, resumed: ResumePoint) -> bool {
         match self.batch() {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use tessera_data::{MicroBatch, Order, split};
 use tessera_dist::Deadline;
 use tessera_model::LossScale;
-use tessera_track::{EventLog, EventType, Record, ResumePoint, SpeedMonitor, StepWork, names};
+use tessera_track::{EventType, Record, ResumePoint, SpeedMonitor, StepWork, names};
 
 use super::between::Between;
-use super::logs::{Logs, ResumePoints};
+use super::logs::{Logs, ResumePoints, Told};
 use super::{Outcome, RunPaths, SIGTERM, StopSignal};
 use crate::engine::{Engine, OwnNews, StepOutcome};
 use crate::error::TrainError;
@@ -26,7 +26,7 @@ pub(super) struct Parts<'a> {
     pub prepared: &'a Prepared,
     pub folder: &'a RunPaths,
     /// Rank 0's.
-    pub events: Option<&'a mut EventLog>,
+    pub told: Option<Told<'a>>,
     pub observer: &'a dyn Observer,
     pub stop: &'a StopSignal,
     /// How long ranks wait for one another; a start takes longer than a step.
@@ -35,13 +35,13 @@ pub(super) struct Parts<'a> {
 
 /// Trains from `resumed` (or the beginning) to the end, or until a signal comes.
 pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) -> Result<Outcome, TrainError> {
-    let Parts { prepared, folder, events, observer, stop, deadline } = parts;
+    let Parts { prepared, folder, told, observer, stop, deadline } = parts;
     // What is still owed will be written again.
     let points = resumed.map(|Resumed { position, owed }| {
         let point = |owed: bool| ResumePoint { batch: position.batch, keep_moment: !owed };
         ResumePoints { metrics: point(owed.evaluation), generations: point(owed.answers) }
     });
-    let mut logs = Logs::open(events, folder.path(), points)?;
+    let mut logs = Logs::open(told, folder.path(), points)?;
     let mut between = Between::new(prepared, folder, observer);
     let mut training = Training::new(prepared, engine);
     let total = prepared.plan.length.total_batches;

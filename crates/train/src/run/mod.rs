@@ -7,6 +7,7 @@ mod batches;
 mod between;
 mod cancel;
 mod folder;
+mod followers;
 mod logs;
 mod rank;
 
@@ -31,6 +32,7 @@ use crate::state;
 
 use cancel::CancelWatch;
 pub use folder::{FLIGHT, RunFolder, RunPaths};
+use followers::Followers;
 
 /// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
 const SIGTERM: i32 = 15;
@@ -184,7 +186,7 @@ fn hear<T: DeserializeOwned>(ranks: &Ranks, label: &'static str) -> Result<T, Tr
 
 /// What the leading process has when a run can start.
 enum Start {
-    Ready(Box<Prepared>, RunFolder, EventLog),
+    Ready(Box<Prepared>, RunFolder, EventLog, Followers),
     Finished(Finished),
 }
 
@@ -211,8 +213,8 @@ impl Run<'_> {
             Err(error) => Err(error),
         };
         let told = tell(&ranks, START, go);
-        let (prepared, folder, mut events) = match start? {
-            Start::Ready(prepared, folder, events) => (prepared, folder, events),
+        let (prepared, folder, mut events, mut followers) = match start? {
+            Start::Ready(prepared, folder, events, followers) => (prepared, folder, events, followers),
             Start::Finished(finished) => {
                 told?;
                 ranks.leave()?;
@@ -221,10 +223,11 @@ impl Run<'_> {
         };
         let result = told.and_then(|()| {
             let _watch = CancelWatch::start(folder.path(), self.stop)?;
-            let lead = rank::Lead { events: &mut events, observer: self.observer };
+            let lead = rank::Lead { events: &mut events, followers: &mut followers, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
         self.note(&mut events, &folder, result.as_ref().err());
+        followers.finish(result.as_ref());
         let outcome = result?;
         // After the report: a launcher may end this process as soon as the others have left.
         if let Err(error) = ranks.leave() {
@@ -268,7 +271,8 @@ impl Run<'_> {
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
         let mut events = EventLog::open(folder.path())?;
-        let prepared = match resolved.prepare(observer) {
+        let checked = followers::check(&resolved.settings, observer.as_ref());
+        let prepared = match checked.and_then(|()| resolved.prepare(observer)) {
             Ok(prepared) => prepared,
             Err(error) => {
                 if read_events(folder.path())?.is_empty() {
@@ -282,10 +286,12 @@ impl Run<'_> {
             observer.observe(Update::Warning(&advice.to_string()));
         }
         if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
+            followers::deliver_rest(&prepared, folder.path(), observer);
             return Ok(Start::Finished(finished));
         }
+        let followers = Followers::start(&prepared, folder.path(), observer)?;
         begin(&mut events, &folder, &prepared)?;
-        Ok(Start::Ready(Box::new(prepared), folder, events))
+        Ok(Start::Ready(Box::new(prepared), folder, events, followers))
     }
 
     /// Waits for the leading process's word, and does its part.
