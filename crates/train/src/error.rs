@@ -166,6 +166,9 @@ pub enum TrainError {
     ShardFailed { rank: usize, message: String },
     #[error("the thread that wrote a checkpoint failed")]
     SaverFailed,
+    /// A sweep's file cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Sweep { path: PathBuf, reason: String },
     #[error("eval_prompts: prompt {number} has no token; remove it")]
     EmptyPrompt { number: usize },
     #[error(

@@ -16,4 +16,5 @@ mod runs;
 mod showing;
 mod signals;
 mod support;
+mod sweep;
 mod tracking;
