@@ -262,8 +262,9 @@ def answers_lost(folder: Folder) -> None:
     """a server that answers 500 to two of three requests, having done what one of them asked, has everything once"""
     server = server_of_all()
     proxy = Proxy(server, loses=True)
-    buffer = ["mlflow.unreachable=buffer", "mlflow.artifacts=upload"]
-    trained(folder, "lossy", *keys(proxy.address, *buffer, "training_duration=200ba"))
+    buffer = ["mlflow.unreachable=buffer", "mlflow.artifacts=upload", "training_duration=200ba", "save_interval=100ba"]
+    said = trained(folder, "lossy", *keys(proxy.address, *buffer))
+    delivered(folder, "lossy", said, *keys(proxy.address, *buffer))
     expect(proxy.lost > 20, f"only {proxy.lost} answers were lost")
     holds_metrics(folder, "lossy", server)
 

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -70,12 +71,12 @@ class Server:
 
 
 class Proxy:
-    """Hands requests on to a server. Of every three it answers one with 500 unseen, and one with 500 after the server has done
-    what was asked, where `loses` says so. Where there is a `token` it lets nobody else in."""
+    """Hands requests on to a server. Where `loses` says so it answers a third of them with 500 unseen, and a third with 500 after
+    the server has done what was asked. Where there is a `token` it lets nobody else in."""
 
     def __init__(self, server: Server, *, loses: bool = False, token: str | None = None):
-        self.port, self.requests, self.lost = free_port(), 0, 0
-        lock, proxy = threading.Lock(), self
+        self.port, self.lost = free_port(), 0
+        lock, proxy, dice = threading.Lock(), self, random.Random(17)
 
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
@@ -84,8 +85,8 @@ class Proxy:
                     self.answer(401, b'{"error_code": "UNAUTHENTICATED", "message": "who are you?"}')
                     return
                 with lock:
-                    proxy.requests += 1
-                    turn = proxy.requests % 3 if loses else 0
+                    # Drawn: in a fixed order the same call might always be the one that is lost.
+                    turn = dice.randrange(3) if loses else 0
                     proxy.lost += turn != 0
                 if turn == 1:
                     self.answer(500, b"lost")
