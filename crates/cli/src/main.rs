@@ -12,6 +12,7 @@ mod plan;
 mod run_file;
 mod runs;
 mod summary;
+mod sweep;
 mod text;
 mod train;
 mod validate;
@@ -50,6 +51,7 @@ enum Command {
     Checkpoint(checkpoint::CheckpointArguments),
     Generate(generate::GenerateArguments),
     Runs(runs::RunsArguments),
+    Sweep(sweep::SweepArguments),
     Doctor(doctor::DoctorArguments),
 }
 
@@ -63,7 +65,8 @@ impl Command {
             Self::Models(arguments) => arguments.run(),
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Generate(arguments) => arguments.run(),
-            Self::Runs(arguments) => arguments.run(),
+            Self::Runs(arguments) => return arguments.run(),
+            Self::Sweep(arguments) => return arguments.run(),
             Self::Doctor(arguments) => arguments.run(),
         }
         .map(|()| ExitCode::SUCCESS)

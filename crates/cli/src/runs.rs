@@ -1,98 +1,176 @@
-//! `tessera runs`: the runs of a folder, and why the ranks of one waited for one another in vain.
+//! `tessera runs`: the runs of a folder, and what can be asked of one that is there.
+//!
+//! Everything is read from the run folders, which the runs themselves write: there is no list beside them that could say
+//! something else.
 
-use std::path::PathBuf;
+mod compare;
+mod control;
+mod events;
+mod list;
+mod plot;
+mod show;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::json;
 use tessera_dist::explain;
-use tessera_track::{RunSummary, list_runs};
 use tessera_train::TrainError;
 use tessera_train::run::FLIGHT;
 
 use crate::failure::Failure;
-use crate::output::{complain, print, print_json};
-use crate::text::{Align, count, duration, table, value};
+use crate::output::{print, print_json};
 
-/// Lists the runs in a save_folder, the latest first.
+use list::ListArguments;
+
+/// Where runs are kept if nothing else is said.
+const SAVE_FOLDER: &str = "runs";
+
+/// Lists the runs in a save_folder, the latest first, or does what is asked with one of them.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  tessera runs runs\n  tessera runs why runs/my-run"
+    after_help = "Examples:\n  tessera runs runs\n  tessera runs list --status RUNNING,FAILED --after 2026-11-01\n  \
+                  tessera runs show my-run\n  tessera runs events my-run --follow\n  tessera runs compare my-run other-run\n\n\
+                  A RUN is a run's folder, or the name of one in the folder `runs`."
 )]
 pub struct RunsArguments {
     #[command(subcommand)]
     command: Option<RunsCommand>,
-    /// Where runs are kept
-    #[arg(value_name = "SAVE_FOLDER", default_value = "runs")]
-    save_folder: PathBuf,
-    /// Print the list as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    list: ListArguments,
+}
+
+/// One run that is there.
+#[derive(Debug, Args)]
+struct Run {
+    /// The run's folder, or its name where that is in `runs`
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+}
+
+/// Some runs that are there.
+#[derive(Debug, Args)]
+struct Runs {
+    /// The runs' folders, or their names where those are in `runs`
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum RunsCommand {
+    /// Lists runs, the latest first
+    #[command(after_help = "Example:\n  tessera runs list --status COMPLETED --before 2026-11-20")]
+    List(ListArguments),
+    /// Shows what is known of a run: state, progress, estimated end, settings, checkpoints
+    #[command(after_help = "Example:\n  tessera runs show my-run")]
+    Show {
+        #[command(flatten)]
+        run: Run,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints a run's events, oldest first
+    #[command(after_help = "Example:\n  tessera runs events my-run --follow")]
+    Events {
+        #[command(flatten)]
+        run: Run,
+        /// Go on printing until the run ends
+        #[arg(long)]
+        follow: bool,
+        /// Print each event as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Asks runs to stop after the batch under way and to save; they can be resumed
+    #[command(after_help = "Example:\n  tessera runs cancel my-run")]
+    Cancel {
+        #[command(flatten)]
+        runs: Runs,
+    },
+    /// Goes on with a run from its newest checkpoint, as its run.yaml says
+    #[command(after_help = "Example:\n  tessera runs resume my-run")]
+    Resume {
+        #[command(flatten)]
+        run: Run,
+        /// Print how the run ended as JSON on standard output; all else goes to standard error
+        #[arg(long)]
+        json: bool,
+    },
+    /// Deletes runs with their checkpoints and models
+    #[command(after_help = "Example:\n  tessera runs delete my-run --yes")]
+    Delete {
+        #[command(flatten)]
+        runs: Runs,
+        /// Delete them; without it is only said what would be deleted
+        #[arg(long)]
+        yes: bool,
+    },
     /// Explains which rank the others waited for, from what each did last
+    #[command(after_help = "Example:\n  tessera runs why my-run")]
     Why {
-        /// The run's folder
-        #[arg(value_name = "RUN_FOLDER")]
-        folder: PathBuf,
+        #[command(flatten)]
+        run: Run,
         /// Print the explanation as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows the settings in which two runs differ, and their curves over one another
+    #[command(after_help = "Example:\n  tessera runs compare my-run other-run")]
+    Compare {
+        /// The first run
+        #[arg(value_name = "RUN")]
+        first: PathBuf,
+        /// The second
+        #[arg(value_name = "OTHER")]
+        second: PathBuf,
+        /// Print settings and curves as JSON
         #[arg(long)]
         json: bool,
     },
 }
 
 impl RunsArguments {
-    /// Prints the table, or the explanation.
-    pub fn run(self) -> Result<(), Failure> {
-        if let Some(RunsCommand::Why { folder, json }) = self.command {
-            let explanation = explain(&folder.join(FLIGHT)).map_err(TrainError::from)?;
-            return if json { print_json(&explanation) } else { print(&format!("{explanation}\n")) };
+    /// Does what is asked for.
+    pub fn run(self) -> Result<std::process::ExitCode, Failure> {
+        match self.command {
+            None => self.list.run(),
+            Some(RunsCommand::List(list)) => list.run(),
+            Some(RunsCommand::Show { run, json }) => show::show(&run.folder(), json),
+            Some(RunsCommand::Events { run, follow, json }) => {
+                events::print_events(&run.folder(), follow, json)
+            }
+            Some(RunsCommand::Cancel { runs }) => control::cancel(&runs.folders()),
+            Some(RunsCommand::Resume { run, json }) => return control::resume(&run.folder(), json),
+            Some(RunsCommand::Delete { runs, yes }) => control::delete(&runs.folders(), yes),
+            Some(RunsCommand::Why { run, json }) => why(&run.folder(), json),
+            Some(RunsCommand::Compare { first, second, json }) => {
+                compare::compare([&folder_of(&first), &folder_of(&second)], json)
+            }
         }
-        let listing = list_runs(&self.save_folder).map_err(TrainError::from)?;
-        for error in &listing.unreadable {
-            complain("warning", &error.to_string());
-        }
-        if self.json {
-            return print_json(&listing.runs.iter().map(run_json).collect::<Result<Vec<_>, _>>()?);
-        }
-        if listing.runs.is_empty() {
-            return print(&format!("no runs in {}\n", self.save_folder.display()));
-        }
-        let heading =
-            ["NAME", "STATUS", "MODEL", "TASK", "BATCHES", "LOSS", "STARTED", "TIME", "CHECKPOINTS"];
-        let mut rows = vec![heading.map(str::to_owned)];
-        rows.extend(listing.runs.iter().map(row));
-        use Align::{Left, Right};
-        print(&table([Left, Left, Left, Left, Right, Right, Left, Right, Right], &rows))
+        .map(|()| std::process::ExitCode::SUCCESS)
     }
 }
 
-fn row(run: &RunSummary) -> [String; 9] {
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
-    let started = run.started.to_zoned(jiff::tz::TimeZone::system());
-    [
-        run.name.clone(),
-        run.status.to_string(),
-        or_dash(run.model.as_deref().map(last_part)),
-        or_dash(run.task_type.clone()),
-        count(run.batches),
-        or_dash(run.last_loss.map(value)),
-        started.strftime("%Y-%m-%d %H:%M").to_string(),
-        duration(run.duration),
-        count(run.checkpoints.len() as u64),
-    ]
+impl Run {
+    fn folder(&self) -> PathBuf {
+        folder_of(&self.run)
+    }
 }
 
-/// A model without the folder or entity before it.
-fn last_part(model: &str) -> String {
-    model.trim_end_matches('/').rsplit('/').next().unwrap_or(model).to_owned()
+impl Runs {
+    fn folders(&self) -> Vec<PathBuf> {
+        self.runs.iter().map(|run| folder_of(run)).collect()
+    }
 }
 
-/// The library's summary, its time in seconds.
-fn run_json(run: &RunSummary) -> Result<serde_json::Value, serde_json::Error> {
-    let mut json = serde_json::to_value(run)?;
-    json["duration"] = json!(run.duration.as_secs_f64());
-    Ok(json)
+/// The folder itself where there is one, else that of the run of this name.
+fn folder_of(run: &Path) -> PathBuf {
+    let named = Path::new(SAVE_FOLDER).join(run);
+    if !run.exists() && named.is_dir() { named } else { run.to_owned() }
+}
+
+fn why(folder: &Path, json: bool) -> Result<(), Failure> {
+    let explanation = explain(&folder.join(FLIGHT)).map_err(TrainError::from)?;
+    if json { print_json(&explanation) } else { print(&format!("{explanation}\n")) }
 }

@@ -43,6 +43,11 @@ pub struct TrainArguments {
 }
 
 impl TrainArguments {
+    /// Those of a run file alone.
+    pub fn of(run_file: RunFile, json: bool) -> Self {
+        Self { run_file, rank: None, world_size: None, json }
+    }
+
     /// Trains, and says where everything is.
     pub fn run(self) -> Result<ExitCode, Failure> {
         let spec = self.run_file.load()?;
@@ -95,9 +100,12 @@ impl TrainArguments {
                 let done = paint.paint(GOOD, &format!("This run is finished: all {batches} are done."));
                 format!("{done}\n{}", self.places(paint, finished, reporter))
             }
-            Outcome::Stopped { signal, batch, checkpoint } => format!(
-                "\nStopped by {} after {}; saved in {}.\nThe same command goes on from there:\n  {}\n",
-                signals::name(*signal),
+            Outcome::Stopped { signal, canceled, batch, checkpoint } => format!(
+                "\n{} after {}; saved in {}.\nThe same command goes on from there:\n  {}\n",
+                match canceled {
+                    true => "Canceled".to_owned(),
+                    false => format!("Stopped by {}", signals::name(*signal)),
+                },
                 counted(*batch, "batch", "batches"),
                 checkpoint.display(),
                 self.run_file.command("train")
@@ -175,8 +183,9 @@ fn outcome_json(outcome: &Outcome) -> Value {
     match outcome {
         Outcome::Completed(run) => finished("completed", run),
         Outcome::AlreadyCompleted(run) => finished("already_completed", run),
-        Outcome::Stopped { signal, batch, checkpoint } => {
-            json!({"outcome": "stopped", "signal": signal, "batches": batch, "checkpoint": checkpoint})
+        Outcome::Stopped { signal, canceled, batch, checkpoint } => {
+            let outcome = if *canceled { "canceled" } else { "stopped" };
+            json!({"outcome": outcome, "signal": signal, "batches": batch, "checkpoint": checkpoint})
         }
     }
 }

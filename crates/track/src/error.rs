@@ -54,6 +54,26 @@ pub enum TrackError {
         folder: PathBuf,
     },
 
+    /// A run's `run.yaml` is not what was written there.
+    #[error("{path} is no YAML: {reason}; restore it", path = path.display())]
+    RunFile {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        reason: String,
+    },
+
+    /// Metrics cannot be offered to Prometheus.
+    #[error(
+        "metrics_port: cannot listen at port {port}: {source}; expected a port that no other program uses"
+    )]
+    Port {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
     /// The report's template could not be rendered.
     #[error("cannot render report.html: {0:#}")]
     Template(#[from] minijinja::Error),

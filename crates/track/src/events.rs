@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,11 @@ impl EventType {
         }
     }
 
+    /// Whether the process that ran says no more after this event.
+    pub fn is_terminal(self) -> bool {
+        matches!(self.status(), RunStatus::Completed | RunStatus::Stopped | RunStatus::Failed)
+    }
+
     /// Whether a process takes up the run with this event, so that the time before it was not spent running.
     pub(crate) fn begins_session(self) -> bool {
         matches!(self, Self::Created | Self::Started | Self::Requeued)
@@ -101,6 +107,31 @@ pub enum RunStatus {
     Stopped,
     /// Ended by an error.
     Failed,
+}
+
+impl RunStatus {
+    /// Every state, in the order in which a run goes through them.
+    pub const ALL: [Self; 8] = [
+        Self::Pending,
+        Self::Queued,
+        Self::Starting,
+        Self::Running,
+        Self::Terminating,
+        Self::Completed,
+        Self::Stopped,
+        Self::Failed,
+    ];
+}
+
+impl FromStr for RunStatus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = |status: &Self| status.to_string().eq_ignore_ascii_case(text.trim());
+        Self::ALL.into_iter().find(named).ok_or_else(|| {
+            format!("expected one of {}", Self::ALL.map(|status| status.to_string()).join(", "))
+        })
+    }
 }
 
 impl fmt::Display for RunStatus {
@@ -224,5 +255,7 @@ mod tests {
         assert_eq!(EventType::FailedException.to_string(), "FAILED_EXCEPTION");
         assert_eq!(EventType::ModelInitialized.to_string(), "MODEL_INITIALIZED");
         assert_eq!(EventType::FailedException.status().to_string(), "FAILED");
+        assert_eq!("stopped".parse(), Ok(RunStatus::Stopped));
+        assert!("done".parse::<RunStatus>().unwrap_err().contains("PENDING, QUEUED, STARTING"));
     }
 }

@@ -1,19 +1,27 @@
-//! Where events and metrics go: the files of the run folder and the report made from them.
+//! Where events and metrics go: the files of the run folder, the report made from them, and programs that follow a run: MLflow,
+//! TensorBoard, Prometheus.
 //!
 //! The run folder's JSON Lines files are the only record: what a terminal, a report or a tracking server shows
 //! is read from them, or is handed the same [`Record`] and [`Event`] values that were written to them. Every
 //! file survives the death of its writer at any moment, and a resumed run writes what a run never interrupted
 //! would have written.
 
+mod cancel;
+mod compare;
 mod error;
 mod events;
 mod generations;
 mod jsonl;
 pub mod metrics;
+pub mod mlflow;
+pub mod prometheus;
 mod report;
 mod runs;
+pub mod tensorboard;
 mod throughput;
 
+pub use cancel::{clear_cancel, is_cancel_requested, request_cancel};
+pub use compare::{COMPARED, Comparison, DifferentSetting, compare_runs, flattened};
 pub use error::TrackError;
 pub use events::{Event, EventLog, EventType, RunStatus, read_events};
 pub use generations::{Generation, GenerationsLog, read_generations};

@@ -8,13 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tessera_files::{FileError, IoContext};
 
 use crate::error::TrackError;
 use crate::events::{self, Event, EventType, RunStatus, read_events};
-use crate::metrics::{last_training_line, names};
+use crate::metrics::{self, MetricsLine, last_training_line, names};
 
 /// A checkpoint or an export on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,14 +40,26 @@ pub struct RunSummary {
     pub model: Option<String>,
     /// The run file's `task_type`, if `run.yaml` can be read.
     pub task_type: Option<String>,
+    /// The run file's `train_data_path`, if `run.yaml` can be read.
+    pub train_data_path: Option<String>,
+    /// The run file's `training_duration`, if `run.yaml` can be read.
+    pub training_duration: Option<String>,
+    /// The run file's `learning_rate`, if `run.yaml` can be read.
+    pub learning_rate: Option<f64>,
+    /// The last event in words.
+    pub details: String,
     /// Batches done.
     pub batches: u64,
+    /// Batches of the whole run, once training has started.
+    pub total_batches: Option<u64>,
     /// The loss of the last batch, if it is finite.
     pub last_loss: Option<f64>,
     /// When the first event was.
     pub started: Timestamp,
     /// When the last event was.
     pub last_event: Timestamp,
+    /// When the last batch will be done at the speed of the last one, while the run trains.
+    pub estimated_end: Option<Timestamp>,
     /// The time from event to event, without the pauses between a process that ended and the next.
     pub duration: Duration,
     /// Checkpoints, oldest first.
@@ -94,12 +106,23 @@ pub(crate) fn summarise(run_folder: &Path, events: &[Event]) -> Result<RunSummar
     };
     let head = read_head(run_folder);
     let last_line = last_training_line(run_folder)?;
+    let status = last.kind.status();
+    let total = events.iter().rev().find(|event| event.kind == EventType::TrainStarted);
     Ok(RunSummary {
         name: folder_name(run_folder),
         folder: run_folder.to_owned(),
-        status: last.kind.status(),
+        status,
         model: head.model,
         task_type: head.task_type,
+        train_data_path: head.train_data_path,
+        training_duration: head.training_duration,
+        learning_rate: head.learning_rate,
+        details: last.message.clone(),
+        total_batches: total.and_then(|event| event.fields.get("batches")?.as_u64()),
+        estimated_end: match (status, &last_line) {
+            (RunStatus::Running, Some(line)) => estimated_end(run_folder, line),
+            _ => None,
+        },
         batches: last_line.as_ref().and_then(|line| line.batch()).map_or(0, |batch| batch + 1),
         last_loss: last_line.and_then(|line| line.number(names::LOSS)),
         started: first.time,
@@ -110,11 +133,22 @@ pub(crate) fn summarise(run_folder: &Path, events: &[Event]) -> Result<RunSummar
     })
 }
 
+/// The time of the last line is when its file was last written: lines themselves have none, so that a run repeated has the
+/// same lines.
+fn estimated_end(run_folder: &Path, line: &MetricsLine) -> Option<Timestamp> {
+    let written = fs::metadata(run_folder.join(metrics::FILE)).and_then(|file| file.modified()).ok()?;
+    let remaining = SignedDuration::try_from_secs_f64(line.number(names::REMAINING_HOURS)? * 3600.0).ok()?;
+    Timestamp::try_from(written).ok()?.checked_add(remaining).ok()
+}
+
 /// The keys of `run.yaml` that tell runs apart. The others concern the run alone.
 #[derive(Default, Deserialize)]
 struct RunFileHead {
     model: Option<String>,
     task_type: Option<String>,
+    train_data_path: Option<String>,
+    training_duration: Option<String>,
+    learning_rate: Option<f64>,
 }
 
 /// A run file that is missing or was edited into something else costs the listing two names, not the run.
@@ -187,6 +221,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::events::EventLog;
+    use crate::jsonl::ResumePoint;
     use crate::metrics::{MetricsLog, Record};
 
     fn make_run(folder: &Path, last: EventType) {
@@ -215,6 +250,7 @@ mod tests {
         let run = read_run(folder.path()).unwrap();
         assert_eq!((run.status, run.batches, run.last_loss), (RunStatus::Stopped, 3, Some(2.5)));
         assert_eq!(run.model.as_deref(), Some("org/name"));
+        assert_eq!((run.total_batches, run.estimated_end), (None, None));
         assert_eq!(run.checkpoints, [StoredFolder { name: "ep0-ba2".to_owned(), batch: 2, bytes: 300 }]);
         let exports: Vec<_> = run.exports.iter().map(|export| export.name.as_str()).collect();
         assert_eq!(exports, ["ba9", "ba10"]);
@@ -233,6 +269,23 @@ mod tests {
         assert_eq!(names, ["new", "old"]);
         assert!(listing.unreadable[0].to_string().contains("events.jsonl, line 1"));
         assert!(list_runs(&folder.path().join("absent")).unwrap().runs.is_empty());
+    }
+
+    #[test]
+    fn a_run_that_trains_has_an_estimated_end() {
+        let folder = tempfile::tempdir().unwrap();
+        make_run(folder.path(), EventType::Created);
+        let mut events = EventLog::open(folder.path()).unwrap();
+        events.record(EventType::TrainStarted, "", &[("batches", 40.into())]).unwrap();
+        let mut metrics = MetricsLog::open(folder.path(), Some(ResumePoint::after(3))).unwrap();
+        metrics.append(&Record::training(3, 1.0).with(names::REMAINING_HOURS, 2.0)).unwrap();
+        let run = read_run(folder.path()).unwrap();
+        assert_eq!((run.status, run.total_batches), (RunStatus::Running, Some(40)));
+        let left = run.estimated_end.unwrap().duration_since(run.started);
+        assert!((7200..7300).contains(&left.as_secs()), "{left}");
+        events.record(EventType::Stopped, "by its user", &[]).unwrap();
+        let run = read_run(folder.path()).unwrap();
+        assert_eq!((run.estimated_end, run.details.as_str()), (None, "by its user"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tessera_files::FileError;
 use tessera_model::config::ConfigError;
 use tessera_ops::OpError;
 use tessera_track::TrackError;
+use tessera_track::mlflow::MlflowError;
 
 use crate::plan::Difference;
 use crate::schedule::ScheduleError;
@@ -42,6 +43,8 @@ pub enum TrainError {
     File(#[from] FileError),
     #[error(transparent)]
     Track(#[from] TrackError),
+    #[error(transparent)]
+    Mlflow(#[from] MlflowError),
     #[error(transparent)]
     Engine(#[from] DistError),
     /// Weights could not be read.
@@ -170,6 +173,9 @@ pub enum TrainError {
     ShardFailed { rank: usize, message: String },
     #[error("the thread that wrote a checkpoint failed")]
     SaverFailed,
+    /// A sweep's file cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Sweep { path: PathBuf, reason: String },
     #[error("eval_prompts: prompt {number} has no token; remove it")]
     EmptyPrompt { number: usize },
     #[error(
@@ -211,7 +217,8 @@ impl TrainError {
             | Self::Checkpoint(DcpError::File(error))
             | Self::Model(HuggingFaceError::File(error))
             | Self::Data(DataError::File(error))
-            | Self::Track(TrackError::File(error)) => Some(error),
+            | Self::Track(TrackError::File(error))
+            | Self::Mlflow(MlflowError::File(error)) => Some(error),
             Self::FinalSave { source } => source.file_error(),
             _ => None,
         }
@@ -225,7 +232,8 @@ impl TrainError {
         match self {
             Self::NotStarted { fault, .. } => *fault,
             Self::Engine(error) if error.is_between_ranks() => Fault::Network,
-            Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. }) => Fault::Input,
+            Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. })
+            | Self::Track(TrackError::NotARun { .. } | TrackError::RunFile { .. }) => Fault::Input,
             Self::Checkpoint(DcpError::File(_))
             | Self::Model(HuggingFaceError::File(_))
             | Self::Engine(_)
@@ -238,7 +246,10 @@ impl TrainError {
             | Self::Diverged { .. }
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
-            Self::Model(HuggingFaceError::Hub { .. }) | Self::ShardFailed { .. } => Fault::Network,
+            Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_)) => Fault::Machine,
+            Self::Model(HuggingFaceError::Hub { .. })
+            | Self::Mlflow(MlflowError::Unreachable { .. })
+            | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,
         }
     }

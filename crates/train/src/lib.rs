@@ -2,7 +2,7 @@
 //!
 //! [`spec`] is the run file as written; [`plan`] fills in every default and adds what follows from the model, the data and the
 //! machine. [`engine`] computes; [`run`] says when, and what happens between batches. [`state`] is what lasts: where a run
-//! starts from, its checkpoints, its exports. [`mod@generate`] asks a model outside a run. Nothing here prints: whoever watches
+//! starts from, its checkpoints, its exports. [`sweep`] makes several runs of one file. [`mod@generate`] asks a model outside a run. Nothing here prints: whoever watches
 //! is told through [`observe`].
 
 pub mod doctor;
@@ -18,6 +18,7 @@ pub mod schedule;
 pub mod spec;
 pub mod speed;
 pub mod state;
+pub mod sweep;
 pub mod time;
 
 pub use error::{Fault, TrainError};

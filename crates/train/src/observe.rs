@@ -75,6 +75,8 @@ pub enum Update<'a> {
     },
     /// The eval prompts have been answered.
     Answered(&'a [Answer]),
+    /// A tracking server has the run, which can be seen there.
+    Tracked(&'a str),
     /// The first batch is about to begin.
     TrainingStarts {
         /// Batches done before.

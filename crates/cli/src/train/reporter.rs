@@ -217,6 +217,9 @@ impl Observer for Reporter {
                 self.answered(answers);
                 self.back_to_batches();
             }
+            Update::Tracked(address) => {
+                self.say(&format!("{} {address}", self.paint.paint(HEADING, "Tracked at")))
+            }
             Update::TrainingStarts { batch, total } => {
                 self.show_batches(batch, total, String::new());
             }

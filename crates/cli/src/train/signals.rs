@@ -32,14 +32,15 @@ pub fn name(signal: i32) -> &'static str {
 pub fn watch(stop: StopSignal, reporter: Arc<Reporter>) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut again = false;
         for signal in signals.forever() {
-            let again = stop.requested().is_some();
             // Before the first batch there is nothing to save.
             if again || !stop.is_heard() {
                 reporter.leaving(signal, again);
             }
             stop.request(signal);
             reporter.stopping(signal);
+            again = true;
         }
     })?;
     Ok(())

@@ -98,7 +98,7 @@ fn runs_are_listed() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let bench = Bench::new();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 21] = [
         &["train"],
         &["validate"],
         &["inspect"],
@@ -111,6 +111,15 @@ fn every_command_has_help_with_an_example() {
         &["checkpoint", "export"],
         &["generate"],
         &["runs"],
+        &["runs", "list"],
+        &["runs", "show"],
+        &["runs", "events"],
+        &["runs", "cancel"],
+        &["runs", "resume"],
+        &["runs", "delete"],
+        &["runs", "why"],
+        &["runs", "compare"],
+        &["sweep"],
     ];
     for command in commands {
         let help = bench.tessera(&[command, &["--help"]].concat()).printed();

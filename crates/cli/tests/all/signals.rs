@@ -36,12 +36,17 @@ impl Background {
         let batches =
             || std::fs::read_to_string(&metrics).unwrap_or_default().matches("loss/train/total").count();
         let (before, begun) = (batches(), Instant::now());
-        let run = Self(bench.command(arguments).spawn().unwrap());
+        let run = Self::spawn(bench, arguments);
         while batches() < before + 2 {
             assert!(begun.elapsed() < Duration::from_secs(60), "the run does not begin");
             sleep(Duration::from_millis(5));
         }
         run
+    }
+
+    /// Starts a command whose words are read at its end.
+    pub fn spawn(bench: &Bench, arguments: &[&str]) -> Self {
+        Self(bench.command(arguments).spawn().unwrap())
     }
 
     /// Sends signals, one right after the other.

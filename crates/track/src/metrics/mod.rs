@@ -18,7 +18,8 @@ use crate::jsonl::ResumePoint;
 use crate::jsonl::{Line, LineFile, find_last, read_lines};
 pub use record::{Number, Record};
 
-const FILE: &str = "metrics.jsonl";
+/// The file's name in the run folder.
+pub(crate) const FILE: &str = "metrics.jsonl";
 
 /// Appends to a run's `metrics.jsonl`.
 #[derive(Debug)]
@@ -89,6 +90,14 @@ impl MetricsLine {
     /// The names and finite values, in the order in which they were written.
     pub fn numbers(&self) -> impl Iterator<Item = (&str, f64)> {
         self.entries.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+    }
+
+    /// The names and values that are shown as curves: numbers, and `null` for what is not finite. An evaluation has its batch
+    /// as its place; as a value it would stand beside the training line's.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&str, &Value)> {
+        let is_training = self.is_training();
+        let values = self.entries.iter().map(|(name, value)| (name.as_str(), value));
+        values.filter(move |(name, _)| is_training || *name != names::BATCH)
     }
 
     /// Whether the line was written before the checkpoint that is resumed.

@@ -19,8 +19,8 @@ use crate::error::TrainError;
 use crate::gpus;
 use crate::spec::{
     ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init,
-    MicrobatchSize, Offload, OptimizerSpec, Packing, Parallel, Precision, ReshardAfterForward, RunSpec,
-    SchedulerSpec, ShardDegree, TargetResponses, TaskType,
+    MicrobatchSize, MlflowSpec, Offload, OptimizerSpec, Packing, Parallel, Precision, ReshardAfterForward,
+    RunSpec, SchedulerSpec, ShardDegree, TargetResponses, TaskType,
 };
 use crate::time::{Interval, TrainingDuration};
 
@@ -81,6 +81,11 @@ pub struct Settings {
     pub dist_timeout: f64,
     pub dist_startup_timeout: f64,
     pub eval_interval: Interval,
+    pub experiment_path: Option<String>,
+    /// None where there is no experiment.
+    pub mlflow: Option<MlflowSpec>,
+    pub tensorboard: bool,
+    pub metrics_port: Option<u16>,
     pub template_date: Date,
     /// Whether the run file says the day.
     #[serde(skip)]
@@ -101,7 +106,7 @@ struct Named {
 }
 
 /// Keys that a resumed run may change: they do not touch the numbers of training, or only their rounding.
-const FREE_KEYS: [&str; 21] = [
+const FREE_KEYS: [&str; 25] = [
     "eval_data_path",
     "eval_prompts",
     "eval_generation",
@@ -123,6 +128,10 @@ const FREE_KEYS: [&str; 21] = [
     "dist_timeout",
     "dist_startup_timeout",
     "eval_interval",
+    "experiment_path",
+    "mlflow",
+    "tensorboard",
+    "metrics_port",
 ];
 
 /// What a resumed run may not change of a key that it may change otherwise, as JSON pointers. What a checkpoint does not say
@@ -147,6 +156,13 @@ impl Settings {
                 "context_length",
                 context_length,
                 format!("at most {maximum}, the model's max_position_embeddings"),
+            ));
+        }
+        if let (Some(_), None) = (&spec.mlflow, &spec.experiment_path) {
+            return Err(TrainError::unsupported(
+                "mlflow",
+                "a tracking server without an experiment",
+                "experiment_path beside it, such as /Shared/my-experiment".to_owned(),
             ));
         }
         let named = Named {
@@ -197,6 +213,10 @@ impl Settings {
             dist_timeout: spec.dist_timeout.unwrap_or(600.0),
             dist_startup_timeout: spec.dist_startup_timeout.unwrap_or(1800.0),
             eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
+            mlflow: spec.experiment_path.as_ref().map(|_| spec.mlflow.unwrap_or_default()),
+            experiment_path: spec.experiment_path,
+            tensorboard: spec.tensorboard.unwrap_or(false),
+            metrics_port: spec.metrics_port,
             date_is_given: spec.template_date.is_some(),
             precision_is_given: spec.precision.is_some_and(|precision| precision != Precision::Auto),
             template_date: spec.template_date.unwrap_or_else(|| jiff::Zoned::now().date()),
@@ -259,7 +279,17 @@ impl Settings {
     fn derived_name(&self, named: Named) -> Result<String, TrainError> {
         let Named { template_date, devices, precision } = named;
         let template_date = template_date.unwrap_or_default();
-        let lasting = Self { template_date, devices, precision, ..self.clone() };
+        let lasting = Self {
+            template_date,
+            devices,
+            precision,
+            // Who follows a run does not make it another.
+            experiment_path: None,
+            mlflow: None,
+            tensorboard: false,
+            metrics_port: None,
+            ..self.clone()
+        };
         let model = self.model.trim_end_matches('/').rsplit('/').next().unwrap_or("run");
         let model = model.split('@').next().unwrap_or(model).trim_start_matches('.');
         let digest = sha256_hex(Sha256::new_with_prefix(serde_json::to_string(&lasting)?));

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use tessera_data::{MicroBatch, Order, split};
 use tessera_dist::Deadline;
 use tessera_model::LossScale;
-use tessera_track::{EventLog, EventType, Record, ResumePoint, SpeedMonitor, StepWork, names};
+use tessera_track::{EventType, Record, ResumePoint, SpeedMonitor, StepWork, names};
 
 use super::between::Between;
-use super::logs::{Logs, ResumePoints};
-use super::{Outcome, RunPaths, StopSignal};
+use super::logs::{Logs, ResumePoints, Told};
+use super::{Outcome, RunPaths, SIGTERM, StopSignal};
 use crate::engine::{Engine, OwnNews, StepOutcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, StepReport, Update};
@@ -18,8 +18,6 @@ use crate::speed::rank_peak_flops_per_second;
 use crate::state::Position;
 use crate::state::Resumed;
 
-/// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
-const SIGTERM: i32 = 15;
 /// Steps without a finite gradient in a row after which a run gives up.
 const MOST_SKIPPED_STEPS: u64 = 5;
 
@@ -28,7 +26,7 @@ pub(super) struct Parts<'a> {
     pub prepared: &'a Prepared,
     pub folder: &'a RunPaths,
     /// Rank 0's.
-    pub events: Option<&'a mut EventLog>,
+    pub told: Option<Told<'a>>,
     pub observer: &'a dyn Observer,
     pub stop: &'a StopSignal,
     /// How long ranks wait for one another; a start takes longer than a step.
@@ -37,13 +35,13 @@ pub(super) struct Parts<'a> {
 
 /// Trains from `resumed` (or the beginning) to the end, or until a signal comes.
 pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) -> Result<Outcome, TrainError> {
-    let Parts { prepared, folder, events, observer, stop, deadline } = parts;
+    let Parts { prepared, folder, told, observer, stop, deadline } = parts;
     // What is still owed will be written again.
     let points = resumed.map(|Resumed { position, owed }| {
         let point = |owed: bool| ResumePoint { batch: position.batch, keep_moment: !owed };
         ResumePoints { metrics: point(owed.evaluation), generations: point(owed.answers) }
     });
-    let mut logs = Logs::open(events, folder.path(), points)?;
+    let mut logs = Logs::open(told, folder.path(), points)?;
     let mut between = Between::new(prepared, folder, observer);
     let mut training = Training::new(prepared, engine);
     let total = prepared.plan.length.total_batches;
@@ -57,7 +55,7 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
             Position::default()
         }
     };
-    let fields = [("batch", position.batch.into())];
+    let fields = [("batch", position.batch.into()), ("batches", total.into())];
     logs.event(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
     stop.listen();
     observer.observe(Update::TrainingStarts { batch: position.batch, total });
@@ -82,9 +80,14 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
             // Another rank may have been asked, not this one.
             let signal = stop.requested().unwrap_or(SIGTERM);
             let checkpoint = between.save_to_stop(&training.engine, positions, &mut logs)?;
-            let message = format!("stopped by signal {signal} after batch {}", position.batch);
-            between.note(EventType::Stopped, message, &[("batch", position.batch.into())], &mut logs);
-            return Ok(Outcome::Stopped { signal, batch: position.batch, checkpoint });
+            let canceled = stop.is_canceled();
+            let (kind, by) = match canceled {
+                true => (EventType::Canceled, "canceled by its user".to_owned()),
+                false => (EventType::Stopped, format!("stopped by signal {signal}")),
+            };
+            let message = format!("{by} after batch {}", position.batch);
+            between.note(kind, message, &[("batch", position.batch.into())], &mut logs);
+            return Ok(Outcome::Stopped { signal, canceled, batch: position.batch, checkpoint });
         }
         between.after_batch(&mut training.engine, positions, skipped == 0, &mut logs)?;
     }

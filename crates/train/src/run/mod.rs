@@ -5,7 +5,9 @@
 
 mod batches;
 mod between;
+mod cancel;
 mod folder;
+mod followers;
 mod logs;
 mod rank;
 
@@ -18,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
-use tessera_track::{EventLog, EventType, read_events, write_report};
+use tessera_track::{EventLog, EventType, clear_cancel, read_events, write_report};
 
 use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
@@ -28,7 +30,12 @@ use crate::plan::{Prepared, Resolved, resolve};
 use crate::spec::RunSpec;
 use crate::state;
 
+use cancel::CancelWatch;
 pub use folder::{FLIGHT, RunFolder, RunPaths};
+use followers::Followers;
+
+/// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
+const SIGTERM: i32 = 15;
 
 /// Set from a signal handler: which signal asked the run to stop.
 #[derive(Debug, Clone, Default)]
@@ -39,12 +46,24 @@ struct StopState {
     /// 0 while none has.
     signal: AtomicI32,
     heard: AtomicBool,
+    canceled: AtomicBool,
 }
 
 impl StopSignal {
     /// Asks the run to stop after the batch under way.
     pub fn request(&self, signal: i32) {
         self.0.signal.store(signal, Ordering::Relaxed);
+    }
+
+    /// Asks the same in the name of the run's user, who gave a command: such a run is canceled, not stopped.
+    pub fn cancel(&self) {
+        self.0.canceled.store(true, Ordering::Relaxed);
+        self.request(SIGTERM);
+    }
+
+    /// Whether a command asked.
+    pub fn is_canceled(&self) -> bool {
+        self.0.canceled.load(Ordering::Relaxed)
     }
 
     /// The signal that asked, if one did.
@@ -72,10 +91,12 @@ pub enum Outcome {
     Completed(Finished),
     /// All batches had been done before.
     AlreadyCompleted(Finished),
-    /// A signal stopped it; the same command goes on from the checkpoint.
+    /// A signal or its user stopped it; the same command goes on from the checkpoint.
     Stopped {
         /// The signal.
         signal: i32,
+        /// Whether it was its user, by a command.
+        canceled: bool,
         /// Batches done.
         batch: u64,
         /// Where they are saved.
@@ -165,7 +186,7 @@ fn hear<T: DeserializeOwned>(ranks: &Ranks, label: &'static str) -> Result<T, Tr
 
 /// What the leading process has when a run can start.
 enum Start {
-    Ready(Box<Prepared>, RunFolder, EventLog),
+    Ready(Box<Prepared>, RunFolder, EventLog, Followers),
     Finished(Finished),
 }
 
@@ -192,8 +213,8 @@ impl Run<'_> {
             Err(error) => Err(error),
         };
         let told = tell(&ranks, START, go);
-        let (prepared, folder, mut events) = match start? {
-            Start::Ready(prepared, folder, events) => (prepared, folder, events),
+        let (prepared, folder, mut events, mut followers) = match start? {
+            Start::Ready(prepared, folder, events, followers) => (prepared, folder, events, followers),
             Start::Finished(finished) => {
                 told?;
                 ranks.leave()?;
@@ -201,10 +222,12 @@ impl Run<'_> {
             }
         };
         let result = told.and_then(|()| {
-            let lead = rank::Lead { events: &mut events, observer: self.observer };
+            let _watch = CancelWatch::start(folder.path(), self.stop)?;
+            let lead = rank::Lead { events: &mut events, followers: &mut followers, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
         self.note(&mut events, &folder, result.as_ref().err());
+        followers.finish(result.as_ref());
         let outcome = result?;
         // After the report: a launcher may end this process as soon as the others have left.
         if let Err(error) = ranks.leave() {
@@ -233,6 +256,7 @@ impl Run<'_> {
     /// Takes the run's folder; from then on ranks can be seen there.
     fn open(&self, resolved: &Resolved) -> Result<RunFolder, TrainError> {
         let folder = RunFolder::open(resolved.settings.run_folder())?;
+        clear_cancel(folder.path())?;
         if let Some(watchdog) = &self.watchdog {
             watchdog.set_aside()?;
             watchdog.begin()?;
@@ -247,7 +271,8 @@ impl Run<'_> {
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
         let mut events = EventLog::open(folder.path())?;
-        let prepared = match resolved.prepare(observer) {
+        let checked = followers::check(&resolved.settings, observer.as_ref());
+        let prepared = match checked.and_then(|()| resolved.prepare(observer)) {
             Ok(prepared) => prepared,
             Err(error) => {
                 if read_events(folder.path())?.is_empty() {
@@ -261,10 +286,12 @@ impl Run<'_> {
             observer.observe(Update::Warning(&advice.to_string()));
         }
         if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
+            followers::deliver_rest(&prepared, folder.path(), observer);
             return Ok(Start::Finished(finished));
         }
+        let followers = Followers::start(&prepared, folder.path(), observer)?;
         begin(&mut events, &folder, &prepared)?;
-        Ok(Start::Ready(Box::new(prepared), folder, events))
+        Ok(Start::Ready(Box::new(prepared), folder, events, followers))
     }
 
     /// Waits for the leading process's word, and does its part.

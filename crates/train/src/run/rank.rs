@@ -15,6 +15,8 @@ use tessera_ops::Queue;
 use tessera_track::{EventLog, EventType, read_events, write_report};
 
 use super::batches::{self, Parts};
+use super::followers::Followers;
+use super::logs::Told;
 use super::{Outcome, Run, RunPaths};
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -26,6 +28,7 @@ use crate::state::{self, exchange};
 /// What rank 0 writes to and whom it tells.
 pub(super) struct Lead<'a> {
     pub events: &'a mut EventLog,
+    pub followers: &'a mut Followers,
     pub observer: &'a Arc<dyn Observer>,
 }
 
@@ -154,8 +157,10 @@ impl Part<'_> {
         let degrees = plan.settings.degrees(world.world_size(), &prepared.config)?;
         let mesh = Mesh::new(world, degrees)?;
         agree(mesh.world(), prepared, folder)?;
-        let (mut events, observer): (_, &dyn Observer) = match lead {
-            Some(Lead { events, observer }) => (Some(events), observer.as_ref()),
+        let (mut told, observer): (_, &dyn Observer) = match lead {
+            Some(Lead { events, followers, observer }) => {
+                (Some(Told { events, followers }), observer.as_ref())
+            }
             None => (None, &Silent),
         };
         let model = Model::with_names(prepared.config.clone(), prepared.names);
@@ -166,19 +171,19 @@ impl Part<'_> {
         let resumed = state::resume(&folder.checkpoints(), &mut engine, plan, identity, observer)?;
         if resumed.is_none() {
             state::load(&plan.settings, &prepared.source, &engine, observer)?;
-            if events.is_some()
+            if told.is_some()
                 && let Some(aside) = folder.set_exports_aside()?
             {
                 let text = format!("models that an earlier run exported were moved to {}", aside.display());
                 observer.observe(Update::Warning(&text));
             }
         }
-        if let Some(events) = &mut events {
+        if let Some(told) = &mut told {
             let message = format!("{} parameters are in memory", plan.parameters);
-            events.record(EventType::ModelInitialized, message, &[])?;
+            told.events.record(EventType::ModelInitialized, message, &[])?;
         }
         let (stop, deadline) = (run.stop, &run.deadline);
-        batches::run(Parts { prepared, folder, events, observer, stop, deadline }, engine, resumed)
+        batches::run(Parts { prepared, folder, told, observer, stop, deadline }, engine, resumed)
     }
 }
 

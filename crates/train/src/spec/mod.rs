@@ -13,6 +13,7 @@ mod devices;
 mod error;
 mod generation;
 mod keyword;
+mod mlflow;
 mod optimizer;
 mod overrides;
 mod parallel;
@@ -32,6 +33,7 @@ use serde::Serialize;
 pub use devices::{Devices, UnknownDevices};
 pub use error::{Origin, Problem, ProblemKind, SpecError};
 pub use generation::GenerationSpec;
+pub use mlflow::{Artifacts, MlflowSpec, Unreachable};
 pub use optimizer::{AdamSettings, LionSettings, OptimizerSpec};
 pub use parallel::{Parallel, ReduceDType, ReshardAfterForward, ShardDegree};
 pub use scheduler::SchedulerSpec;
@@ -126,6 +128,14 @@ pub struct RunSpec {
     pub dist_startup_timeout: Option<f64>,
     /// How often the evaluation data is evaluated.
     pub eval_interval: Option<Interval>,
+    /// The MLflow experiment that the run belongs to.
+    pub experiment_path: Option<String>,
+    /// How it is told to MLflow.
+    pub mlflow: Option<MlflowSpec>,
+    /// Whether event files are written for TensorBoard.
+    pub tensorboard: Option<bool>,
+    /// The port at which Prometheus finds the newest metrics.
+    pub metrics_port: Option<u16>,
     /// The day that chat templates print.
     pub template_date: Option<Date>,
 }
@@ -224,6 +234,10 @@ impl RunSpec {
             dist_timeout: map.optional("dist_timeout", seconds()),
             dist_startup_timeout: map.optional("dist_startup_timeout", seconds()),
             eval_interval: map.optional("eval_interval", interval()),
+            experiment_path: map.optional("experiment_path", reader::text),
+            mlflow: map.map("mlflow", MlflowSpec::read),
+            tensorboard: map.optional("tensorboard", reader::boolean),
+            metrics_port: map.optional("metrics_port", port),
             template_date: map.optional("template_date", date),
         };
         let problems = map.finish();
@@ -235,6 +249,11 @@ impl RunSpec {
 fn date(node: &Node) -> reader::Read<Date> {
     let expected = || "a day, such as 2026-11-22".to_owned();
     reader::text(node).map_err(|_| expected())?.parse().map_err(|_| expected())
+}
+
+/// A port of this machine.
+fn port(node: &Node) -> reader::Read<u16> {
+    reader::whole(1)(node).map_err(|_| "a port, 1 to 65535".to_owned())
 }
 
 /// A time to wait.

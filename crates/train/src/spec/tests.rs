@@ -46,6 +46,10 @@ parallel: {shard: 2, replicate: 1, context: 1, reshard_after_forward: false}
 dist_timeout: 60
 dist_startup_timeout: 120
 eval_interval: 30m
+experiment_path: /Shared/sums
+mlflow: {tracking_uri: 'http://localhost:5000', unreachable: buffer, artifacts: upload, system_metrics: false}
+tensorboard: true
+metrics_port: 9400
 template_date: 2026-08-14
 eval_generation: {do_sample: false, max_new_tokens: 7, temperature: 0.5, top_k: 3, top_p: 0.9}
 ";
@@ -93,6 +97,8 @@ fn every_key_is_read() {
     assert_eq!(spec.devices, Some(Devices::Gpus(vec![1, 0])));
     assert_eq!(spec.parallel.unwrap().shard, ShardDegree::Ranks(NonZeroUsize::new(2).unwrap()));
     assert_eq!(spec.eval_interval, Some("1800sec".parse().unwrap()));
+    assert_eq!(spec.mlflow.unwrap().unreachable, Unreachable::Buffer);
+    assert_eq!(spec.metrics_port, Some(9400));
 }
 
 #[test]
@@ -237,6 +243,8 @@ fn very_many_mistakes_are_counted() {
 #[test]
 fn wrong_types_and_ranges_name_key_found_and_expected() {
     let cases = [
+        ("metrics_port: 65536", "found `65536`, expected a port, 1 to 65535"),
+        ("mlflow: {unreachable: wait}", "found the text `wait`, expected fail or buffer"),
         ("learning_rate: fast", "found the text `fast`, expected a number above 0, such as 1.0e-5"),
         ("learning_rate: .nan", "found `NaN`, expected a number above 0"),
         ("learning_rate: .inf", "found `inf`, expected a number above 0"),

@@ -1,0 +1,242 @@
+//! Where a tracking server is, and who is asking.
+//!
+//! Variables are those of MLflow's own client. What they hold never leaves this module but in the header of a request: no
+//! error, log or file shows it.
+
+use std::fmt;
+
+use reqwest::RequestBuilder;
+use reqwest::Url;
+
+use super::MlflowError;
+
+/// The variable with the address.
+const ADDRESS: &str = "MLFLOW_TRACKING_URI";
+/// The key with the address.
+const KEY: &str = "mlflow.tracking_uri";
+/// The address that stands for a workspace.
+const WORKSPACE: &str = "databricks";
+
+/// A tracking server as a run reaches it.
+#[derive(Clone)]
+pub struct Server {
+    url: Url,
+    credentials: Credentials,
+}
+
+#[derive(Clone)]
+enum Credentials {
+    None,
+    Token { token: String, variable: &'static str },
+    Password { user: String, password: String, origin: &'static str },
+}
+
+impl Server {
+    /// The server that the run file names, else the environment, of which `variable` gives the values.
+    ///
+    /// # Errors
+    /// When none is named, the address is none, or what it needs is not set.
+    pub fn find(key: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Result<Self, MlflowError> {
+        let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let (origin, text) = match key {
+            Some(text) => (KEY, text.to_owned()),
+            None => (ADDRESS, variable(ADDRESS).ok_or(MlflowError::NoServer)?),
+        };
+        let text = text.trim();
+        if text == WORKSPACE || text.starts_with("databricks://") {
+            let needed =
+                |name: &'static str| variable(name).ok_or(MlflowError::NoCredentials { variable: name });
+            let (host, token) = (needed("DATABRICKS_HOST")?, needed("DATABRICKS_TOKEN")?);
+            let host = if host.contains("://") { host } else { format!("https://{host}") };
+            let credentials = Credentials::Token { token, variable: "DATABRICKS_TOKEN" };
+            return Ok(Self { url: address("DATABRICKS_HOST", &host)?, credentials });
+        }
+        let mut url = address(origin, text)?;
+        let inside = (!url.username().is_empty() || url.password().is_some()).then(|| {
+            let decoded = |text: &str| percent_decoded(text);
+            (decoded(url.username()), decoded(url.password().unwrap_or_default()))
+        });
+        if key.is_some() && inside.is_some() {
+            return Err(MlflowError::CredentialsInFile);
+        }
+        // An address that has a host can be without a user.
+        let _ = (url.set_username(""), url.set_password(None));
+        let credentials = if let Some(token) = variable("MLFLOW_TRACKING_TOKEN") {
+            Credentials::Token { token, variable: "MLFLOW_TRACKING_TOKEN" }
+        } else if let Some(user) = variable("MLFLOW_TRACKING_USERNAME") {
+            let password = variable("MLFLOW_TRACKING_PASSWORD")
+                .ok_or(MlflowError::NoCredentials { variable: "MLFLOW_TRACKING_PASSWORD" })?;
+            let origin = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD";
+            Credentials::Password { user, password, origin }
+        } else if let Some((user, password)) = inside {
+            Credentials::Password {
+                user,
+                password,
+                origin: "the user name and password in MLFLOW_TRACKING_URI",
+            }
+        } else {
+            Credentials::None
+        };
+        Ok(Self { url, credentials })
+    }
+
+    /// The server's address as people and files may see it.
+    pub fn place(&self) -> String {
+        self.url.as_str().trim_end_matches('/').to_owned()
+    }
+
+    /// The address of something on the server.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.place())
+    }
+
+    /// The request with who is asking.
+    pub(super) fn sign(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.credentials {
+            Credentials::None => request,
+            Credentials::Token { token, .. } => request.bearer_auth(token),
+            Credentials::Password { user, password, .. } => request.basic_auth(user, Some(password)),
+        }
+    }
+
+    /// What to do about credentials that the server does not take.
+    pub(super) fn advice(&self) -> String {
+        match self.credentials {
+            Credentials::None => {
+                "no credentials were sent; set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and \
+                                  MLFLOW_TRACKING_PASSWORD"
+                    .to_owned()
+            }
+            Credentials::Token { variable, .. } => {
+                format!("it does not take {variable}, which may have expired or lack the permission")
+            }
+            Credentials::Password { origin, .. } => {
+                format!("it does not take {origin}, or the user lacks the permission")
+            }
+        }
+    }
+
+    /// What the server said, without secrets, control characters and the end of long tales.
+    pub(super) fn clean(&self, text: &str) -> String {
+        const LONGEST: usize = 400;
+        let mut text: String =
+            text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
+        let secret = match &self.credentials {
+            Credentials::None => "",
+            Credentials::Token { token, .. } => token,
+            Credentials::Password { password, .. } => password,
+        };
+        if !secret.is_empty() {
+            text = text.replace(secret, "[redacted]");
+        }
+        text.chars().take(LONGEST).collect()
+    }
+}
+
+fn address(origin: &'static str, text: &str) -> Result<Url, MlflowError> {
+    let expected = "the address of a server, such as http://localhost:5000 (a folder or database is for MLflow's own client)";
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        // What cannot be taken apart may hold a password anywhere.
+        _ => {
+            let found = if text.contains('@') { "[redacted]".to_owned() } else { format!("`{text}`") };
+            Err(MlflowError::Address { origin, found, expected })
+        }
+    }
+}
+
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let code = text.get(at + 1..at + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (bytes[at], code) {
+            (b'%', Some(byte)) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+impl fmt::Debug for Server {
+    /// Without credentials.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Server").field("place", &self.place()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn find(key: Option<&str>, variables: &[(&str, &str)]) -> Result<Server, MlflowError> {
+        Server::find(key, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_key_comes_before_the_variable() {
+        let variables = [("MLFLOW_TRACKING_URI", "http://b:5000/")];
+        assert_eq!(find(Some("http://a/prefix/"), &variables).unwrap().place(), "http://a/prefix");
+        assert_eq!(find(None, &variables).unwrap().place(), "http://b:5000");
+        assert!(
+            find(None, &[]).unwrap_err().to_string().contains("MLFLOW_TRACKING_URI, or mlflow.tracking_uri")
+        );
+        assert!(find(None, &[("MLFLOW_TRACKING_URI", "")]).is_err());
+    }
+
+    #[test]
+    fn what_is_no_server_is_refused() {
+        for text in ["mlruns", "sqlite:///a.db", "file:///tmp/x", "http://", "ftp://a"] {
+            let error = find(Some(text), &[]).unwrap_err().to_string();
+            assert!(error.contains("mlflow.tracking_uri is `") && error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let secret = "p4ss%w0rd";
+        let in_address = [("MLFLOW_TRACKING_URI", "https://me:p4ss%25w0rd@host/")];
+        let servers = [
+            find(None, &in_address).unwrap(),
+            find(Some("https://host"), &[("MLFLOW_TRACKING_TOKEN", secret)]).unwrap(),
+            find(
+                Some("https://host"),
+                &[("MLFLOW_TRACKING_USERNAME", "me"), ("MLFLOW_TRACKING_PASSWORD", secret)],
+            )
+            .unwrap(),
+            find(Some("databricks"), &[("DATABRICKS_HOST", "host"), ("DATABRICKS_TOKEN", secret)]).unwrap(),
+        ];
+        for server in servers {
+            assert_eq!(server.place(), "https://host");
+            let said =
+                format!("{server:?} {} {}", server.advice(), server.clean(&format!("bad {secret}\u{1b}!")));
+            assert!(!said.contains(secret) && said.contains("bad [redacted] !"), "{said}");
+        }
+        let error = find(Some("https://me:p4ss@host"), &[]).unwrap_err().to_string();
+        assert!(error.contains("MLFLOW_TRACKING_PASSWORD") && !error.contains("p4ss"), "{error}");
+        let error = find(None, &[("MLFLOW_TRACKING_URI", "//me:p4ss@host")]).unwrap_err().to_string();
+        assert!(error.contains("[redacted]") && !error.contains("p4ss"), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (given, missing) in [
+            (vec![("DATABRICKS_HOST", "h")], "DATABRICKS_TOKEN"),
+            (vec![("DATABRICKS_TOKEN", "t")], "DATABRICKS_HOST"),
+        ] {
+            assert!(find(Some("databricks"), &given).unwrap_err().to_string().contains(missing));
+        }
+        let error = find(Some("http://a"), &[("MLFLOW_TRACKING_USERNAME", "me")]).unwrap_err().to_string();
+        assert!(error.contains("MLFLOW_TRACKING_PASSWORD"), "{error}");
+    }
+}

@@ -1,0 +1,348 @@
+//! The calls of MLflow's REST interface that a run needs.
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tessera_files::IoContext;
+use tokio::runtime::{Builder, Runtime};
+
+use super::{DatasetEntry, Ending, MlflowError, Server};
+
+/// How long an answer is waited for. Metrics wait on disk meanwhile, so this may be short.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a connection is.
+const CONNECTING: Duration = Duration::from_secs(5);
+/// How long one stands still in the middle of a file.
+const STANDING: Duration = Duration::from_secs(60);
+
+/// The most parameters or tags of one call, and the longest value, as MLflow's documentation has them.
+pub(super) const MOST_PARAMETERS: usize = 100;
+const LONGEST_PARAMETER: usize = 6000;
+const LONGEST_TAG: usize = 5000;
+/// The most metrics of one call.
+pub(super) const MOST_METRICS: usize = 1000;
+
+/// A point of a metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Metric {
+    pub key: String,
+    /// A number, or `"NaN"`.
+    pub value: Value,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
+    pub step: u64,
+}
+
+/// A run on the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RunHandle {
+    pub run_id: String,
+    pub artifact_uri: String,
+}
+
+/// A client of one server. Calls block: it belongs to a thread that has nothing else to do.
+pub(super) struct MlflowClient {
+    server: Server,
+    http: Client,
+    runtime: Runtime,
+}
+
+impl MlflowClient {
+    pub fn new(server: Server) -> Result<Self, MlflowError> {
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(MlflowError::Start)?;
+        let http = Client::builder().connect_timeout(CONNECTING).read_timeout(STANDING).build();
+        let http = http.map_err(|error| MlflowError::Start(std::io::Error::other(error)))?;
+        Ok(Self { server, http, runtime })
+    }
+
+    /// The experiment of this name, which is made if there is none.
+    pub fn experiment(&self, name: &str) -> Result<String, MlflowError> {
+        #[derive(Deserialize)]
+        struct Found {
+            experiment: Experiment,
+        }
+        #[derive(Deserialize)]
+        struct Experiment {
+            experiment_id: String,
+            #[serde(default)]
+            lifecycle_stage: String,
+        }
+        let call = format!("experiment_path {name}");
+        let get = || {
+            let url = self.server.url("api/2.0/mlflow/experiments/get-by-name");
+            self.answer::<Found>(&call, self.http.get(url).query(&[("experiment_name", name)]))
+        };
+        let found = match get() {
+            Ok(found) => Some(found),
+            Err(MlflowError::Rejected { status: 404, .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let found = match found {
+            Some(found) => found,
+            None => match self.post::<Created>(&call, "experiments/create", &json!({ "name": name })) {
+                Ok(created) => return Ok(created.experiment_id),
+                // Another run has made it meanwhile.
+                Err(MlflowError::Rejected { code, .. }) if code == "RESOURCE_ALREADY_EXISTS" => get()?,
+                Err(error) => return Err(error),
+            },
+        };
+        let Experiment { experiment_id, lifecycle_stage } = found.experiment;
+        if lifecycle_stage == "deleted" {
+            let message = "the experiment is deleted; restore it on the server, or name another".to_owned();
+            let code = "INVALID_STATE".to_owned();
+            return Err(MlflowError::Rejected {
+                place: self.server.place(),
+                call,
+                status: 200,
+                code,
+                message,
+            });
+        }
+        Ok(experiment_id)
+    }
+
+    /// The run of this experiment with this tag, if there is one.
+    pub fn run_with_tag(
+        &self,
+        experiment: &str,
+        key: &str,
+        value: &str,
+    ) -> Result<Option<RunHandle>, MlflowError> {
+        #[derive(Deserialize)]
+        struct Found {
+            #[serde(default)]
+            runs: Vec<RunAnswer>,
+        }
+        let body = json!({
+            "experiment_ids": [experiment],
+            "filter": format!("tags.`{key}` = '{value}'"),
+            "max_results": 1,
+        });
+        let found: Found = self.post("the search for the run", "runs/search", &body)?;
+        Ok(found.runs.into_iter().next().map(|run| run.info))
+    }
+
+    /// A new run.
+    pub fn create_run(
+        &self,
+        experiment: &str,
+        name: &str,
+        start: i64,
+        tags: &[(String, String)],
+    ) -> Result<RunHandle, MlflowError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            run: RunAnswer,
+        }
+        let body = json!({"experiment_id": experiment, "run_name": name, "start_time": start, "tags": pairs(tags, LONGEST_TAG)});
+        Ok(self.post::<Answer>("a new run", "runs/create", &body)?.run.info)
+    }
+
+    /// Parameters, tags and metrics of a run, as many as one call takes.
+    pub fn log(
+        &self,
+        run: &str,
+        parameters: &[(String, String)],
+        tags: &[(String, String)],
+        metrics: &[Metric],
+    ) -> Result<(), MlflowError> {
+        let body = json!({
+            "run_id": run,
+            "params": pairs(parameters, LONGEST_PARAMETER),
+            "tags": pairs(tags, LONGEST_TAG),
+            "metrics": metrics,
+        });
+        self.post::<Value>("parameters, tags and metrics", "runs/log-batch", &body).map(drop)
+    }
+
+    /// What a run reads.
+    pub fn log_inputs(&self, run: &str, datasets: &[DatasetEntry]) -> Result<(), MlflowError> {
+        let entry = |dataset: &DatasetEntry| {
+            json!({
+                "tags": [{"key": "mlflow.data.context", "value": dataset.context}],
+                "dataset": {
+                    "name": dataset.name,
+                    "digest": dataset.digest,
+                    "source_type": dataset.source_type,
+                    "source": json!({"uri": dataset.uri}).to_string(),
+                    "profile": dataset.profile.to_string(),
+                }
+            })
+        };
+        let datasets: Vec<_> = datasets.iter().map(entry).collect();
+        let body = json!({"run_id": run, "datasets": datasets});
+        self.post::<Value>("the data sets", "runs/log-inputs", &body).map(drop)
+    }
+
+    /// Says that a run goes on, or how it ended.
+    pub fn set_status(&self, run: &str, ending: Option<(Ending, i64)>) -> Result<(), MlflowError> {
+        let body = match ending {
+            None => json!({"run_id": run, "status": "RUNNING"}),
+            Some((ending, time)) => json!({"run_id": run, "status": ending, "end_time": time}),
+        };
+        self.post::<Value>("the run's status", "runs/update", &body).map(drop)
+    }
+
+    /// Copies a file to a run's artifacts, under a name with `/` between its parts.
+    pub fn upload(&self, run: &RunHandle, name: &str, file: &Path) -> Result<(), MlflowError> {
+        let url = self.artifact_url(&run.artifact_uri, name)?;
+        let open = async { tokio::fs::File::open(file).await };
+        let content = self.runtime.block_on(open).context("open", file)?;
+        let length = file.metadata().context("read", file)?.len();
+        let request = self.http.put(url).header("content-length", length).body(content);
+        self.send(&format!("the artifact {name}"), request).map(drop)
+    }
+
+    fn artifact_url(&self, root: &str, name: &str) -> Result<String, MlflowError> {
+        let path: Vec<_> = name.split('/').map(encoded).collect();
+        let path = path.join("/");
+        if let Some(rest) = root.strip_prefix("mlflow-artifacts:") {
+            // `mlflow-artifacts://host/path` names a host, which is this server's.
+            let rest =
+                rest.strip_prefix("//").map_or(rest, |rest| rest.find('/').map_or("", |at| &rest[at..]));
+            let root = rest.trim_matches('/');
+            return Ok(self.server.url(&format!("api/2.0/mlflow-artifacts/artifacts/{root}/{path}")));
+        }
+        // Credentials are for this server alone.
+        if root.starts_with(&self.server.place()) {
+            return Ok(format!("{}/{path}", root.trim_end_matches('/')));
+        }
+        Err(MlflowError::NoArtifacts { uri: self.server.clean(root) })
+    }
+
+    fn post<T: for<'de> Deserialize<'de>>(
+        &self,
+        call: &str,
+        path: &str,
+        body: &Value,
+    ) -> Result<T, MlflowError> {
+        let url = self.server.url(&format!("api/2.0/mlflow/{path}"));
+        self.answer(call, self.http.post(url).json(body))
+    }
+
+    fn answer<T: for<'de> Deserialize<'de>>(
+        &self,
+        call: &str,
+        request: RequestBuilder,
+    ) -> Result<T, MlflowError> {
+        let text = self.send(call, request.timeout(PATIENCE))?;
+        serde_json::from_str(&text).map_err(|error| MlflowError::Unreachable {
+            place: self.server.place(),
+            reason: format!("its answer is not MLflow's: {error}"),
+        })
+    }
+
+    fn send(&self, call: &str, request: RequestBuilder) -> Result<String, MlflowError> {
+        let place = || self.server.place();
+        let request = self.server.sign(request);
+        let answer = self.runtime.block_on(async {
+            let answer = request.send().await?;
+            let status = answer.status();
+            Ok::<_, reqwest::Error>((status, answer.text().await?))
+        });
+        let (status, text) = answer.map_err(|error| MlflowError::Unreachable {
+            place: place(),
+            reason: self.server.clean(&last_cause(&error)),
+        })?;
+        match status {
+            status if status.is_success() => Ok(text),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(MlflowError::Refused {
+                place: place(),
+                status: status.as_u16(),
+                credentials: self.server.advice(),
+            }),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Err(MlflowError::Unreachable { place: place(), reason: format!("it answers {status}") })
+            }
+            status if status.is_client_error() => {
+                let Complaint { error_code, message } = serde_json::from_str(&text)
+                    .unwrap_or(Complaint { error_code: String::new(), message: text });
+                Err(MlflowError::Rejected {
+                    place: place(),
+                    call: call.to_owned(),
+                    status: status.as_u16(),
+                    code: error_code,
+                    message: self.server.clean(&message),
+                })
+            }
+            status => {
+                Err(MlflowError::Unreachable { place: place(), reason: format!("it answers {status}") })
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Created {
+    experiment_id: String,
+}
+
+#[derive(Deserialize)]
+struct RunAnswer {
+    info: RunHandle,
+}
+
+/// What MLflow says of a request that it refuses.
+#[derive(Deserialize)]
+struct Complaint {
+    #[serde(default)]
+    error_code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Keys and values as MLflow wants them, values no longer than it takes.
+fn pairs(pairs: &[(String, String)], longest: usize) -> Vec<Value> {
+    let cut = |value: &str| value.chars().take(longest).collect::<String>();
+    pairs.iter().map(|(key, value)| json!({"key": key, "value": cut(value)})).collect()
+}
+
+/// A part of a path as an address has it.
+fn encoded(part: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    part.bytes().map(byte).collect()
+}
+
+/// The cause that says what went wrong: the outer ones repeat the address.
+fn last_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn artifacts_go_to_the_server_or_are_refused() {
+        let server = Server::find(Some("http://a:1/p"), |_| None).unwrap();
+        let client = MlflowClient::new(server).unwrap();
+        let url = |root: &str| client.artifact_url(root, "m n/x.json");
+        let proxied = "http://a:1/p/api/2.0/mlflow-artifacts/artifacts/1/r/artifacts/m%20n/x.json";
+        for root in ["mlflow-artifacts:/1/r/artifacts", "mlflow-artifacts://a:1/1/r/artifacts"] {
+            assert_eq!(url(root).unwrap(), proxied);
+        }
+        assert_eq!(url("http://a:1/p/x").unwrap(), "http://a:1/p/x/m%20n/x.json");
+        for root in ["s3://bucket/1", "file:///tmp/x", "http://elsewhere/x"] {
+            assert!(matches!(url(root), Err(MlflowError::NoArtifacts { .. })), "{root}");
+        }
+    }
+
+    #[test]
+    fn values_are_cut_at_a_character() {
+        let long = "ä".repeat(LONGEST_PARAMETER + 1);
+        let cut = pairs(&[("k".into(), long)], LONGEST_PARAMETER);
+        assert_eq!(cut[0]["value"].as_str().unwrap().chars().count(), LONGEST_PARAMETER);
+    }
+}

@@ -1,0 +1,179 @@
+//! A run in an MLflow tracking server, over its REST interface.
+//!
+//! The run folder stays the record: what is delivered is read from `metrics.jsonl`, at the pace of the server, by a thread of
+//! its own. So a step never waits for a server, a server that is away costs no memory and no second buffer, and what could not
+//! be delivered is delivered when the run is taken up again. How far the delivery has come is kept in `mlflow.json` beside it:
+//! each batch of metrics is written there before it is sent, and is sent again with the same times if its arrival is unknown.
+//! A server takes the same point twice for one, so nothing is lost and nothing is there twice.
+
+mod address;
+mod client;
+mod courier;
+mod delivery;
+mod ledger;
+mod machine;
+mod tail;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tessera_files::FileError;
+
+pub use address::Server;
+pub use courier::{Courier, Notice};
+pub use delivery::is_delivered;
+
+/// Makes sure that a server is there, lets this user in, and has the experiment, which is made if there is none.
+///
+/// # Errors
+/// When it does not answer, or refuses.
+pub fn check(server: Server, experiment: &str) -> Result<(), MlflowError> {
+    client::MlflowClient::new(server)?.experiment(experiment).map(drop)
+}
+
+/// What a run tells a tracking server.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Where the server is.
+    pub server: Server,
+    /// The experiment's name, with `/` between its parts.
+    pub experiment: String,
+    /// The run's name.
+    pub run_name: String,
+    /// The resolved run file, and what follows from it.
+    pub parameters: Vec<(String, String)>,
+    /// What else is known when the run begins.
+    pub tags: Vec<(String, String)>,
+    /// What the run reads.
+    pub datasets: Vec<DatasetEntry>,
+    /// Whether checkpoints and models are copied to the server.
+    pub uploads: bool,
+    /// Whether the machine's load is told.
+    pub system_metrics: bool,
+    /// Whether the run goes on from a checkpoint.
+    pub resumes: bool,
+}
+
+/// A data set as an experiment shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct DatasetEntry {
+    /// What it is read for: `train` or `eval`.
+    pub context: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What its content is known by.
+    pub digest: String,
+    /// The kind of place it comes from, in MLflow's words.
+    pub source_type: &'static str,
+    /// The place.
+    pub uri: String,
+    /// Its size, by name.
+    pub profile: serde_json::Value,
+}
+
+/// How a run ended, in MLflow's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Ending {
+    /// All batches are done.
+    Finished,
+    /// By an error.
+    Failed,
+    /// By a signal or its user.
+    Killed,
+}
+
+/// A tracking server could not be told of a run.
+#[derive(Debug, thiserror::Error)]
+pub enum MlflowError {
+    /// The run file names an experiment, and nothing says on which server.
+    #[error(
+        "experiment_path asks for an MLflow tracking server, but none is named; set MLFLOW_TRACKING_URI, or \
+         mlflow.tracking_uri in the run file"
+    )]
+    NoServer,
+    /// The address is none.
+    #[error("{origin} is {found}, expected {expected}")]
+    Address {
+        /// The key or variable.
+        origin: &'static str,
+        /// Its value, without credentials.
+        found: String,
+        /// What may be there.
+        expected: &'static str,
+    },
+    /// A password in a file that is copied into the run folder.
+    #[error(
+        "mlflow.tracking_uri holds a user name or password, which run.yaml would keep; give them in MLFLOW_TRACKING_USERNAME \
+         and MLFLOW_TRACKING_PASSWORD"
+    )]
+    CredentialsInFile,
+    /// A variable that the address needs is not set.
+    #[error("the MLflow server as it is named needs {variable} too, which is not set")]
+    NoCredentials {
+        /// The variable.
+        variable: &'static str,
+    },
+    /// Nobody answers, or the server has a fault of its own.
+    #[error("the MLflow server at {place} cannot be reached: {reason}")]
+    Unreachable {
+        /// The server.
+        place: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The server does not let this user in.
+    #[error("the MLflow server at {place} refuses access ({status}): {credentials}")]
+    Refused {
+        /// The server.
+        place: String,
+        /// HTTP's number.
+        status: u16,
+        /// What credentials were sent, by the variables' names.
+        credentials: String,
+    },
+    /// The server understands and says no.
+    #[error("the MLflow server at {place} refuses {call} ({status}): {message}")]
+    Rejected {
+        /// The server.
+        place: String,
+        /// What was asked.
+        call: String,
+        /// HTTP's number.
+        status: u16,
+        /// MLflow's word for the error.
+        code: String,
+        /// The server's words.
+        message: String,
+    },
+    /// Artifacts are kept where only other programs can write.
+    #[error(
+        "the MLflow server keeps artifacts at {uri}, which it does not take itself (mlflow server --serve-artifacts); they are \
+         named in the run's tags only"
+    )]
+    NoArtifacts {
+        /// The place.
+        uri: String,
+    },
+    /// A file of the run folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line of `metrics.jsonl`, or `mlflow.json`, is not what was written there.
+    #[error("{path}: {reason}; restore it, or remove it to begin another MLflow run", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        reason: String,
+    },
+    /// The thread or its runtime.
+    #[error("cannot start the delivery to MLflow: {0}")]
+    Start(std::io::Error),
+}
+
+impl MlflowError {
+    /// Whether the same may succeed later without anybody's doing.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}

@@ -1,0 +1,118 @@
+"""An MLflow server that can be killed and started again, and a proxy before it that loses answers or asks for a token."""
+
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`mlflow server` on SQLite, with its files in a folder; it keeps its port when it is started again."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port, self.process = folder / "mlflow", free_port(), None
+        self.folder.mkdir(exist_ok=True)
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def start(self) -> None:
+        command = [Path(sys.executable).with_name("mlflow"), "server", "--host", HOST, "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/runs.sqlite", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        # A session of its own: the server's workers must go with it.
+        # Jobs are for other uses of MLflow, and keep several processes busy.
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "log").open("a") as log:
+            pipes = {"stdout": log, "stderr": log}
+            self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
+                    return
+            except OSError:
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.2)
+        raise OSError(f"the MLflow server does not come up: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        if self.process:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.process.wait()
+            self.process = None
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Proxy:
+    """Hands requests on to a server. Where `loses` says so it answers a third of them with 500 unseen, and a third with 500 after
+    the server has done what was asked. Where there is a `token` it lets nobody else in."""
+
+    def __init__(self, server: Server, *, loses: bool = False, token: str | None = None):
+        self.port, self.lost = free_port(), 0
+        lock, proxy, dice = threading.Lock(), self, random.Random(17)
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if token and self.headers.get("Authorization") != f"Bearer {token}":
+                    self.answer(401, b'{"error_code": "UNAUTHENTICATED", "message": "who are you?"}')
+                    return
+                with lock:
+                    # Drawn: in a fixed order the same call might always be the one that is lost.
+                    turn = dice.randrange(3) if loses else 0
+                    proxy.lost += turn != 0
+                if turn == 1:
+                    self.answer(500, b"lost")
+                    return
+                connection = http.client.HTTPConnection(HOST, server.port, timeout=60)
+                headers = {"Content-Type": self.headers.get("Content-Type", "application/octet-stream")}
+                connection.request(self.command, self.path, body, headers)
+                answer = connection.getresponse()
+                content = answer.read()
+                connection.close()
+                self.answer(500 if turn == 2 else answer.status, content)
+
+            def answer(self, status: int, content: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            do_GET = do_POST = do_PUT = handle_any
+
+        self.http = ThreadingHTTPServer((HOST, self.port), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
