@@ -131,7 +131,8 @@ impl Corpus {
 
     fn settings(&self, vocab_size: usize) -> DataSettings {
         DataSettings {
-            path: self.path.clone(),
+            sources: vec![self.path.to_str().unwrap().into()],
+            hold_out: None,
             task: self.task,
             context_length: CONTEXT,
             target_responses: TargetResponses::All,

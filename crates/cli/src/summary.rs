@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tessera_data::Summary;
+use tessera_data::{SourceSummary, Summary};
 use tessera_train::plan::RunPlan;
+use tessera_train::spec::{DataPath, MixedSource};
 
 use crate::output::{HEADING, Paint};
 use crate::text::{bytes, count, counted, duration, percent, rate};
@@ -27,7 +28,7 @@ pub fn labelled(paint: Paint, rows: &[(&str, String)]) -> String {
 }
 
 /// What becomes of a data set's examples.
-pub fn data_lines(path: &str, summary: &Summary) -> String {
+pub fn data_lines(path: &DataPath, summary: &Summary) -> String {
     let mut text = format!(
         "{path}: {}, {}, {}",
         counted(summary.examples, "example", "examples"),
@@ -46,6 +47,16 @@ pub fn data_lines(path: &str, summary: &Summary) -> String {
             format!("cut to {} tokens, {} lost", count(length), count(summary.truncated_tokens)),
         ),
     ];
+    if let DataPath::Mix(sources) = path {
+        let uses = |(source, account): (&MixedSource, &SourceSummary)| {
+            let examples = counted(account.kept, "example", "examples");
+            let times = account.used as f64 / account.kept.max(1) as f64;
+            let again =
+                if account.used > account.kept { format!(", each {times:.2} times") } else { String::new() };
+            format!("\n{}: {examples}{again}", source.path)
+        };
+        text.extend(sources.iter().zip(&summary.sources).map(uses));
+    }
     for (examples, fate) in fates.into_iter().filter(|(examples, _)| *examples > 0) {
         text.push_str(&format!("\n{} {fate}", count(examples)));
     }
@@ -96,8 +107,18 @@ pub fn run_summary(paint: Paint, plan: &RunPlan, train: &Summary, eval: Option<&
         ("Training data", data_lines(&settings.train_data_path, train)),
         ("Packed", rows_line(train)),
     ];
-    if let (Some(path), Some(eval)) = (&settings.eval_data_path, eval) {
-        rows.push(("Evaluation data", data_lines(path, eval)));
+    if let Some(eval) = eval {
+        let lines = match (&settings.eval_data_path, settings.eval_split) {
+            (Some(path), _) => data_lines(path, eval),
+            (None, share) => {
+                let share = percent(share.unwrap_or_default());
+                format!(
+                    "{share} of the training data, set aside\n{}",
+                    data_lines(&settings.train_data_path, eval)
+                )
+            }
+        };
+        rows.push(("Evaluation data", lines));
     }
     rows.extend([
         ("Run", run_line(plan)),

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::cache::Columns;
+use crate::pin::Pin;
 
 /// The label of a position that has no target.
 pub const IGNORED_LABEL: i32 = -100;
@@ -13,6 +14,7 @@ pub const IGNORED_LABEL: i32 = -100;
 pub struct Dataset {
     identity: String,
     columns: Columns,
+    pins: Vec<Pin>,
 }
 
 /// A stretch of one example or document within a row.
@@ -20,7 +22,7 @@ pub struct Dataset {
 pub(crate) struct Piece {
     /// Its place in the token columns.
     pub(crate) range: Range<usize>,
-    /// Its line or file number, from 1.
+    /// Its record's number, from 1.
     pub(crate) origin: u64,
 }
 
@@ -60,8 +62,13 @@ impl MicroBatch {
 }
 
 impl Dataset {
-    pub(crate) fn new(identity: String, columns: Columns) -> Self {
-        Self { identity, columns }
+    pub(crate) fn new(identity: String, columns: Columns, pins: Vec<Pin>) -> Self {
+        Self { identity, columns, pins }
+    }
+
+    /// What was read of each source, in the order in which they were named.
+    pub fn pins(&self) -> &[Pin] {
+        &self.pins
     }
 
     /// A digest of everything that the rows depend on: content, tokenizer, template, settings. Data sets of one identity

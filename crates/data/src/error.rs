@@ -1,11 +1,11 @@
 //! Everything that can be wrong with data, a tokenizer or a template, told so that the user can repair it.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use tessera_files::FileError;
 
 use crate::settings::Task;
+use crate::source::Unit;
 
 /// How many bad rows an error shows; the rest are counted.
 const SHOWN: usize = 20;
@@ -13,20 +13,25 @@ const SHOWN: usize = 20;
 /// One row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowProblem {
-    /// The text file it is in, where the data is a folder.
-    pub file: Option<PathBuf>,
-    /// The line, from 1.
-    pub line: usize,
+    /// The file it is in.
+    pub file: PathBuf,
+    /// What the records of the file are called.
+    pub unit: Unit,
+    /// The row or line, from 1; of a text file, the line of the problem.
+    pub number: usize,
     /// What was found and what was expected.
     pub message: String,
 }
 
-impl fmt::Display for RowProblem {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(formatter, "{}, ", file.display())?;
+impl RowProblem {
+    /// The problem in the data at `path`, which has been named: the file is told where there may be several.
+    fn shown(&self, path: &std::path::Path) -> String {
+        let unit = if self.unit == Unit::Row { "row" } else { "line" };
+        let place = format!("{unit} {}: {}", self.number, self.message);
+        if self.unit != Unit::File && self.file == path {
+            return place;
         }
-        write!(formatter, "line {}: {}", self.line, self.message)
+        format!("{}, {place}", self.file.display())
     }
 }
 
@@ -113,6 +118,49 @@ pub enum DataError {
         expected: &'static str,
     },
 
+    /// A pattern for file names that is none.
+    #[error("{pattern:?} is not a pattern for file names: {problem}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A file stops in the middle, or holds what its format does not allow.
+    #[error(
+        "{path}: cannot be read beyond {place}: {problem}; the file is damaged or incomplete, fetch or write it again",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How far it was read.
+        place: String,
+        /// What its reader says.
+        problem: String,
+    },
+
+    /// A reader that this build does not have.
+    #[error("{path}: this build reads no such files; build it with --features {feature}", path = path.display())]
+    NotBuilt {
+        /// The file.
+        path: PathBuf,
+        /// The feature that brings the reader.
+        feature: &'static str,
+    },
+
+    /// No example was set aside, or all were.
+    #[error(
+        "eval_split sets aside {fraction} of the examples, which leaves none to {purpose}; change it, or give eval_data_path"
+    )]
+    NothingHeldOut {
+        /// The share.
+        fraction: f64,
+        /// What they were for.
+        purpose: &'static str,
+    },
+
     /// Every example was dropped.
     #[error(
         "{path}: none of the {examples} examples can be trained on: {empty} have an empty text, {no_loss_token} have no \
@@ -172,7 +220,7 @@ fn invalid_data(path: &std::path::Path, task: Task, total: usize, shown: &[RowPr
     let rows = if total == 1 { "1 row" } else { &format!("{total} rows") };
     let mut text = format!("{}: {rows} cannot be used for {task}", path.display());
     for problem in shown {
-        text.push_str(&format!("\n  {problem}"));
+        text.push_str(&format!("\n  {}", problem.shown(path)));
     }
     if total > shown.len() {
         text.push_str(&format!("\n  … and {} more", total - shown.len()));

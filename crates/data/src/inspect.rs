@@ -19,7 +19,7 @@ pub struct InspectedToken {
 /// One document, or part of one, of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InspectedDocument {
-    /// The line of the `.jsonl` file, or the number of the text file in the order of paths; from 1.
+    /// The line, row or text file that it comes from, counted from 1 as if all files were one.
     pub origin: u64,
     /// Its tokens.
     pub tokens: Vec<InspectedToken>,

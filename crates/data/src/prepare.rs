@@ -12,15 +12,16 @@ use rayon::prelude::*;
 use tessera_files::{FileError, FolderLock, IoContext};
 
 use crate::batch::Dataset;
-use crate::cache::{Entry, Kept, RowTable, TokenWriter, Written, remove_leftovers};
+use crate::cache::{Columns, Entry, Kept, RowTable, TokenWriter, Written, remove_leftovers};
 use crate::error::{DataError, Problems};
+use crate::mix::interleave;
 use crate::pack;
 use crate::progress::{Progress, Report, Stage};
-use crate::settings::{DataSettings, Packing, Task};
-use crate::source::{Document, JsonLines, Line, Source, TextFiles, bytes_at_once};
-use crate::summary::Summary;
+use crate::settings::{DataSettings, HoldOut, Packing, Task};
+use crate::source::{Batch, Document, Place, Record, Source, bytes_at_once};
+use crate::summary::{SourceSummary, Summary};
 use crate::tokenize::{TextTokenizer, Tokenized};
-use crate::validate::{Example, check};
+use crate::validate::{self, Example, check};
 
 /// How often a lock that another process holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -39,34 +40,55 @@ pub fn prepare(
     if settings.context_length == 0 {
         return Err(DataError::NoContext);
     }
-    let source = Source::open(&settings.path, settings.task)?;
-    let entry = Entry::new(cache, &identity(settings, &source, tokenizer)?);
+    let open = |source| Source::open(source, settings.task);
+    let sources = settings.sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let digests = sources.iter().map(Source::content_digest).collect::<Result<Vec<_>, _>>()?;
+    let entry = Entry::new(cache, &identity(settings, &sources, &digests, tokenizer));
     fs::create_dir_all(cache).context("create", cache)?;
     let _lock = lock(cache, report)?;
     remove_leftovers(cache)?;
-    if let Some((columns, summary)) = entry.open()? {
-        return Ok((Dataset::new(entry.key().to_owned(), columns), summary));
+    let dataset = |(columns, summary): (Columns, Summary)| {
+        let read = sources.iter().zip(&digests).zip(&summary.sources);
+        let pins = read.map(|((source, digest), account)| source.pin(digest, account.records)).collect();
+        (Dataset::new(entry.key().to_owned(), columns, pins), summary)
+    };
+    if let Some(opened) = entry.open()? {
+        return Ok(dataset(opened));
     }
-    check(&source, settings.task, report)?;
-    Builder { settings, tokenizer, report, total: source.size(), done: 0 }.build(&source, &entry)?;
+    check(&sources, settings.task, report)?;
+    let total = sources.iter().map(Source::size).sum();
+    Builder { settings, tokenizer, report, total, done: 0, origins: 0 }.build(&sources, &entry)?;
     match entry.open()? {
-        Some((columns, summary)) => Ok((Dataset::new(entry.key().to_owned(), columns), summary)),
+        Some(opened) => Ok(dataset(opened)),
         None => Err(DataError::CacheUnreadable { folder: cache.to_owned() }),
     }
 }
 
-/// Everything that the rows depend on.
+/// Everything that the rows depend on. Of a single source the share of the mix is all of it, whatever its weight.
 fn identity(
     settings: &DataSettings,
-    source: &Source,
+    sources: &[Source],
+    digests: &[String],
     tokenizer: &TextTokenizer,
-) -> Result<String, DataError> {
-    let DataSettings { path: _, task, context_length, target_responses, packing, seed, vocab_size } =
-        settings;
-    let content = source.content_digest()?;
+) -> String {
+    let DataSettings {
+        sources: _,
+        hold_out,
+        task,
+        context_length,
+        target_responses,
+        packing,
+        seed,
+        vocab_size,
+    } = settings;
+    let described = |(source, digest): (&Source, &String)| {
+        let weight = if sources.len() == 1 { 1.0 } else { source.weight };
+        format!("{digest} {:?} {weight}", source.columns)
+    };
+    let content: Vec<_> = sources.iter().zip(digests).map(described).collect();
     let tokens = tokenizer.identity(*task);
-    let rows = (task, context_length, target_responses, packing, seed, vocab_size);
-    Ok(format!("{content} {tokens} {rows:?}"))
+    let rows = (hold_out, task, context_length, target_responses, packing, seed, vocab_size);
+    format!("{} {tokens} {rows:?}", content.join(" "))
 }
 
 /// Waits until no other process works in the folder. The operating system frees a lock when its holder ends.
@@ -88,9 +110,31 @@ enum RowError {
     Outside(u32),
 }
 
+/// What was read of a source.
+#[derive(Debug, Default)]
+struct Read {
+    records: usize,
+    /// The number of the last record.
+    last: usize,
+}
+
+impl Read {
+    fn add(&mut self, origin: usize) {
+        self.records += 1;
+        self.last = origin;
+    }
+}
+
+/// A document and where it comes from.
+struct Placed {
+    document: Document,
+    place: Place,
+    origin: usize,
+}
+
 /// A part of a document that is tokenised by itself.
 struct Part<'text> {
-    document: &'text Document,
+    document: &'text Placed,
     text: &'text str,
     first: bool,
     last: bool,
@@ -103,25 +147,53 @@ struct Builder<'run> {
     report: Report<'run>,
     total: u64,
     done: u64,
+    /// Records of the sources before the present one.
+    origins: usize,
 }
 
 impl Builder<'_> {
-    fn build(&mut self, source: &Source, entry: &Entry) -> Result<(), DataError> {
+    fn build(&mut self, sources: &[Source], entry: &Entry) -> Result<(), DataError> {
         let folder = entry.create()?;
         let mut writer = TokenWriter::create(folder.folder(), self.settings.context_length)?;
-        match source {
-            Source::JsonLines(lines) => self.rows(lines, &mut writer)?,
-            Source::Text(files) => self.documents(files, &mut writer)?,
+        let mut accounts = Vec::new();
+        for source in sources {
+            let (examples, kept) = (writer.examples(), writer.kept());
+            let read = match self.settings.task {
+                Task::ContinuedPretrain => self.documents(source, &mut writer)?,
+                _ => self.rows(source, &mut writer)?,
+            };
+            self.origins += read.last;
+            let (examples, kept) = (writer.examples() - examples, writer.kept() - kept);
+            accounts.push(SourceSummary { records: read.records, examples, kept, used: kept });
         }
         let Written { columns, kept, mut summary } = writer.finish()?;
-        let rows = self.row_table(&kept);
+        summary.sources = accounts;
+        let rows = self.row_table(&self.mixed(kept, sources, &mut summary));
         summary.rows = rows.rows();
         summary.tokens = rows.row_tokens.iter().copied().map(u64::from).sum();
         summary.loss_tokens = rows.row_loss_tokens.iter().copied().map(u64::from).sum();
         if summary.rows == 0 {
-            return Err(self.all_dropped(&summary));
+            return Err(self.all_dropped(&summary, sources));
         }
         Ok(entry.finish(folder, columns, &rows, summary)?)
+    }
+
+    /// The examples in the order of the mix. Those that come round again have their tokens once.
+    fn mixed(&self, kept: Vec<Kept>, sources: &[Source], summary: &mut Summary) -> Vec<Kept> {
+        if sources.len() == 1 {
+            return kept;
+        }
+        let counts: Vec<usize> = summary.sources.iter().map(|source| source.kept).collect();
+        let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
+        let mut starts = vec![0];
+        counts.iter().for_each(|count| starts.push(starts.last().unwrap_or(&0) + count));
+        summary.sources.iter_mut().for_each(|source| source.used = 0);
+        let mut mixed = Vec::new();
+        for (source, example) in interleave(&counts, &weights) {
+            mixed.extend(kept.get(starts[source] + example));
+            summary.sources[source].used += 1;
+        }
+        mixed
     }
 
     fn row_table(&self, kept: &[Kept]) -> RowTable {
@@ -139,80 +211,114 @@ impl Builder<'_> {
     }
 
     /// Conversations or prompts.
-    fn rows(&mut self, lines: &JsonLines, writer: &mut TokenWriter) -> Result<(), DataError> {
-        let mut problems = Problems::default();
-        for batch in lines.batches(bytes_at_once()) {
-            let examples: Vec<_> = batch.par_iter().map(|line| self.row(line)).collect();
-            for (line, example) in batch.iter().zip(examples) {
+    fn rows(&mut self, source: &Source, writer: &mut TokenWriter) -> Result<Read, DataError> {
+        let (mut problems, mut read) = (Problems::default(), Read::default());
+        for batch in source.batches(bytes_at_once()) {
+            let Batch { records, bytes } = batch?;
+            let row = |record| self.row(record, source);
+            let examples: Vec<_> = records.into_par_iter().map(row).collect();
+            for (place, origin, example) in examples {
+                read.add(origin);
                 match example {
-                    Ok(example) => writer.example(example, line.number)?,
-                    Err(RowError::Refused(message)) => problems.push(line.problem(message)),
-                    Err(RowError::Outside(id)) => {
-                        return Err(
-                            self.outside(format!("{}, line {}", lines.path().display(), line.number), id)
-                        );
-                    }
+                    Ok(Some(example)) => writer.example(example, self.origins + origin)?,
+                    Ok(None) => {}
+                    Err(RowError::Refused(message)) => problems.push(place.problem(message)),
+                    Err(RowError::Outside(id)) => return Err(self.outside(place.shown(), id)),
                 }
             }
-            self.advance(batch.iter().map(|line| line.bytes.len()).sum());
+            self.advance(bytes);
         }
-        problems.into_result(lines.path(), self.settings.task)
+        problems.into_result(source.path(), self.settings.task)?;
+        Ok(read)
     }
 
-    fn row(&self, line: &Line<'_>) -> Result<Tokenized, RowError> {
-        let example = Example::parse(line, self.settings.task).map_err(RowError::Refused)?;
-        let DataSettings { target_responses, context_length, .. } = *self.settings;
-        let tokenized = self.tokenizer.example(&example, target_responses, context_length);
-        let tokenized = tokenized.map_err(RowError::Refused)?;
-        self.below_limit(&tokenized.tokens)?;
-        Ok(tokenized)
+    fn row(&self, record: Record, source: &Source) -> (Place, usize, Result<Option<Tokenized>, RowError>) {
+        let Record { place, origin, content } = record;
+        let DataSettings { task, target_responses, context_length, hold_out, .. } = *self.settings;
+        let tokenize = || {
+            let example = Example::parse(content, source, task).map_err(RowError::Refused)?;
+            if !takes(hold_out, || example.fingerprint()) {
+                return Ok(None);
+            }
+            let tokenized = self.tokenizer.example(&example, target_responses, context_length);
+            let tokenized = tokenized.map_err(RowError::Refused)?;
+            self.below_limit(&tokenized.tokens)?;
+            Ok(Some(tokenized))
+        };
+        let tokenized = tokenize();
+        (place, origin, tokenized)
     }
 
-    /// Text files.
-    fn documents(&mut self, files: &TextFiles, writer: &mut TokenWriter) -> Result<(), DataError> {
+    /// Texts.
+    fn documents(&mut self, source: &Source, writer: &mut TokenWriter) -> Result<Read, DataError> {
         if let Err(RowError::Outside(id)) = self.below_limit(self.tokenizer.eos().as_slice()) {
-            return Err(self.outside(files.root().display().to_string(), id));
+            return Err(self.outside(source.path().display().to_string(), id));
         }
-        let mut problems = Problems::default();
-        for group in files.groups(bytes_at_once()) {
-            let group = group?;
-            let mut parts = Vec::new();
-            for document in &group {
-                match document.text() {
-                    Ok("") => writer.drop_empty(),
-                    Ok(text) => self.cut(document, text, &mut parts),
+        let (mut problems, mut read) = (Problems::default(), Read::default());
+        for batch in source.batches(bytes_at_once()) {
+            let Batch { records, bytes } = batch?;
+            records.iter().for_each(|record| read.add(record.origin));
+            let open = |record: Record| {
+                let (place, origin) = (record.place.clone(), record.origin);
+                Ok(Placed { document: validate::document(record, source)?, place, origin })
+            };
+            let mut documents = Vec::new();
+            for document in records.into_par_iter().map(open).collect::<Vec<_>>() {
+                match document {
+                    Ok(document) => documents.push(document),
                     Err(problem) => problems.push(problem),
                 }
             }
-            self.write_parts(&parts, writer)?;
+            let mut parts = Vec::new();
+            for document in &documents {
+                let text = document.document.text().unwrap_or_default();
+                match takes(self.settings.hold_out, || validate::of_texts([text])) {
+                    false => {}
+                    true if text.is_empty() => writer.drop_empty(),
+                    true => self.cut(document, text, &mut parts),
+                }
+            }
+            self.write_parts(&parts, bytes, writer)?;
         }
-        problems.into_result(files.root(), self.settings.task)
+        problems.into_result(source.path(), self.settings.task)?;
+        Ok(read)
     }
 
-    fn cut<'text>(&self, document: &'text Document, text: &'text str, parts: &mut Vec<Part<'text>>) {
+    fn cut<'text>(&self, document: &'text Placed, text: &'text str, parts: &mut Vec<Part<'text>>) {
         let texts = self.tokenizer.splitter().parts(text);
         let count = texts.len();
         let part = |(index, text)| Part { document, text, first: index == 0, last: index + 1 == count };
         parts.extend(texts.into_iter().enumerate().map(part));
     }
 
-    /// Tokenises parts of documents, a bounded number of bytes at once, and writes the documents.
-    fn write_parts(&mut self, parts: &[Part<'_>], writer: &mut TokenWriter) -> Result<(), DataError> {
-        let (mut open, mut rest) = (None, parts);
+    /// Tokenises parts of documents, a bounded number of bytes at once, and writes the documents. They came from `bytes`
+    /// bytes of the source.
+    fn write_parts(
+        &mut self,
+        parts: &[Part<'_>],
+        bytes: u64,
+        writer: &mut TokenWriter,
+    ) -> Result<(), DataError> {
+        let whole: usize = parts.iter().map(|part| part.text.len()).sum();
+        let (mut open, mut rest, mut behind, mut told) = (None, parts, 0, 0);
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(fitting(rest, bytes_at_once()));
             let encoded: Vec<_> = batch.par_iter().map(|part| self.part(part)).collect();
             for (part, tokens) in batch.iter().zip(encoded) {
                 let tokens = tokens.map_err(|error| self.part_error(part, error))?;
-                let document = open.get_or_insert_with(|| writer.begin(part.document.number));
+                let origin = self.origins + part.document.origin;
+                let document = open.get_or_insert_with(|| writer.begin(origin));
                 writer.extend(document, &tokens)?;
                 if let Some(document) = open.take_if(|_| part.last) {
                     writer.end(document, self.tokenizer.eos())?;
                 }
             }
-            self.advance(batch.iter().map(|part| part.text.len()).sum());
-            rest = later;
+            behind += batch.iter().map(|part| part.text.len()).sum::<usize>();
+            let share = (u128::from(bytes) * behind as u128 / whole.max(1) as u128) as u64;
+            self.advance(share - told);
+            (rest, told) = (later, share);
         }
+        self.advance(bytes - told);
         Ok(())
     }
 
@@ -224,7 +330,7 @@ impl Builder<'_> {
     }
 
     fn part_error(&self, part: &Part<'_>, error: RowError) -> DataError {
-        let place = part.document.path().display().to_string();
+        let place = part.document.place.shown();
         match error {
             RowError::Refused(message) => DataError::Tokenizer(format!("{place}: {message}")),
             RowError::Outside(id) => self.outside(place, id),
@@ -243,9 +349,16 @@ impl Builder<'_> {
         DataError::TokenOutsideVocabulary { place, token, id, vocab_size: self.settings.vocab_size }
     }
 
-    fn all_dropped(&self, summary: &Summary) -> DataError {
+    fn all_dropped(&self, summary: &Summary, sources: &[Source]) -> DataError {
+        if let Some(HoldOut { fraction, held_out }) = self.settings.hold_out
+            && summary.examples == 0
+        {
+            let purpose = if held_out { "evaluate on" } else { "train on" };
+            return DataError::NothingHeldOut { fraction, purpose };
+        }
+        let paths: Vec<_> = sources.iter().map(|source| source.path().display().to_string()).collect();
         DataError::AllDropped {
-            path: self.settings.path.clone(),
+            path: paths.join(", ").into(),
             examples: summary.examples,
             empty: summary.dropped_empty,
             no_loss_token: summary.dropped_no_loss_token,
@@ -253,10 +366,15 @@ impl Builder<'_> {
         }
     }
 
-    fn advance(&mut self, bytes: usize) {
-        self.done += bytes as u64;
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
         (self.report)(Progress { stage: Stage::Tokenizing, done: self.done, total: self.total });
     }
+}
+
+/// Whether the data set has an example, of which the fingerprint is made where it decides.
+fn takes(hold_out: Option<HoldOut>, fingerprint: impl FnOnce() -> u64) -> bool {
+    hold_out.is_none_or(|hold_out| hold_out.takes(fingerprint()))
 }
 
 /// How many parts make up about `size` bytes: as many as reach it, at least one.

@@ -31,10 +31,23 @@ impl LengthHistogram {
     }
 }
 
+/// What became of the examples of one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceSummary {
+    /// Its rows or text files.
+    pub records: usize,
+    /// Those of this data set, dropped ones included: all, unless some are held out.
+    pub examples: usize,
+    /// Examples that were not dropped.
+    pub kept: usize,
+    /// Places that they have in the mix: more than there are, if they come round again.
+    pub used: usize,
+}
+
 /// What became of the examples of a data set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Rows of the file, or text files: those dropped included.
+    /// Rows of the files, or text files: those dropped included.
     pub examples: usize,
     /// Dropped: the prompt, a response, or the document is empty.
     pub dropped_empty: usize,
@@ -54,6 +67,8 @@ pub struct Summary {
     pub context_length: usize,
     /// Lengths of the examples that are not empty.
     pub lengths: LengthHistogram,
+    /// The same by source, in the order in which they are named.
+    pub sources: Vec<SourceSummary>,
 }
 
 impl Summary {

@@ -83,6 +83,12 @@ pub enum TrainError {
     )]
     OtherData { checkpoint: PathBuf, path: String },
     #[error(
+        "{checkpoint} was trained on {before}, but now this is {now}; restore the source, or start a new run (another run_name) \
+         from these weights with custom_weights_path",
+        checkpoint = checkpoint.display()
+    )]
+    SourceChanged { checkpoint: PathBuf, before: String, now: String },
+    #[error(
         "{checkpoint}: `{missing}` is not there, so training cannot go on from it. Its weights can start a new run \
          (another run_name) with custom_weights_path",
         checkpoint = checkpoint.display()

@@ -24,6 +24,7 @@ fn a_run_leaves_the_folder_that_the_design_names_and_is_not_run_twice() {
         names(&bench.path("runs/tiny")),
         [
             "checkpoints",
+            "data.json",
             "events.jsonl",
             "generations.jsonl",
             "huggingface",

@@ -25,7 +25,7 @@ use crate::source::hex;
 use crate::summary::Summary;
 
 /// Changes whenever the meaning of a column does, or the tokens that the same files give.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// Characters of a digest in hexadecimal.
 const KEY_LENGTH: usize = 64;
@@ -55,7 +55,7 @@ pub(crate) struct Columns {
     pub(crate) piece_start: Column<u64>,
     /// Tokens of each piece.
     pub(crate) piece_length: Column<u32>,
-    /// The line of the file, or the number of the text file, that each piece comes from; from 1.
+    /// The line, row or text file that each piece comes from, as if all files were one; from 1.
     pub(crate) piece_origin: Column<u64>,
     /// The first piece of each row, then the number of pieces.
     pub(crate) row_start: Column<u64>,

@@ -55,6 +55,16 @@ impl TokenWriter {
         })
     }
 
+    /// Examples so far, those that were dropped included.
+    pub(crate) fn examples(&self) -> usize {
+        self.summary.examples
+    }
+
+    /// Examples so far that were kept.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
     /// Writes an example cut to the context, unless nothing in it can be learnt.
     pub(crate) fn example(&mut self, mut example: Tokenized, origin: usize) -> Result<(), FileError> {
         self.summary.examples += 1;

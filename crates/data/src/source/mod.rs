@@ -1,100 +1,264 @@
-//! Reading the data: lines of a `.jsonl` file, or `.txt` files, memory-mapped and handed on in pieces of bounded
-//! size, so that a data set may be larger than memory. A byte order mark at the start of a file, CRLF line ends
-//! and blank lines are accepted.
+//! Reading the data: whatever it is written in, it comes as records, in their order and a bounded number of bytes at
+//! a time, so that a data set may be larger than memory.
+//!
+//! [`files`] finds the files that a path means, [`stream`] opens them and undoes gzip and zstd, and a reader for each
+//! format cuts their content into records. A record is the bytes of a row of JSON, a row of named values, or a
+//! document; what is in it is judged later and by all threads. A byte order mark at the start of a file, CRLF line
+//! ends and blank lines are accepted. Everything later sees records only, so equal rows give equal batches whatever
+//! they were written in.
 
-mod jsonl;
-mod text;
+mod csv_rows;
+mod document;
+mod files;
+mod json_lines;
+mod json_values;
+#[cfg(feature = "parquet")]
+mod parquet_rows;
+mod record;
+mod stream;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::Digest;
-use tessera_files::{MappedFile, Sha256, sha256_hex};
+use tessera_files::{FileError, Sha256, sha256_hex};
 
-pub(crate) use jsonl::{JsonLines, Line};
-pub(crate) use text::{Document, TextFiles};
+pub(crate) use document::Document;
+use files::{Compression, DataFile, Format};
+pub use record::Unit;
+pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};
 
 use crate::error::DataError;
-use crate::settings::Task;
+use crate::pin::Pin;
+use crate::settings::{Columns, SourceSettings, Task};
 
 /// Bytes of the source that are worked on at once, for each thread.
 const BYTES_PER_THREAD: usize = 1 << 20;
+/// At most so many files are mapped at once.
+const FILES_AT_ONCE: usize = 1024;
+/// Bytes under one digest: threads take the digests of pieces side by side.
+const PIECE: usize = 1 << 24;
 
 /// How much of the source one parallel step takes. It bounds memory; results do not depend on it.
 pub(crate) fn bytes_at_once() -> usize {
     BYTES_PER_THREAD * rayon::current_num_threads().max(4)
 }
 
-/// The data set's files, opened.
-pub(crate) enum Source {
-    /// Rows of JSON.
-    JsonLines(JsonLines),
-    /// Text files, each a document.
-    Text(TextFiles),
+/// One source of a data set: its files, found but not opened.
+pub(crate) struct Source {
+    path: PathBuf,
+    files: Vec<DataFile>,
+    pub(crate) columns: Columns,
+    pub(crate) weight: f64,
+    task: Task,
 }
 
 impl Source {
-    /// Opens what `task` reads at `path`.
-    pub(crate) fn open(path: &Path, task: Task) -> Result<Self, DataError> {
-        let expected = expected(task);
-        if !path.exists() {
-            return Err(DataError::NotFound { path: path.to_owned(), task, expected });
+    /// Finds the files that a source of `task` means.
+    pub(crate) fn open(settings: &SourceSettings, task: Task) -> Result<Self, DataError> {
+        let path = PathBuf::from(&settings.path);
+        let files = files::find(&path, task)?;
+        let source = Self { path, files, columns: settings.columns.clone(), weight: settings.weight, task };
+        if source.size() == 0 {
+            return Err(source.empty());
         }
-        let wrong = |found: String| DataError::WrongKind { path: path.to_owned(), found, task, expected };
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        match task {
-            Task::ContinuedPretrain if path.is_dir() => TextFiles::open_folder(path).map(Self::Text),
-            Task::ContinuedPretrain if extension == "txt" => Ok(Self::Text(TextFiles::single(path)?)),
-            _ if path.is_dir() => Err(wrong("a folder".to_owned())),
-            Task::ContinuedPretrain => Err(wrong(format!("a file of type {extension:?}"))),
-            _ if extension == "jsonl" => JsonLines::open(path, task).map(Self::JsonLines),
-            _ => Err(wrong(format!("a file of type {extension:?}"))),
-        }
+        Ok(source)
     }
 
-    /// A digest of the content: equal for equal content, whatever the path, file times or number of threads.
-    pub(crate) fn content_digest(&self) -> Result<String, DataError> {
-        match self {
-            Self::JsonLines(lines) => Ok(digest(lines.bytes())),
-            Self::Text(files) => files.content_digest(),
-        }
+    /// The file, folder or pattern, as the settings name it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Bytes of all files.
+    /// The error of a source without a record.
+    pub(crate) fn empty(&self) -> DataError {
+        DataError::Empty { path: self.path.clone(), task: self.task, expected: expected(self.task) }
+    }
+
+    /// Bytes of all files, as they lie on disk.
     pub(crate) fn size(&self) -> u64 {
-        match self {
-            Self::JsonLines(lines) => lines.bytes().len() as u64,
-            Self::Text(files) => files.size(),
+        self.files.iter().map(|file| file.size).sum()
+    }
+
+    /// What later tells whether the source still has the same `rows`.
+    pub(crate) fn pin(&self, digest: &str, rows: usize) -> Pin {
+        Pin {
+            path: self.path.display().to_string(),
+            files: self.files.len(),
+            bytes: self.size(),
+            rows,
+            digest: digest.to_owned(),
         }
+    }
+
+    /// The records in order, in batches of about `size` bytes: as many records as reach it, at least one.
+    pub(crate) fn batches(&self, size: usize) -> Batches<'_> {
+        Batches { source: self, size, next: 0, open: None, numbered: 0, behind: 0 }
+    }
+
+    /// A digest of the content: equal for equal content, whatever the path, file times or number of threads. Where there
+    /// are several files their names within the folder are part of it, since their order follows from them.
+    pub(crate) fn content_digest(&self) -> Result<String, DataError> {
+        let mut listing = String::new();
+        for file in &self.files {
+            let name = match self.files.len() {
+                1 => Path::new(""),
+                _ => file.path.strip_prefix(&self.path).unwrap_or(&file.path),
+            };
+            listing.push_str(&format!(
+                "{} {:?} {name:?}\n",
+                digest_file(file)?,
+                (file.format, file.compression)
+            ));
+        }
+        Ok(hex(listing.as_bytes()))
+    }
+
+    fn reader(&self, file: &DataFile) -> Result<Box<dyn RecordReader>, DataError> {
+        let stream = || stream::Stream::open(&file.path, file.compression);
+        Ok(match file.format {
+            Format::JsonLines => Box::new(json_lines::Reader::new(stream()?)),
+            Format::Json => Box::new(json_values::Reader::new(stream()?)),
+            Format::Csv => Box::new(csv_rows::Reader::new(stream()?)?),
+            Format::Text if file.compression == Compression::None => {
+                Box::new(document::MappedReader::new(&file.path))
+            }
+            Format::Text => Box::new(document::UnpackedReader::new(stream()?)),
+            #[cfg(feature = "parquet")]
+            Format::Parquet => {
+                let wanted = self.columns.wanted(self.task);
+                Box::new(parquet_rows::Reader::open(&file.path, file.size, wanted)?)
+            }
+            #[cfg(not(feature = "parquet"))]
+            Format::Parquet => {
+                return Err(DataError::NotBuilt { path: file.path.clone(), feature: "parquet" });
+            }
+        })
+    }
+}
+
+/// Records that are worked on together.
+pub(crate) struct Batch {
+    pub(crate) records: Vec<Record>,
+    /// Bytes of the files, as they lie on disk, that were read for it.
+    pub(crate) bytes: u64,
+}
+
+/// Walks over the records of a source.
+pub(crate) struct Batches<'source> {
+    source: &'source Source,
+    size: usize,
+    /// The file after the one that is open.
+    next: usize,
+    open: Option<OpenFile>,
+    /// Records that the files before have, blank ones included.
+    numbered: usize,
+    /// Bytes that earlier batches have told of.
+    behind: u64,
+}
+
+struct OpenFile {
+    path: Arc<Path>,
+    reader: Box<dyn RecordReader>,
+    /// Bytes of the files before.
+    before: u64,
+    size: u64,
+    last: usize,
+}
+
+impl Batches<'_> {
+    fn next_batch(&mut self) -> Result<Option<Batch>, DataError> {
+        let (mut records, mut taken) = (Vec::new(), 0);
+        let mut done = self.behind;
+        while taken < self.size && records.len() < self.most_records() {
+            let numbered = self.numbered;
+            let Some(open) = self.open_file()? else { break };
+            let read = open.reader.next_records()?;
+            if read.is_empty() {
+                done = open.before + open.size;
+                self.numbered += open.last;
+                self.open = None;
+                continue;
+            }
+            done = open.before + open.reader.bytes_read().min(open.size);
+            let path = open.path.clone();
+            for found in read {
+                taken += found.size();
+                open.last = found.number;
+                let place = Place { file: path.clone(), unit: found.unit, number: found.number };
+                let origin = numbered + found.number;
+                records.push(Record { place, origin, content: found.content });
+            }
+        }
+        let bytes = done.saturating_sub(self.behind);
+        self.behind = done;
+        Ok((!records.is_empty()).then_some(Batch { records, bytes }))
+    }
+
+    /// Small files are read several at once; mapped ones take a handle each.
+    fn most_records(&self) -> usize {
+        if self.source.files.len() > 1 && self.source.files.iter().any(|file| file.format == Format::Text) {
+            FILES_AT_ONCE
+        } else {
+            usize::MAX
+        }
+    }
+
+    fn open_file(&mut self) -> Result<Option<&mut OpenFile>, DataError> {
+        if self.open.is_none() {
+            let Some(file) = self.source.files.get(self.next) else { return Ok(None) };
+            let before = self.source.files.iter().take(self.next).map(|file| file.size).sum();
+            let reader = self.source.reader(file)?;
+            self.next += 1;
+            self.open =
+                Some(OpenFile { path: file.path.as_path().into(), reader, before, size: file.size, last: 0 });
+        }
+        Ok(self.open.as_mut())
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_batch().transpose()
     }
 }
 
 /// What a task reads, for error messages.
 pub(crate) fn expected(task: Task) -> &'static str {
     match task {
-        Task::ChatCompletion => "a .jsonl file, each line {\"messages\": [{\"role\": …, \"content\": …}, …]}",
-        Task::InstructionFinetune => "a .jsonl file, each line {\"prompt\": …, \"response\": …}",
-        Task::ContinuedPretrain => "a .txt file or a folder with .txt files in it",
+        Task::ChatCompletion => {
+            "rows {\"messages\": [{\"role\": …, \"content\": …}, …]} in a .jsonl, .json, .csv or .parquet file, or a folder \
+             of them"
+        }
+        Task::InstructionFinetune => {
+            "rows {\"prompt\": …, \"response\": …} in a .jsonl, .json, .csv or .parquet file, or a folder of them"
+        }
+        Task::ContinuedPretrain => {
+            "a .txt file, a folder with .txt files in it, or rows {\"text\": …} in a .jsonl, .json, .csv or .parquet file"
+        }
     }
 }
 
-/// SHA-256 of the digests of 16 MiB pieces, which threads take side by side.
-fn digest(bytes: &[u8]) -> String {
-    let pieces: Vec<String> = bytes.par_chunks(1 << 24).map(hex).collect();
-    hex(format!("{} {}", bytes.len(), pieces.join(" ")).as_bytes())
+/// SHA-256 of the digests of 16 MiB pieces, which threads take side by side, a few at a time.
+fn digest_file(file: &DataFile) -> Result<String, FileError> {
+    let mut stream = stream::Stream::raw(&file.path)?;
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    loop {
+        let group = stream.pieces(PIECE, rayon::current_num_threads().clamp(1, 8))?;
+        if group.is_empty() {
+            return Ok(hex(format!("{bytes} {}", pieces.join(" ")).as_bytes()));
+        }
+        bytes += group.iter().map(Vec::len).sum::<usize>();
+        pieces.extend(group.par_iter().map(|piece| hex(piece)).collect::<Vec<_>>());
+    }
 }
 
 /// The SHA-256 of `bytes` in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     sha256_hex(Sha256::new_with_prefix(bytes))
-}
-
-/// The mapped bytes without a byte order mark, and how many bytes that left out.
-fn without_mark(file: &MappedFile) -> (&[u8], usize) {
-    match file.strip_prefix(b"\xef\xbb\xbf") {
-        Some(rest) => (rest, 3),
-        None => (file, 0),
-    }
 }
 
 /// Says which byte of `bytes` is no UTF-8. `offset` is where `bytes` begin in their file.

@@ -1,5 +1,8 @@
 //! The rules of CHAT_COMPLETION: one key `messages`; each message has `role` and `content`, both strings; an
 //! optional system message comes first; then user and assistant alternate; the assistant has the last word.
+//!
+//! ShareGPT's way to write the same is read too: `conversations` (an `id` may stand beside it) whose messages have `from`
+//! and `value`.
 
 use serde_json::{Map, Value};
 
@@ -38,21 +41,28 @@ pub struct Message {
 
 /// The messages of a row that obeys the rules.
 pub(super) fn messages(mut row: Map<String, Value>) -> Result<Vec<Message>, String> {
-    if row.len() != 1 || !row.contains_key("messages") {
-        let hint =
-            if row.contains_key("prompt") { "; for prompts set task_type: INSTRUCTION_FINETUNE" } else { "" };
+    let is_sharegpt = row.contains_key("conversations") && !row.contains_key("messages");
+    let (key, others) = if is_sharegpt { ("conversations", 1) } else { ("messages", 0) };
+    if !row.contains_key(key) || row.len() > 1 + others || (row.len() == 2 && !row.contains_key("id")) {
+        let hint = if row.contains_key("prompt") {
+            "; for prompts set task_type: INSTRUCTION_FINETUNE"
+        } else if row.contains_key(key) {
+            ""
+        } else {
+            "; `columns` says which other holds them"
+        };
         return Err(format!("found {}, expected the key `messages` alone{hint}", keys(&row)));
     }
-    let list = match row.remove("messages") {
+    let list = match row.remove(key) {
         Some(Value::Array(list)) => list,
         other => {
             let found = other.as_ref().map_or("nothing", kind);
-            return Err(format!("`messages` is {found}, expected a list of messages"));
+            return Err(format!("`{key}` is {found}, expected a list of messages"));
         }
     };
     if list.len() < 2 {
         return Err(format!(
-            "`messages` has {} of the at least two messages of a conversation (user, assistant)",
+            "`{key}` has {} of the at least two messages of a conversation (user, assistant)",
             list.len()
         ));
     }
@@ -70,7 +80,9 @@ fn message(value: Value, number: usize) -> Result<Message, String> {
             kind(&value)
         ));
     };
-    if fields.len() != 2 || !fields.contains_key("role") || !fields.contains_key("content") {
+    let is_sharegpt = fields.contains_key("from") && fields.contains_key("value");
+    let (role, content) = if is_sharegpt { ("from", "value") } else { ("role", "content") };
+    if fields.len() != 2 || !fields.contains_key(role) || !fields.contains_key(content) {
         return Err(format!("message {number} has {}, expected `role` and `content` alone", keys(&fields)));
     }
     let mut text = |key: &str| match fields.remove(key) {
@@ -80,17 +92,22 @@ fn message(value: Value, number: usize) -> Result<Message, String> {
             Err(format!("the {key} of message {number} is {found}, expected a string"))
         }
     };
-    let role = match text("role")?.as_str() {
-        "system" => Role::System,
-        "user" => Role::User,
-        "assistant" => Role::Assistant,
-        other => {
+    let role = match (text(role)?.as_str(), is_sharegpt) {
+        ("system", _) => Role::System,
+        ("user", _) | ("human", true) => Role::User,
+        ("assistant", _) | ("gpt", true) => Role::Assistant,
+        (other, true) => {
+            return Err(format!(
+                "message {number} is from {other:?}, expected \"system\", \"human\" or \"gpt\""
+            ));
+        }
+        (other, false) => {
             return Err(format!(
                 "message {number} has the role {other:?}, expected \"system\", \"user\" or \"assistant\""
             ));
         }
     };
-    Ok(Message { role, content: text("content")? })
+    Ok(Message { role, content: text(content)? })
 }
 
 /// Who may speak when.

@@ -30,7 +30,7 @@ fn any_change_of_content_tokenizer_or_settings_makes_new_rows() {
         assert!(bench.prepare_seen().2, "{what} has no effect");
         assert!(!bench.prepare_seen().2, "{what}");
     };
-    changed("content", &|bench| fs::write(&bench.settings.path, pair("q", "a")).unwrap());
+    changed("content", &|bench| fs::write(&bench.path, pair("q", "a")).unwrap());
     changed("tokenizer", &|bench| bench.tokenizer = tokenizer(&with_bos(), "<|end|>", None));
     changed("eos", &|bench| bench.tokenizer = tokenizer(&with_bos(), "<|eot|>", None));
     changed("context_length", &|bench| bench.settings.context_length = 128);

@@ -10,7 +10,7 @@ fn folder_of(files: &[(&str, &str)]) -> Bench {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
-    bench.settings.path = root;
+    bench.path = root;
     bench
 }
 
@@ -41,7 +41,7 @@ fn files_come_in_the_order_of_paths_each_with_one_end() {
 fn links_are_followed_and_circles_are_not() {
     use std::os::unix::fs::symlink;
     let bench = folder_of(&[("a/one.txt", "one"), ("two.txt", "two")]);
-    let (root, outside) = (&bench.settings.path, bench.folder.path().join("outside"));
+    let (root, outside) = (&bench.path, bench.folder.path().join("outside"));
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("three.txt"), "three").unwrap();
     fs::write(bench.folder.path().join("four"), "four").unwrap();

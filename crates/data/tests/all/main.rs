@@ -3,10 +3,12 @@
 
 mod bad_input;
 mod cache;
+mod damaged;
 mod documents;
 mod masks;
 mod packing;
 mod sentencepiece;
+mod sources;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,8 @@ const NO_SYSTEM: &str = include_str!("../fixtures/no_system.jinja");
 struct Bench {
     folder: tempfile::TempDir,
     tokenizer: TextTokenizer,
+    /// What is read, unless the settings name sources.
+    path: PathBuf,
     settings: DataSettings,
 }
 
@@ -37,7 +41,8 @@ impl Bench {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
         let settings = DataSettings {
-            path,
+            sources: Vec::new(),
+            hold_out: None,
             task,
             context_length: 256,
             target_responses: TargetResponses::All,
@@ -45,15 +50,23 @@ impl Bench {
             seed: 17,
             vocab_size: 300,
         };
-        Self { folder, tokenizer: chatml(), settings }
+        Self { folder, tokenizer: chatml(), path, settings }
     }
 
     fn cache(&self) -> PathBuf {
         self.folder.path().join("cache")
     }
 
+    fn settings(&self) -> DataSettings {
+        let mut settings = self.settings.clone();
+        if settings.sources.is_empty() {
+            settings.sources = vec![self.path.to_str().unwrap().into()];
+        }
+        settings
+    }
+
     fn prepare(&self) -> Result<(Dataset, Summary), DataError> {
-        prepare(&self.settings, &self.tokenizer, &self.cache(), &|_| {})
+        prepare(&self.settings(), &self.tokenizer, &self.cache(), &|_| {})
     }
 
     /// Prepares the data and says whether that took tokenising.
@@ -63,7 +76,7 @@ impl Bench {
             assert!(progress.done <= progress.total);
             *tokenized.lock().unwrap() |= progress.stage == Stage::Tokenizing;
         };
-        let (dataset, summary) = prepare(&self.settings, &self.tokenizer, &self.cache(), &report).unwrap();
+        let (dataset, summary) = prepare(&self.settings(), &self.tokenizer, &self.cache(), &report).unwrap();
         (dataset, summary, tokenized.into_inner().unwrap())
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tessera_checkpoint::huggingface::{HubOptions, ModelLocation, ModelSource};
 use tessera_checkpoint::{StoredDType, WeightSource};
-use tessera_data::{Dataset, Order, Summary, TextTokenizer};
+use tessera_data::{DataSettings, Dataset, Order, Summary, TextTokenizer};
 use tessera_dist::Residency;
 use tessera_files::FileError;
 use tessera_model::config::{ModelConfig, TrainingWork};
@@ -203,16 +203,15 @@ impl Resolved {
             longest.saturating_add(settings.eval_generation.max_new_tokens).min(settings.context_length)
         });
         let answer_bytes = answer_tokens.map_or(0, |tokens| answer_cache_bytes(&model, tokens));
-        let open = |path: &str, split: Split| -> Result<(Dataset, Summary), TrainError> {
+        let open = |data: &DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
             let cache = std::path::Path::new(&settings.save_folder).join(".cache");
             let report = |progress| observer.observe(Update::Preparing(split, progress));
-            let settings = settings.data_settings(path, &config);
-            let (dataset, summary) = tessera_data::prepare(&settings, &tokenizer, &cache, &report)?;
+            let (dataset, summary) = tessera_data::prepare(data, &tokenizer, &cache, &report)?;
             observer.observe(Update::Prepared(split, &summary));
             Ok((dataset, summary))
         };
-        let (train, train_summary) = open(&settings.train_data_path, Split::Train)?;
-        let eval = settings.eval_data_path.as_deref().map(|path| open(path, Split::Eval)).transpose()?;
+        let (train, train_summary) = open(&settings.train_data(&config), Split::Train)?;
+        let eval = settings.eval_data(&config).map(|data| open(&data, Split::Eval)).transpose()?;
         let memory = decide_microbatch(&mut settings, &model, answer_bytes, ranks, processes_here)?;
         let length = run_length(&settings, &train);
         let plan = RunPlan {

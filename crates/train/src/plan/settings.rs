@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::civil::Date;
 use serde::Serialize;
 use tessera_checkpoint::StoredDType;
-use tessera_data::{DataSettings, Task};
+use tessera_data::{Columns, DataSettings, HoldOut, Task};
 use tessera_dist::Degrees;
 use tessera_files::{Digest, Sha256, sha256_hex};
 use tessera_model::Compute;
@@ -18,7 +18,7 @@ use crate::engine::check_context;
 use crate::error::TrainError;
 use crate::gpus;
 use crate::spec::{
-    ActivationCheckpointing, CheckpointsToKeep, Devices, GenerationSpec, HfSavePrecision, Init,
+    ActivationCheckpointing, CheckpointsToKeep, DataPath, Devices, GenerationSpec, HfSavePrecision, Init,
     MicrobatchSize, MlflowSpec, Offload, OptimizerSpec, Packing, Parallel, Precision, ReshardAfterForward,
     RunSpec, SchedulerSpec, ShardDegree, TargetResponses, TaskType,
 };
@@ -36,9 +36,13 @@ const MOST_MICRO_BATCH_TOKENS: usize = i32::MAX as usize;
 #[allow(missing_docs)]
 pub struct Settings {
     pub model: String,
-    pub train_data_path: String,
+    pub train_data_path: DataPath,
     pub task_type: TaskType,
-    pub eval_data_path: Option<String>,
+    pub eval_data_path: Option<DataPath>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_split: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
     pub eval_prompts: Vec<String>,
     pub eval_generation: GenerationSpec,
     pub custom_weights_path: Option<String>,
@@ -134,9 +138,9 @@ const FREE_KEYS: [&str; 25] = [
     "metrics_port",
 ];
 
-/// What a resumed run may not change of a key that it may change otherwise, as JSON pointers. What a checkpoint does not say
+/// What a resumed run may not change of a key that it may change otherwise, or of one that may be left out, as JSON pointers. What a checkpoint does not say
 /// came after it, and the run had its default.
-const FIXED_PARTS: [&str; 1] = ["/parallel/reduce_dtype"];
+const FIXED_PARTS: [&str; 3] = ["/parallel/reduce_dtype", "/columns", "/eval_split"];
 
 impl Settings {
     /// Fills in what `spec` leaves open, for a model of this config whose tensors are all of the type `stored`, if they are of
@@ -223,13 +227,28 @@ impl Settings {
             model: spec.model,
             train_data_path: spec.train_data_path,
             eval_data_path: spec.eval_data_path,
+            eval_split: spec.eval_split,
+            columns: spec.columns,
             custom_weights_path: spec.custom_weights_path,
         };
         settings.check_sizes()?;
+        settings.check_columns()?;
         if settings.run_name.is_empty() {
             settings.run_name = settings.derived_name(named)?;
         }
         Ok(settings)
+    }
+
+    /// Fails if a source names a column that the task does not read.
+    fn check_columns(&self) -> Result<(), TrainError> {
+        let paths = [Some(&self.train_data_path), self.eval_data_path.as_ref()];
+        for source in paths.into_iter().flatten().flat_map(|path| path.sources(self.columns.as_ref())) {
+            if let Some(name) = source.columns.unknown(self.task()) {
+                let expected = format!("{}, which {} reads", self.task().columns().join(", "), self.task());
+                return Err(TrainError::unsupported("columns", name, expected));
+            }
+        }
+        Ok(())
     }
 
     /// Fails if a batch or micro-batch has more rows or tokens than can be counted.
@@ -389,10 +408,31 @@ impl Settings {
         Ok(Degrees { shard, replicate, context })
     }
 
-    /// What data preparation needs to know, for the data at `path`.
-    pub fn data_settings(&self, path: &str, config: &ModelConfig) -> DataSettings {
+    /// What data preparation needs to know of the training data.
+    pub fn train_data(&self, config: &ModelConfig) -> DataSettings {
+        let hold_out = self.eval_split.map(|fraction| HoldOut { fraction, held_out: false });
+        self.data_settings(&self.train_data_path, hold_out, config)
+    }
+
+    /// The same of the evaluation data, if there is any: data of its own, or what was set aside of the training data.
+    pub fn eval_data(&self, config: &ModelConfig) -> Option<DataSettings> {
+        let set_aside = self.eval_split.map(|fraction| HoldOut { fraction, held_out: true });
+        match (&self.eval_data_path, set_aside) {
+            (Some(path), _) => Some(self.data_settings(path, None, config)),
+            (None, Some(_)) => Some(self.data_settings(&self.train_data_path, set_aside, config)),
+            (None, None) => None,
+        }
+    }
+
+    fn data_settings(
+        &self,
+        path: &DataPath,
+        hold_out: Option<HoldOut>,
+        config: &ModelConfig,
+    ) -> DataSettings {
         DataSettings {
-            path: path.into(),
+            sources: path.sources(self.columns.as_ref()),
+            hold_out,
             task: self.task(),
             context_length: self.context_length,
             target_responses: match self.target_responses {

@@ -74,6 +74,11 @@ impl RunPaths {
         self.path.join("run.yaml")
     }
 
+    /// What was read of each source.
+    pub fn data(&self) -> PathBuf {
+        self.path.join("data.json")
+    }
+
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         checkpoints_in(&self.path)

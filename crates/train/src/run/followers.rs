@@ -177,10 +177,13 @@ fn job(prepared: &Prepared) -> Result<Option<Job>, TrainError> {
     if let Ok(user) = std::env::var("USER") {
         tags.push(tag("mlflow.user", &user));
     }
+    let train = &settings.train_data_path;
     let mut datasets =
-        vec![dataset("train", &settings.train_data_path, prepared.train.identity(), &prepared.train_summary)];
-    if let (Some(path), Some((data, summary))) = (&settings.eval_data_path, &prepared.eval) {
-        datasets.push(dataset("eval", path, data.identity(), summary));
+        vec![dataset("train", &train.to_string(), prepared.train.identity(), &prepared.train_summary)];
+    if let Some((data, summary)) = &prepared.eval {
+        // What is held out is of the training data.
+        let path = settings.eval_data_path.as_ref().unwrap_or(train);
+        datasets.push(dataset("eval", &path.to_string(), data.identity(), summary));
     }
     Ok(Some(Job {
         server: server(spec)?,

@@ -9,6 +9,7 @@ mod cancel;
 mod folder;
 mod followers;
 mod logs;
+mod pins;
 mod rank;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ use followers::Followers;
 
 /// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
 const SIGTERM: i32 = 15;
+
+use pins::Pins;
 
 /// Set from a signal handler: which signal asked the run to stop.
 #[derive(Debug, Clone, Default)]
@@ -330,7 +333,12 @@ fn already_completed(
     if !settings.autoresume {
         return Err(TrainError::AlreadyStarted { folder: folder.checkpoints() });
     }
-    saved.check(settings, prepared.train.identity())?;
+    saved.check(settings, prepared.train.identity()).map_err(|error| match &error {
+        TrainError::OtherData { checkpoint, .. } => {
+            Pins::of(prepared).change(&folder.data(), checkpoint.clone()).unwrap_or(error)
+        }
+        _ => error,
+    })?;
     let total = prepared.plan.length.total_batches;
     if saved.position.batch < total || !folder.export(total).is_dir() {
         return Ok(None);
@@ -345,9 +353,10 @@ fn already_completed(
     folder.finished(total, saved.folder).map(Some)
 }
 
-/// Writes `run.yaml` and the events up to the validated data.
+/// Writes `run.yaml`, `data.json` and the events up to the validated data.
 fn begin(events: &mut EventLog, folder: &RunFolder, prepared: &Prepared) -> Result<(), TrainError> {
     folder.write_settings(&prepared.plan.settings)?;
+    Pins::of(prepared).write(&folder.data())?;
     if prepared.resumes {
         events.record(EventType::Requeued, "taken up again from its checkpoints", &[])?;
     } else {

@@ -9,6 +9,7 @@
 //! decided where those are known. The maps `eval_generation`, `optimizer`, `scheduler` and `parallel` have defaults of their own,
 //! which depend on nothing, and are complete here once they are written at all.
 
+mod data;
 mod devices;
 mod error;
 mod generation;
@@ -29,7 +30,9 @@ use std::path::Path;
 
 use jiff::civil::Date;
 use serde::Serialize;
+use tessera_data::Columns;
 
+pub use data::{DataPath, MixedSource};
 pub use devices::{Devices, UnknownDevices};
 pub use error::{Origin, Problem, ProblemKind, SpecError};
 pub use generation::GenerationSpec;
@@ -54,12 +57,16 @@ use crate::time::{Interval, TrainingDuration};
 pub struct RunSpec {
     /// Hub id, folder in Hugging Face layout, or `.gguf` file.
     pub model: String,
-    /// `.jsonl` file, folder of `.txt` files, or `<entity>/<dataset>/<split>`.
-    pub train_data_path: String,
+    /// Where the training data is.
+    pub train_data_path: DataPath,
     /// What an example is.
     pub task_type: Option<TaskType>,
     /// Data to evaluate on, in the form of `train_data_path`.
-    pub eval_data_path: Option<String>,
+    pub eval_data_path: Option<DataPath>,
+    /// The share of the training examples that is set aside to evaluate on.
+    pub eval_split: Option<f64>,
+    /// What the data's columns are called.
+    pub columns: Option<Columns>,
     /// Prompts answered at every checkpoint.
     pub eval_prompts: Option<Vec<String>>,
     /// How they are answered.
@@ -183,16 +190,17 @@ impl RunSpec {
         let mut map = MapReader::new(entries, &root.origin);
         let interval = || reader::time(Interval::EXPECTED);
         let model = map.required("model", "a hub id, a folder, or a .gguf file", reader::text);
-        let train_data_path = map.required(
-            "train_data_path",
-            "a .jsonl file, a folder of .txt files, or <entity>/<dataset>/<split>",
-            reader::text,
-        );
+        map.demand("train_data_path", DataPath::EXPECTED);
         let spec = Self {
             model: model.unwrap_or_default(),
-            train_data_path: train_data_path.unwrap_or_default(),
+            train_data_path: DataPath::read(&mut map, "train_data_path").unwrap_or(DataPath::Mix(Vec::new())),
             task_type: map.optional("task_type", reader::keyword),
-            eval_data_path: map.optional("eval_data_path", reader::text),
+            eval_data_path: DataPath::read(&mut map, "eval_data_path"),
+            eval_split: map.optional(
+                "eval_split",
+                reader::number(|share| share > 0.0 && share < 1.0, "a share between 0 and 1, such as 0.02"),
+            ),
+            columns: map.map("columns", data::read_columns),
             eval_prompts: map.optional("eval_prompts", reader::list(reader::text, "texts")),
             eval_generation: map.map("eval_generation", GenerationSpec::read),
             custom_weights_path: map.optional("custom_weights_path", reader::text),
@@ -240,6 +248,9 @@ impl RunSpec {
             metrics_port: map.optional("metrics_port", port),
             template_date: map.optional("template_date", date),
         };
+        if spec.eval_data_path.is_some() && spec.eval_split.is_some() {
+            map.refuse("eval_split", "this key or eval_data_path, not both".to_owned());
+        }
         let problems = map.finish();
         if problems.is_empty() { Ok(spec) } else { Err(problems) }
     }

@@ -78,12 +78,17 @@ impl<'tree> MapReader<'tree> {
         expected: &str,
         read: impl FnOnce(&Node) -> Read<T>,
     ) -> Option<T> {
+        self.demand(key, expected);
+        self.optional(key, read)
+    }
+
+    /// Reports a key that must be given, if it is not.
+    pub(super) fn demand(&mut self, key: &'static str, expected: &str) {
         if self.node(key).is_none() {
             let kind = ProblemKind::Missing { expected: expected.to_owned() };
             let key = format!("{}{key}", self.prefix);
             self.problems.push(Problem { origin: self.origin.clone(), key, kind });
         }
-        self.optional(key, read)
     }
 
     /// The value of a key that is a map, read by `read`.
@@ -102,6 +107,28 @@ impl<'tree> MapReader<'tree> {
         let value = read(&mut inner);
         self.problems.extend(inner.finish());
         Some(value)
+    }
+
+    /// The value of a key that is a list of maps, each read by `read`; `None` if it is anything else or empty.
+    pub(super) fn maps<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&mut MapReader<'_>) -> T,
+    ) -> Option<Vec<T>> {
+        let node = self.node(key)?;
+        let Value::List(nodes) = &node.value else { return None };
+        let mut values = Vec::new();
+        for (index, node) in nodes.iter().enumerate() {
+            let name = format!("{key}.{index}");
+            let Value::Map(entries) = &node.value else {
+                self.unfit(&name, node, "a map, such as {path: …, weight: …}".to_owned());
+                continue;
+            };
+            let mut inner = MapReader::below(entries, &node.origin, format!("{}{name}.", self.prefix));
+            values.push(read(&mut inner));
+            self.problems.extend(inner.finish());
+        }
+        (!nodes.is_empty()).then_some(values)
     }
 
     /// Reports that a value, though of the right type, does not fit its neighbours.

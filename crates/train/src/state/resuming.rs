@@ -101,7 +101,7 @@ impl Resumable {
             return Err(TrainError::Changed { checkpoint: self.folder.clone(), difference });
         }
         if self.data_identity != data_identity {
-            let path = settings.train_data_path.clone();
+            let path = settings.train_data_path.to_string();
             return Err(TrainError::OtherData { checkpoint: self.folder.clone(), path });
         }
         Ok(())

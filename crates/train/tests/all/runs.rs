@@ -144,8 +144,77 @@ fn a_changed_key_is_refused_by_name() {
     let error = outcome.unwrap_err();
     assert!(matches!(&error, TrainError::Changed { .. }), "{error}");
     assert!(error.to_string().contains("learning_rate"), "{error}");
-    fs::write(tiny.path("train.jsonl"), fs::read(tiny.path("eval.jsonl")).unwrap()).unwrap();
+}
+
+#[test]
+fn a_changed_source_is_refused_with_what_it_was_and_is() {
+    let tiny = Tiny::new();
+    tiny.train(&[], Some(2)).0.unwrap();
+    let pinned = tiny.path("runs/tiny/data.json");
+    let pins: serde_json::Value = serde_json::from_slice(&fs::read(&pinned).unwrap()).unwrap();
+    let (path, whole) = (tiny.path("train.jsonl"), fs::read(tiny.path("train.jsonl")).unwrap());
+    assert_eq!(pins["train"][0]["path"], path.to_str().unwrap());
+    assert_eq!((&pins["train"][0]["rows"], &pins["eval"][0]["rows"]), (&64.into(), &6.into()));
+    assert_eq!(pins["train"][0]["bytes"], whole.len());
+    let shorter: Vec<u8> = whole.split_inclusive(|&byte| byte == b'\n').take(63).flatten().copied().collect();
+    fs::write(&path, &shorter).unwrap();
+    let error = tiny.train(&[], None).0.unwrap_err();
+    assert!(matches!(&error, TrainError::SourceChanged { .. }), "{error}");
+    let error = error.to_string();
+    for rows in
+        [format!("(64 rows, {} bytes, digest ", whole.len()), format!("(63 rows, {} bytes", shorter.len())]
+    {
+        assert!(error.contains(&format!("{} {rows}", path.display())), "{error}");
+    }
+    // The same rows at another place are the same source.
+    fs::write(&path, &whole).unwrap();
+    tiny.train(&[], Some(3)).0.unwrap();
+    // Nothing says what it was: the run is refused all the same.
+    fs::remove_file(&pinned).unwrap();
+    fs::write(&path, &shorter).unwrap();
     assert!(matches!(tiny.train(&[], None).0.unwrap_err(), TrainError::OtherData { .. }));
+}
+
+#[test]
+fn a_run_of_mixed_sources_evaluates_on_what_is_set_aside() {
+    let tiny = Tiny::new();
+    let list = tiny.path("sources.yaml");
+    let root = tiny.folder().display();
+    fs::write(
+        &list,
+        format!(
+            "model: {root}/model\ntrain_data_path: [{{path: {root}/train.jsonl, weight: 3}}, {{path: {root}/other.json, columns: \
+             {{messages: said}}}}]\neval_split: 0.2\ninit: random\nsave_folder: {root}/runs\nrun_name: mixed\n\
+             context_length: 96\nglobal_train_batch_size: 4\ntraining_duration: 1ep\n"
+        ),
+    )
+    .unwrap();
+    fs::write(
+        tiny.path("other.json"),
+        r#"[{"id": 1, "said": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"id": 2, "said": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]}]"#,
+    )
+    .unwrap();
+    let spec = || tessera_train::spec::RunSpec::load(&list, &[]).unwrap();
+    let outcome = tiny.train_spec(spec(), None).0.unwrap();
+    let Outcome::Completed(finished) = outcome else { panic!("the run should be complete") };
+    assert!(finished.last_evaluation.is_some());
+    // What it wrote down is the same run.
+    let written = tiny.path("runs/mixed/run.yaml");
+    let again = tessera_train::spec::RunSpec::load(&written, &[]).unwrap();
+    assert_eq!(again.train_data_path, spec().train_data_path);
+    assert!(matches!(tiny.train_spec(again, None).0.unwrap(), Outcome::AlreadyCompleted(_)));
+    let mut other = spec();
+    other.eval_split = None;
+    let error = tiny.train_spec(other, None).0.unwrap_err().to_string();
+    assert!(error.contains("was trained with eval_split 0.2, the run file says null"), "{error}");
+    let mut wrong = spec();
+    wrong.columns = Some(tessera_data::Columns::new([("prompt".to_owned(), "question".to_owned())].into()));
+    let error = tiny.train_spec(wrong, None).0.unwrap_err().to_string();
+    assert!(
+        error.contains("columns: prompt cannot be had; expected messages, which CHAT_COMPLETION reads"),
+        "{error}"
+    );
 }
 
 #[test]

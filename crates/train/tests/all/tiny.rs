@@ -96,6 +96,10 @@ impl Tiny {
         Self { folder }
     }
 
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -119,9 +123,18 @@ impl Tiny {
         arguments: &[&str],
         stop_after: Option<u64>,
     ) -> (Result<Outcome, TrainError>, Arc<Watcher>) {
+        self.train_spec(self.spec(arguments), stop_after)
+    }
+
+    /// Trains what `spec` says.
+    pub fn train_spec(
+        &self,
+        spec: RunSpec,
+        stop_after: Option<u64>,
+    ) -> (Result<Outcome, TrainError>, Arc<Watcher>) {
         let watcher = Arc::new(Watcher { stop_after, ..Default::default() });
         let observer: Arc<dyn Observer> = watcher.clone();
-        (train(self.spec(arguments), &Launch::alone(), &observer, &watcher.stop), watcher)
+        (train(spec, &Launch::alone(), &observer, &watcher.stop), watcher)
     }
 
     /// The exported weights of a run.

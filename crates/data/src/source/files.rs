@@ -1,0 +1,150 @@
+//! The files that a path means: itself, those in a folder, or those that a pattern matches.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tessera_files::{FileError, IoContext};
+
+use super::expected;
+use crate::error::DataError;
+use crate::settings::Task;
+
+/// What a file is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    JsonLines,
+    Json,
+    Csv,
+    Parquet,
+    Text,
+}
+
+/// How its bytes are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// A file of a source.
+#[derive(Debug)]
+pub(super) struct DataFile {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+    pub(super) compression: Compression,
+    pub(super) size: u64,
+}
+
+/// The files in the order in which they are read: that of their paths.
+pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
+    let not_found = || DataError::NotFound { path: path.to_owned(), task, expected: expected(task) };
+    if path.is_dir() {
+        return in_folder(path, task);
+    }
+    if path.exists() {
+        return Ok(vec![named(path, task)?]);
+    }
+    let pattern = path.to_str().filter(|text| text.contains(['*', '?', '['])).ok_or_else(not_found)?;
+    let matches = glob::glob(pattern)
+        .map_err(|error| DataError::Pattern { pattern: pattern.to_owned(), problem: error.to_string() })?;
+    let mut paths = Vec::new();
+    for matched in matches {
+        let matched = matched.map_err(|error| FileError {
+            action: "list",
+            path: error.path().to_owned(),
+            source: error.into(),
+        })?;
+        if matched.is_file() {
+            paths.push(matched);
+        }
+    }
+    paths.sort();
+    if paths.is_empty() {
+        return Err(not_found());
+    }
+    paths.iter().map(|path| named(path, task)).collect()
+}
+
+/// A file that was asked for by its name.
+fn named(path: &Path, task: Task) -> Result<DataFile, DataError> {
+    let wrong =
+        |found: String| DataError::WrongKind { path: path.to_owned(), found, task, expected: expected(task) };
+    let (format, compression) =
+        kind(path).ok_or_else(|| wrong(format!("a file of type {:?}", extension(path))))?;
+    if format == Format::Text && task != Task::ContinuedPretrain {
+        return Err(wrong(format!("a file of type {:?}", extension(path))));
+    }
+    if format == Format::Parquet && compression != Compression::None {
+        return Err(wrong(
+            "a packed .parquet file, which must be unpacked (it is compressed inside)".to_owned(),
+        ));
+    }
+    let size = fs::metadata(path).context("read", path)?.len();
+    Ok(DataFile { path: path.to_owned(), format, compression, size })
+}
+
+/// The files in a folder that the task reads. Continued pre-training reads texts where there are any, else rows.
+fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
+    let mut paths = Vec::new();
+    collect(folder, &mut HashSet::new(), &mut paths)?;
+    let is_text = |path: &PathBuf| kind(path).is_some_and(|(format, _)| format == Format::Text);
+    let (texts, rows): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_text);
+    let mut chosen = if task == Task::ContinuedPretrain && !texts.is_empty() { texts } else { rows };
+    chosen.sort();
+    if chosen.is_empty() {
+        let found = "a folder without such files in it".to_owned();
+        let (path, expected) = (folder.to_owned(), expected(task));
+        return Err(DataError::WrongKind { path, found, task, expected });
+    }
+    chosen.iter().map(|path| named(path, task)).collect()
+}
+
+/// Adds the files of a known kind below `folder`. Links to files and folders are followed; one that leads nowhere is an
+/// error, since rows would be missing. Links may lead in a circle: a folder that was `seen`, by its canonical path, is
+/// not read again. Entries are visited in the order of their names, so that the same one of two ways to a folder is taken
+/// each time. Names that begin with a dot or an underscore are those of tools (`_SUCCESS`, `.cache`).
+fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>) -> Result<(), FileError> {
+    if !seen.insert(folder.canonicalize().context("resolve", folder)?) {
+        return Ok(());
+    }
+    let entries = fs::read_dir(folder).context("list", folder)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().context("list", folder)?;
+    entries.sort();
+    for path in entries {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_'])) {
+            continue;
+        }
+        let found = fs::metadata(&path).context("read", &path)?;
+        if found.is_dir() {
+            collect(&path, seen, paths)?;
+        } else if found.is_file() && kind(&path).is_some() {
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// What a file's name says of its content.
+fn kind(path: &Path) -> Option<(Format, Compression)> {
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let packed = [(".gz", Compression::Gzip), (".zst", Compression::Zstd)];
+    let (stem, compression) = packed
+        .into_iter()
+        .find_map(|(ending, compression)| Some((name.strip_suffix(ending)?, compression)))
+        .unwrap_or((&name, Compression::None));
+    let format = match stem.rsplit_once('.')?.1 {
+        "jsonl" => Format::JsonLines,
+        "json" => Format::Json,
+        "csv" => Format::Csv,
+        "parquet" => Format::Parquet,
+        "txt" => Format::Text,
+        _ => return None,
+    };
+    Some((format, compression))
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase()
+}
