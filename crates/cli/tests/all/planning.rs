@@ -59,7 +59,9 @@ fn a_run_file_is_planned_for_a_cluster_without_its_data_or_weights() {
     let shared = plan(&["--context-length", "128", "parallel.context=2", "save_async=false"]);
     assert_eq!(shared["context_length"], 128);
     assert_eq!(shared["parallel"], json!({"shard": 2, "replicate": 1, "context": 2}));
-    assert_eq!(shared["saving"]["pinned_bytes"], 0);
+    // What training waits for passes through the host unit by unit.
+    let pinned = |plan: &Value| plan["saving"]["pinned_bytes"].as_u64().unwrap();
+    assert!((1..pinned(&short)).contains(&pinned(&shared)));
     assert!(shared["links"]["exchanged"]["nvlink_bytes"].as_u64().unwrap() > 0);
     let rounded = plan(&["parallel.reduce_dtype=bf16"]);
     let sent = |plan: &Value, what: &str| plan["links"][what]["nvlink_bytes"].as_u64().unwrap();

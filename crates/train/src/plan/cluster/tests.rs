@@ -220,7 +220,19 @@ fn saving_costs_what_is_not_done_beside_the_training() {
     close(failures.stall_seconds, 0.05 * (copying + writing));
     close(failures.restart_seconds, 300.0 + writing);
 
-    let failures = plan(LLAMA_8B, &["save_async=false"], 1, 8, "h100").failures(50_000.0).unwrap();
+    // Meanwhile no copy: an embedding, a block and a head with the last norm pass through, their masters and two moments.
+    let waiting = plan(LLAMA_8B, &["save_async=false"], 1, 8, "h100");
+    let [embedding, block, head] = [525_336_576, 218_112_000, 525_340_672_u64];
+    assert_eq!(waiting.saving.pinned_bytes, (embedding + block + head) / 8 * 12);
+    // Moments that the host has are saved from where they lie.
+    let offloaded = plan(LLAMA_8B, &["save_async=false", "offload=optimizer"], 1, 8, "h100");
+    assert_eq!(offloaded.saving.pinned_bytes, (embedding + block + head) / 8 * 4);
+    assert_eq!(
+        (offloaded.memory.moment_bytes, offloaded.memory.host_moment_bytes),
+        (0, waiting.memory.moment_bytes)
+    );
+
+    let failures = waiting.failures(50_000.0).unwrap();
     close(failures.stall_seconds, copying + writing);
     assert_eq!(failures.save_seconds, 0.0);
 }
