@@ -224,6 +224,8 @@ impl Rendezvous {
         let mut error = std::io::Error::from(ErrorKind::AddrNotAvailable);
         for address in self.resolve()? {
             match TcpStream::connect_timeout(&address, patience) {
+                // Where nobody listens yet, a connection may get the port that it goes to for its own, and reach itself.
+                Ok(stream) if stream.local_addr()? == address => error = ErrorKind::ConnectionRefused.into(),
                 Ok(stream) => return Ok(stream),
                 Err(failed) => error = failed,
             }
@@ -442,7 +444,9 @@ mod tests {
 
     #[test]
     fn a_process_that_was_started_again_takes_its_place() {
-        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        // Below those that the system gives to connections, one of which would else be in its place at times.
+        let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = (20_000 + (std::process::id() % 10_000) as u16..32_000).find(free).unwrap();
         let of = move |process| Rendezvous {
             host: "127.0.0.1".to_owned(),
             port,
