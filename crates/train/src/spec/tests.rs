@@ -44,6 +44,7 @@ target_responses: last
 packing: none
 shuffle: false
 activation_checkpointing: none
+offload: optimizer
 devices: cuda:1,0
 parallel: {shard: 2, replicate: 1, context: 1, reshard_after_forward: false}
 dist_timeout: 60
