@@ -50,6 +50,24 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+// What a thread of the backward knows of its two queries, eight rows apart: the first key that each sees, its
+// log-sum-exp in base 2, and its δ. Rows from `end` on are not there; the last one that is stands for them.
+struct TwoQueries {
+    uint32_t first_keys[2];
+    float base[2], delta[2];
+
+    __device__ __forceinline__ TwoQueries(const Layer &layer, uint32_t row, uint32_t end, uint32_t head,
+                                          const float *log_sum_exp, const float *deltas) {
+        for (int half = 0; half < 2; half++) {
+            const uint32_t query = min(row + half * 8, end - 1);
+            const uint64_t place = static_cast<uint64_t>(query) * layer.query_heads + head;
+            first_keys[half] = layer.first_key(query);
+            base[half] = log_sum_exp[place] * LOG2_E;
+            delta[half] = deltas[place];
+        }
+    }
+};
+
 // sums = A·Bᵀ for M·16 rows of A from `row` on and N·8 rows of B, both tiles with the head's elements in a row.
 template <int M, int N, int D>
 __device__ __forceinline__ void multiply_rows(Sums (&sums)[M][N], const Tile<D> &a, uint32_t row, const Tile<D> &b) {

@@ -122,15 +122,7 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
     const uint32_t head = blockIdx.y, key_value_head = head / layer.group();
     const uint64_t width = layer.width(), output_width = layer.output_width();
     const uint32_t warp_row = threadIdx.x / LANES * 16, row = first + warp_row + threadIdx.x % LANES / 4;
-    uint32_t first_keys[2];
-    float base[2], own_delta[2];
-    for (int half = 0; half < 2; half++) {
-        const uint32_t query = min(row + half * 8, end - 1);
-        const uint64_t place = static_cast<uint64_t>(query) * layer.query_heads + head;
-        first_keys[half] = layer.first_key(query);
-        base[half] = log_sum_exp[place] * LOG2_E;
-        own_delta[half] = delta[place];
-    }
+    const TwoQueries own(layer, row, end, head, log_sum_exp, delta);
     const uint32_t first_key = layer.first_key(first), all_see = layer.first_key(end - 1);
 
     auto load_keys = [&](uint32_t key, uint32_t stage) {
@@ -160,9 +152,9 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint32_t own_key = key + n * 8 + threadIdx.x % 4 * 2 + i % 2, query = row + i / 2 * 8;
-                float weight = exp2_fast(p[0][n].values[i] * (scale * LOG2_E) - base[i / 2]);
-                if (masked && (own_key > query || own_key < first_keys[i / 2])) weight = 0;
-                ds[0][n].values[i] = weight * (ds[0][n].values[i] - own_delta[i / 2]);
+                float weight = exp2_fast(p[0][n].values[i] * (scale * LOG2_E) - own.base[i / 2]);
+                if (masked && (own_key > query || own_key < own.first_keys[i / 2])) weight = 0;
+                ds[0][n].values[i] = weight * (ds[0][n].values[i] - own.delta[i / 2]);
             }
         }
         multiply_registers(dq, ds, k);

@@ -53,6 +53,39 @@ struct Ring {
     }
 };
 
+// Lets the tiles of a round be there, and those of a later one come. What the last round read is free by then.
+template <typename Load>
+__device__ __forceinline__ void arrive(Load &load, uint32_t round) {
+    wait_copies<AHEAD - 1>();
+    publish_copies();
+    __syncthreads();
+    load(round + AHEAD);
+}
+
+// Brings the keys and values of one head, a tile of each a round.
+template <int D>
+struct KeysAndValues {
+    Copier<D> keys, values;
+    Ring<D> ring;
+    uint64_t width;
+    uint32_t count;
+
+    // `count` rows from the one that begins at `rows`.
+    __device__ __forceinline__ KeysAndValues(const Layer &layer, const bf16 *rows, uint32_t head, uint32_t count,
+                                             const Ring<D> &ring)
+        : keys(rows + layer.key_start(head), layer.width()), values(rows + layer.value_start(head), layer.width()),
+          ring(ring), width(layer.width()), count(count) {}
+
+    __device__ __forceinline__ void operator()(uint32_t round) const {
+        if (round < (count + SIDE - 1) / SIDE) {
+            const uint64_t distance = round * SIDE * width;
+            keys.load(ring.tile(round, 0), distance, count - round * SIDE);
+            values.load(ring.tile(round, 1), distance, count - round * SIDE);
+        }
+        commit_copies();
+    }
+};
+
 // A warpgroup's rows of a left operand: in registers, where there are enough of them for it.
 template <int D, bool IN_REGISTERS>
 struct Left {

@@ -58,12 +58,6 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
         }
         commit_copies();
     };
-    auto arrive = [&](uint32_t round) {
-        wait_copies<AHEAD - 1>();
-        publish_copies();
-        __syncthreads();
-        load(round + AHEAD);
-    };
     k.tile.load(qkv + first * width + layer.key_start(key_value_head), width, end - first);
     v.tile.load(qkv + first * width + layer.value_start(key_value_head), width, end - first);
     for (uint32_t round = 0; round < AHEAD; round++) load(round);
@@ -128,7 +122,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
         round_off(left_p, p);
         round_off(left_ds, ds);
     };
-    arrive(0);
+    arrive(load, 0);
     k.take();
     v.take();
     hold(k.fragments);
@@ -140,7 +134,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
     round_scores_off();
     for (uint32_t round = 1; round < rounds; round++) {
         if constexpr (OVERLAPS) {
-            arrive(round);
+            arrive(load, round);
             begin_gradients();
             multiply_scores(round);
             multiply_gradients(round - 1);
@@ -151,7 +145,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const bf16 *qk
             begin_gradients();
             multiply_gradients(round - 1);
             end_gradients();
-            arrive(round);
+            arrive(load, round);
             begin_products();
             multiply_scores(round);
             wait_products<0>();
@@ -182,35 +176,11 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
     const uint32_t head = blockIdx.x, key_value_head = head / layer.group();
     const uint64_t width = layer.width(), output_width = layer.output_width();
     const uint32_t warp_row = threadIdx.x / LANES * 16, row = first + warp_row + threadIdx.x % LANES / 4;
-    uint32_t first_keys[2];
-    float base[2], own_delta[2];
-    for (int half = 0; half < 2; half++) {
-        const uint32_t query = min(row + half * 8, end - 1);
-        const uint64_t place = static_cast<uint64_t>(query) * layer.query_heads + head;
-        first_keys[half] = layer.first_key(query);
-        base[half] = log_sum_exp[place] * LOG2_E;
-        own_delta[half] = delta[place];
-    }
+    const TwoQueries own(layer, row, end, head, log_sum_exp, delta);
     const uint32_t first_key = layer.first_key(first), all_see = layer.first_key(end - 1);
     const uint32_t rounds = (end - first_key + SIDE - 1) / SIDE;
 
-    const bf16 *rows = qkv + first_key * width;
-    const Copier<D> keys(rows + layer.key_start(key_value_head), width);
-    const Copier<D> values(rows + layer.value_start(key_value_head), width);
-    auto load = [&](uint32_t round) {
-        if (round < rounds) {
-            const uint64_t distance = round * SIDE * width;
-            keys.load(ring.tile(round, 0), distance, end - first_key - round * SIDE);
-            values.load(ring.tile(round, 1), distance, end - first_key - round * SIDE);
-        }
-        commit_copies();
-    };
-    auto arrive = [&](uint32_t round) {
-        wait_copies<AHEAD - 1>();
-        publish_copies();
-        __syncthreads();
-        load(round + AHEAD);
-    };
+    const KeysAndValues<D> load(layer, qkv + first_key * width, key_value_head, end - first_key, ring);
     q.tile.load(qkv + first * width + layer.query_start(head), width, end - first);
     dout.tile.load(doutput + first * output_width + layer.query_start(head), output_width, end - first);
     for (uint32_t round = 0; round < AHEAD; round++) load(round);
@@ -227,9 +197,9 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint32_t own_key = key + n * 8 + threadIdx.x % 4 * 2 + i % 2, query = row + i / 2 * 8;
-                float weight = exp2_fast(p[n].values[i] * (scale * LOG2_E) - base[i / 2]);
-                if (masked && (own_key > query || own_key < first_keys[i / 2])) weight = 0;
-                ds[n].values[i] = weight * (ds[n].values[i] - own_delta[i / 2]);
+                float weight = exp2_fast(p[n].values[i] * (scale * LOG2_E) - own.base[i / 2]);
+                if (masked && (own_key > query || own_key < own.first_keys[i / 2])) weight = 0;
+                ds[n].values[i] = weight * (ds[n].values[i] - own.delta[i / 2]);
             }
         }
     };
@@ -242,7 +212,7 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
         multiply_columns<D>(dq, left, ring.tile(round, 0));
         commit_products();
     };
-    arrive(0);
+    arrive(load, 0);
     q.take();
     dout.take();
     hold(q.fragments);
@@ -255,7 +225,7 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const bf16 
     weigh(0);
     round_off(left, ds);
     for (uint32_t round = 1; round < rounds; round++) {
-        arrive(round);
+        arrive(load, round);
         hold(dq);
         hold(left);
         begin_products();

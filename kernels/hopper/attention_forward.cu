@@ -76,30 +76,13 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
     const uint32_t first_key = layer.first_key(first), all_see = layer.first_key(end - 1);
     const uint32_t rounds = (end - first_key + SIDE - 1) / SIDE;
 
-    const bf16 *rows = qkv + first_key * width;
-    const Copier<D> keys(rows + layer.key_start(head / layer.group()), width);
-    const Copier<D> values(rows + layer.value_start(head / layer.group()), width);
-    auto load = [&](uint32_t round) {
-        if (round < rounds) {
-            const uint64_t distance = round * SIDE * width;
-            keys.load(ring.tile(round, 0), distance, end - first_key - round * SIDE);
-            values.load(ring.tile(round, 1), distance, end - first_key - round * SIDE);
-        }
-        commit_copies();
-    };
+    const KeysAndValues<D> load(layer, qkv + first_key * width, head / layer.group(), end - first_key, ring);
     q.tile.load(qkv + first * width + layer.query_start(head), width, end - first);
     for (uint32_t round = 0; round < AHEAD; round++) load(round);
 
     Softmax softmax = {.scale = LOG2_E * rsqrtf(D)};
     Sums outputs[D / 8] = {}, scores[SUMS];
     Fragment p[SIDE / 16];
-    // Lets the tiles of a round be there, and those of a later one come. What the last round read is free by then.
-    auto arrive = [&](uint32_t round) {
-        wait_copies<AHEAD - 1>();
-        publish_copies();
-        __syncthreads();
-        load(round + AHEAD);
-    };
     auto soften = [&](uint32_t round) {
         const uint32_t key = first_key + round * SIDE;
         // Two ways to the end, since ptxas waits for products as early as it can within a block of instructions without a branch:
@@ -111,7 +94,7 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
             softmax.soften(scores);
         }
     };
-    arrive(0);
+    arrive(load, 0);
     q.take();
     hold(q.fragments);
     begin_products();
@@ -122,7 +105,7 @@ __device__ __forceinline__ void forward(const Layer &layer, const bf16 *qkv, bf1
     soften(0);
     round_off(p, scores);
     for (uint32_t round = 1; round < rounds; round++) {
-        arrive(round);
+        arrive(load, round);
         hold(outputs);
         hold(p);
         begin_products();
