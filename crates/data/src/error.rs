@@ -83,6 +83,23 @@ pub enum DataError {
         shown: Vec<RowProblem>,
     },
 
+    /// The path names something that is not on this machine.
+    #[error(
+        "{path} is {place}, from which nothing is read yet; copy the data to this machine and name the file or folder, \
+         which {task} wants to be {expected}",
+        path = path.display()
+    )]
+    Elsewhere {
+        /// What was named.
+        path: PathBuf,
+        /// Where that would be.
+        place: &'static str,
+        /// What it was to be used for.
+        task: Task,
+        /// What the task reads.
+        expected: &'static str,
+    },
+
     /// Nothing is at the path.
     #[error("{path}: no such file or folder; {task} expects {expected}", path = path.display())]
     NotFound {

@@ -39,7 +39,10 @@ pub(super) struct DataFile {
 
 /// The files in the order in which they are read: that of their paths.
 pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
-    let not_found = || DataError::NotFound { path: path.to_owned(), task, expected: expected(task) };
+    let not_found = || match elsewhere(path) {
+        Some(place) => DataError::Elsewhere { path: path.to_owned(), place, task, expected: expected(task) },
+        None => DataError::NotFound { path: path.to_owned(), task, expected: expected(task) },
+    };
     if path.is_dir() {
         return in_folder(path, task);
     }
@@ -65,6 +68,27 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
         return Err(not_found());
     }
     paths.iter().map(|path| named(path, task)).collect()
+}
+
+/// Where the service's users also have data, if that is what a path which is not there looks like.
+fn elsewhere(path: &Path) -> Option<&'static str> {
+    let text = path.to_str()?;
+    let parts = |separator| text.split(separator).filter(|part| !part.is_empty()).count();
+    if text.contains("://") {
+        Some("in an object store or on a server")
+    } else if text.starts_with("dbfs:") {
+        Some("on a workspace")
+    } else if text.starts_with("delta:") {
+        Some("a Delta table")
+    } else if kind(path).is_some() || text.starts_with(['/', '.', '~']) || text.contains(['*', '?', '[']) {
+        None
+    } else if parts('/') == 3 {
+        Some("a data set of the Hugging Face Hub")
+    } else if parts('/') == 1 && parts('.') == 3 {
+        Some("a table of Unity Catalog")
+    } else {
+        None
+    }
 }
 
 /// A file that was asked for by its name.

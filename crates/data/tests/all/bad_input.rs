@@ -230,6 +230,23 @@ fn paths_that_hold_no_data() {
         "{}",
         bench.error()
     );
+    for (path, place) in [
+        ("s3://bucket/a.jsonl", "in an object store or on a server"),
+        ("dbfs:/Volumes/a/b/c/train.jsonl", "on a workspace"),
+        ("delta:table@3", "a Delta table"),
+        ("databricks/dolly/train", "a data set of the Hugging Face Hub"),
+        ("main.default.table", "a table of Unity Catalog"),
+    ] {
+        bench.path = path.into();
+        assert!(
+            bench.error().contains(&format!("{path} is {place}, from which nothing is read yet")),
+            "{path}"
+        );
+    }
+    for path in ["a/missing/file.jsonl", "a.b.jsonl", "./a/b", "/a/b/c"] {
+        bench.path = path.into();
+        assert!(bench.error().contains("no such file or folder"), "{path}");
+    }
     bench.path = bench.folder.path().join("missing.jsonl");
     assert!(bench.error().contains("missing.jsonl: no such file or folder"), "{}", bench.error());
 }
