@@ -476,4 +476,25 @@ mod tests {
         assert_eq!(found.map(|met| (met.first_rank, met.world_size)), [(1, 3), (2, 3)]);
         leading.join().unwrap().unwrap();
     }
+
+    /// A connection gets its own port from the system, and sooner or later the one that it goes to.
+    #[test]
+    fn a_connection_to_itself_is_none() {
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let [first, last] =
+            [0, 1].map(|part| range.split_whitespace().nth(part).unwrap().parse::<u16>().unwrap());
+        let port = (first / 2..last / 2)
+            .map(|half| 2 * half)
+            .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let rendezvous = Rendezvous {
+            host: "127.0.0.1".to_owned(),
+            port: port.unwrap(),
+            secret: Vec::new(),
+            process: 1,
+            processes: 2,
+        };
+        for _ in 0..2 * usize::from(last - first) {
+            assert!(rendezvous.connect(PATIENCE).is_err());
+        }
+    }
 }

@@ -89,34 +89,48 @@ fn blocks_and_weights_are_kept_where_there_is_room() {
 /// The optimizer's moments may lie in the memory of the host: the bits are the same, and either goes on with the other.
 #[test]
 fn moments_in_the_memory_of_the_host_change_nothing() {
-    let trained = |offload: &str| {
+    let keys = ["devices=cuda:0", "training_duration=2ba", "save_interval=1ba", "hf_save_precision=fp32"];
+    let trained = |more: &[&str]| {
         let bench = Bench::new();
-        train(&bench, 1, &["devices=cuda:0", "training_duration=2ba", "save_interval=1ba", offload], &[])
-            .printed();
+        train(&bench, 1, &[&keys[..], more].concat(), &[]).printed();
         bench
     };
-    let (plain, moved) = (trained("offload=none"), trained("offload=optimizer"));
+    let plain = trained(&[]);
+    let moved = trained(&["offload=optimizer"]);
+    // Saved from where they lie.
+    let waiting = trained(&["offload=optimizer", "save_async=false"]);
     let export = "runs/tiny/huggingface/ba2/model.safetensors";
-    assert!(moved.read(export) == plain.read(export));
+    let expected = plain.read(export);
+    assert!(moved.read(export) == expected && waiting.read(export) == expected);
     assert!(moved.text("runs/tiny/run.yaml").contains("offload: optimizer"));
     // What was saved there goes on here.
-    let expected = plain.read(export);
-    for (bench, offload) in [(&moved, "offload=none"), (&plain, "offload=optimizer")] {
+    for (bench, offload) in
+        [(&moved, "offload=none"), (&waiting, "offload=none"), (&plain, "offload=optimizer")]
+    {
         std::fs::remove_dir_all(bench.path("runs/tiny/huggingface")).unwrap();
         std::fs::remove_dir_all(bench.path("runs/tiny/checkpoints/ep0-ba2")).unwrap();
-        let keys = ["devices=cuda:0", "training_duration=2ba", "save_interval=1ba", offload];
-        train(bench, 1, &keys, &[]).printed();
+        train(bench, 1, &[&keys[..], &[offload]].concat(), &[]).printed();
         assert!(bench.read(export) == expected, "{offload}");
     }
 
-    let plan = |offload: &str| {
-        let keys = ["plan", "run.yaml", "--json", "devices=cuda:0", "eval_data_path=null", offload];
-        serde_json::from_str::<serde_json::Value>(&on_gpus(&plain, 1, &keys, &[]).printed()).unwrap()
+    let plan = |gpus: usize, more: &[&str]| {
+        let devices = if gpus == 1 { "devices=cuda:0" } else { "devices=cuda:0,1" };
+        let keys = [&["plan", "run.yaml", "--json", "eval_data_path=null", devices][..], more].concat();
+        serde_json::from_str::<serde_json::Value>(&on_gpus(&plain, gpus, &keys, &[]).printed()).unwrap()
     };
-    let (here, there) = (plan("offload=none"), plan("offload=optimizer"));
-    let moments = &here["memory_bytes"]["optimizer"];
-    assert!(moments.is_u64() && there["memory_bytes"]["optimizer"].is_null());
-    assert_eq!(&there["host_memory_bytes"]["optimizer"], moments);
+    let bytes = |plan: &serde_json::Value, place: &str, part: &str| plan[place][part].as_u64().unwrap_or(0);
+    let (gpu, host) = ("memory_bytes", "host_memory_bytes");
+    let (here, there) = (plan(1, &[]), plan(1, &["offload=optimizer"]));
+    let moments = bytes(&here, gpu, "optimizer");
+    assert!(moments > 0 && bytes(&here, host, "optimizer") == 0);
+    assert_eq!((bytes(&there, gpu, "optimizer"), bytes(&there, host, "optimizer")), (0, moments));
+    // What both GPUs of the machine keep, each a half; with a little for slices of equal length.
+    let both = bytes(&plan(2, &["offload=optimizer"]), host, "optimizer");
+    assert!((moments..moments + moments / 100).contains(&both), "{both} of {moments}");
+    let copy = |more: &[&str]| bytes(&plan(1, more), host, "copy_for_a_checkpoint");
+    let (beside, waiting) = (copy(&["offload=optimizer"]), copy(&["offload=optimizer", "save_async=false"]));
+    assert_eq!(beside, moments + moments / 2);
+    assert!((1..moments / 2).contains(&waiting), "{waiting}");
 }
 
 #[test]

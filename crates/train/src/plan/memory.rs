@@ -252,3 +252,18 @@ fn memory_and_limit() -> Option<(u64, u64)> {
 pub fn gibibytes(bytes: usize) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pinned_memory_that_the_machine_has_not_is_refused() {
+        let room = Room { place: String::new(), total: 1 << 30, usable: 1 << 29 };
+        assert!(room.check_pinned(1 << 29).is_ok());
+        let error = room.check_pinned((1 << 29) + 1).map_err(|error| error.to_string());
+        assert!(error.is_err_and(
+            |error| error.contains("0.50 GiB of the machine's memory") && error.contains("1.00 GiB")
+        ));
+    }
+}

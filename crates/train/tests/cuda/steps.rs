@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tessera_dist::{Residency, Single};
 use tessera_model::Compute;
 use tessera_ops::cuda::Gpu;
-use tessera_ops::{DType, Home, Queue};
+use tessera_ops::{Buffer, DType, Home, Queue};
 use tessera_train::engine::{Engine, EngineSettings, OwnNews, StepOutcome};
 use tessera_train::spec::Offload;
 
@@ -130,6 +130,20 @@ fn steps_have_the_same_bits_wherever_weights_and_moments_stay_and_whatever_is_co
             let again = three_steps(&golden, on_gpu(&golden, DType::BF16, settings));
             assert_eq!(again.weights, first.weights, "{case}");
             assert_eq!(again.outcomes, first.outcomes, "{case}");
+        }
+    }
+}
+
+#[test]
+fn moments_lie_where_they_are_to_be() {
+    let golden = Golden::open("tied_gqa");
+    for offload in [Offload::None, Offload::Optimizer] {
+        let engine = on_gpu(&golden, DType::BF16, EngineSettings { offload, ..golden.settings(true) });
+        for unit in engine.units().iter() {
+            let state = unit.state().read().unwrap();
+            let is_on_host = |buffer: &Buffer| buffer.on_host(engine.queue(), DType::F32).unwrap().is_some();
+            assert!(!is_on_host(&state.master));
+            assert!(state.moments.iter().all(|moment| is_on_host(moment) == (offload == Offload::Optimizer)));
         }
     }
 }
