@@ -83,6 +83,20 @@ pub enum DataError {
         shown: Vec<RowProblem>,
     },
 
+    /// A source's share asks for its examples over and over.
+    #[error(
+        "{path} would have to come round {rounds:.0} times for its weight, with {examples} examples against so many of the \
+         other sources; 1,000 times are the most: give it less weight, or the others more"
+    )]
+    Unbalanced {
+        /// The source as the settings name it.
+        path: String,
+        /// How often its examples would be used.
+        rounds: f64,
+        /// How many it has.
+        examples: usize,
+    },
+
     /// The path names something that is not on this machine.
     #[error(
         "{path} is {place}, from which nothing is read yet; copy the data to this machine and name the file or folder, \

@@ -14,7 +14,7 @@ use tessera_files::{FileError, FolderLock, IoContext};
 use crate::batch::Dataset;
 use crate::cache::{Columns, Entry, Kept, RowTable, TokenWriter, Written, remove_leftovers};
 use crate::error::{DataError, Problems};
-use crate::mix::interleave;
+use crate::mix::{TooOften, interleave};
 use crate::pack;
 use crate::progress::{Progress, Report, Stage};
 use crate::settings::{DataSettings, HoldOut, Packing, Task};
@@ -168,7 +168,7 @@ impl Builder<'_> {
         }
         let Written { columns, kept, mut summary } = writer.finish()?;
         summary.sources = accounts;
-        let rows = self.row_table(&self.mixed(kept, sources, &mut summary));
+        let rows = self.row_table(&self.mixed(kept, sources, &mut summary)?);
         summary.rows = rows.rows();
         summary.tokens = rows.row_tokens.iter().copied().map(u64::from).sum();
         summary.loss_tokens = rows.row_loss_tokens.iter().copied().map(u64::from).sum();
@@ -179,9 +179,14 @@ impl Builder<'_> {
     }
 
     /// The examples in the order of the mix. Those that come round again have their tokens once.
-    fn mixed(&self, kept: Vec<Kept>, sources: &[Source], summary: &mut Summary) -> Vec<Kept> {
+    fn mixed(
+        &self,
+        kept: Vec<Kept>,
+        sources: &[Source],
+        summary: &mut Summary,
+    ) -> Result<Vec<Kept>, DataError> {
         if sources.len() == 1 {
-            return kept;
+            return Ok(kept);
         }
         let counts: Vec<usize> = summary.sources.iter().map(|source| source.kept).collect();
         let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
@@ -189,11 +194,17 @@ impl Builder<'_> {
         counts.iter().for_each(|count| starts.push(starts.last().unwrap_or(&0) + count));
         summary.sources.iter_mut().for_each(|source| source.used = 0);
         let mut mixed = Vec::new();
-        for (source, example) in interleave(&counts, &weights) {
+        let mix =
+            interleave(&counts, &weights).map_err(|TooOften { source, rounds }| DataError::Unbalanced {
+                path: self.settings.sources[source].path.clone(),
+                rounds,
+                examples: counts[source],
+            })?;
+        for (source, example) in mix {
             mixed.extend(kept.get(starts[source] + example));
             summary.sources[source].used += 1;
         }
-        mixed
+        Ok(mixed)
     }
 
     fn row_table(&self, kept: &[Kept]) -> RowTable {

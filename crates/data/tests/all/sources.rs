@@ -240,6 +240,9 @@ fn sources_are_mixed_by_their_weights() {
         summary.sources.iter().map(|source| (source.records, source.kept, source.used)).collect();
     assert_eq!((summary.examples, used), (8, vec![(6, 6, 6), (2, 2, 4)]));
     assert_eq!(dataset.pins().iter().map(|pin| pin.rows).collect::<Vec<_>>(), [6, 2]);
+    bench.settings.sources = vec![source(&bench.path, 1.0), source(&other, 1.0e9)];
+    let error = bench.error();
+    assert!(error.contains("b.jsonl would have to come round 3000000000 times for its weight"), "{error}");
     // Weights are relative.
     bench.settings.sources = vec![source(&bench.path, 0.6), source(&other, 0.4)];
     assert_eq!(bench.marked(), marked);
