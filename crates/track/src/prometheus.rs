@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::TrackError;
 use crate::metrics::{Number, Record};
@@ -103,7 +103,12 @@ impl Shared {
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut request = Vec::new();
         let mut piece = [0; 1024];
-        while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < MOST_BYTES {
+        let asked_at = Instant::now();
+        // One that asks letter by letter keeps the others out too.
+        while !request.windows(4).any(|end| end == b"\r\n\r\n")
+            && request.len() < MOST_BYTES
+            && asked_at.elapsed() < PATIENCE
+        {
             match stream.read(&mut piece)? {
                 0 => break,
                 read => request.extend(&piece[..read]),
@@ -194,6 +199,32 @@ mod tests {
         for request in ["GET / HTTP/1.1\r\n\r\n", "POST /metrics HTTP/1.1\r\n\r\n", "\r\n\r\n"] {
             assert!(ask(&exporter, request).starts_with("HTTP/1.1 404 "), "{request:?}");
         }
+    }
+
+    #[test]
+    fn whoever_asks_letter_by_letter_keeps_nobody_out() {
+        let exporter = Exporter::start(0, "a").unwrap();
+        let address = (Ipv4Addr::LOCALHOST, exporter.address.port());
+        let is_over = AtomicBool::new(false);
+        let (slow_is_there, slow_came) = std::sync::mpsc::channel();
+        let answer = thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut slow = TcpStream::connect(address).unwrap();
+                slow_is_there.send(()).unwrap();
+                while !is_over.load(Ordering::Relaxed) && slow.write_all(b"G").is_ok() {
+                    thread::sleep(PATIENCE / 8);
+                }
+            });
+            slow_came.recv().unwrap();
+            let mut other = TcpStream::connect(address).unwrap();
+            other.set_read_timeout(Some(10 * PATIENCE)).unwrap();
+            other.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            let read = other.read_to_string(&mut answer);
+            is_over.store(true, Ordering::Relaxed);
+            read.map(|_| answer)
+        });
+        assert!(answer.unwrap().starts_with("HTTP/1.1 200 OK"));
     }
 
     #[test]
