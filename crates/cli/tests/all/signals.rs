@@ -111,8 +111,12 @@ fn a_second_signal_leaves_at_once() {
     let run = Background::start(&bench, &slow);
     run.send(&["INT", "TERM"]);
     let ended = run.end();
-    assert_eq!(ended.code, Some(143), "{ended:?}");
-    assert!(ended.stderr.contains("SIGTERM again: leaving at once"), "{ended:?}");
+    // Signals that are both pending when the process comes to run are delivered in an order of the kernel's choice.
+    let again = |signal: &str| ended.stderr.contains(&format!("SIG{signal} again: leaving at once"));
+    assert!(
+        (again("TERM") && ended.code == Some(143)) || (again("INT") && ended.code == Some(130)),
+        "{ended:?}"
+    );
     assert!(!ended.stdout.contains("Stopped by"), "{ended:?}");
     assert_ne!(bench.json_lines("runs/tiny/events.jsonl").last().unwrap()["type"], "STOPPED");
 }
