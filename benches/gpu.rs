@@ -284,23 +284,30 @@ fn update(bench: &Bench) {
     let rates =
         adamw::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.95), epsilon: 1e-8, decay: 1e-5 };
     let size = format!("{FLAT}");
-    let mut row = |name: &str, moments: [Buffer; 2], bytes: usize| {
+    let mut narrow = bench.buffer(BF16, FLAT);
+    let mut row = |name: &str, moments: [Buffer; 2], rounds: bool, bytes: usize| {
         let [mut m, mut v] = moments;
         bench.row(name, &size, Work::Bytes(bytes * FLAT), |queue| {
-            let (p, m, v) = (p.view_mut(F32), m.view_mut(F32), v.view_mut(F32));
-            adamw::update(queue, p, gradient.view(F32), m, v, FLAT / 2, rates, decision.view(DType::F64))
-                .unwrap();
+            let state = adamw::State {
+                parameters: p.view_mut(F32),
+                first_moment: m.view_mut(F32),
+                second_moment: v.view_mut(F32),
+                rounded: rounds.then(|| narrow.view_mut(BF16)),
+            };
+            let decision = decision.view(DType::F64);
+            adamw::update(queue, state, gradient.view(F32), FLAT / 2, rates, decision).unwrap();
         });
     };
-    row("adamw", [(); 2].map(|()| bench.buffer(F32, FLAT)), 28);
+    let moments = || [(); 2].map(|()| bench.buffer(F32, FLAT));
+    row("adamw", moments(), false, 28);
+    row("adamw, weights also in bf16", moments(), true, 30);
     // The rate is that of the bus, both directions together.
     let mapped = [(); 2].map(|()| Buffer::mapped(&bench.queue, F32.size() * FLAT).unwrap());
-    row("adamw, moments in the host's memory", mapped, 16);
+    row("adamw, moments in the host's memory", mapped, false, 16);
     let mut total = bench.buffer(DType::F64, 1);
     bench.row("squared_norm", &size, Work::Bytes(4 * FLAT), |queue| {
         squared_norm::add(queue, gradient.view(F32), total.view_mut(DType::F64)).unwrap();
     });
-    let mut narrow = bench.buffer(BF16, FLAT);
     bench.row("cast, fp32 to bf16", &size, Work::Bytes(6 * FLAT), |queue| {
         cast::forward(queue, gradient.view(F32), narrow.view_mut(BF16)).unwrap();
     });

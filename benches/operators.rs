@@ -420,8 +420,13 @@ fn flat(criterion: &mut Criterion) {
     let adamw =
         adamw::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.95), epsilon: 1e-8, decay: 1e-5 };
     measure(&mut group, "adamw", FLAT, |queue| {
-        let (p, m, v) = (ViewMut::of(&mut p), ViewMut::of(&mut m), ViewMut::of(&mut v));
-        adamw::update(queue, p, gradient, m, v, FLAT / 2, adamw, View::of(&decision)).unwrap();
+        let state = adamw::State {
+            parameters: ViewMut::of(&mut p),
+            first_moment: ViewMut::of(&mut m),
+            second_moment: ViewMut::of(&mut v),
+            rounded: None,
+        };
+        adamw::update(queue, state, gradient, FLAT / 2, adamw, View::of(&decision)).unwrap();
     });
     let lion = lion::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.99), decay: 1e-5 };
     measure(&mut group, "lion", FLAT, |queue| {

@@ -88,6 +88,16 @@ impl Slot {
         }
     }
 
+    /// Forgets what is in it. Fails if that is held.
+    fn clear(&mut self) -> Result<(), DistError> {
+        let Some(unit) = self.unit() else { return Ok(()) };
+        if self.cost().is_none() {
+            return Err(DistError::StillHeld { unit });
+        }
+        *self = self.take()?.map_or(Self::Gone, Self::Free);
+        Ok(())
+    }
+
     /// The buffer, when nothing is under way in it any more.
     fn take(&mut self) -> Result<Option<Buffer>, DistError> {
         match std::mem::replace(self, Slot::Gone) {
@@ -173,14 +183,24 @@ impl WeightSlots {
 
     /// Forgets what is in the slots. Fails if a unit is held.
     pub fn clear(&mut self) -> Result<(), DistError> {
-        for slot in &mut self.slots {
-            let Some(unit) = slot.unit() else { continue };
-            if slot.cost().is_none() {
-                return Err(DistError::StillHeld { unit });
+        self.slots.iter_mut().try_for_each(Slot::clear)
+    }
+
+    /// Forgets one unit. Fails if it is held.
+    pub fn forget(&mut self, unit: usize) -> Result<(), DistError> {
+        let mut slots = self.slots.iter_mut().filter(|slot| slot.unit() == Some(unit));
+        slots.try_for_each(Slot::clear)
+    }
+
+    /// What is in the slot of a unit that is here, to be changed. Fails if it is held.
+    pub fn here(&mut self, unit: usize) -> Result<Option<&mut Buffer>, DistError> {
+        let mut slots = self.slots.iter_mut();
+        match slots.find(|slot| slot.unit() == Some(unit)) {
+            Some(Slot::Here { buffer, .. }) => {
+                Arc::get_mut(buffer).map(Some).ok_or(DistError::StillHeld { unit })
             }
-            *slot = slot.take()?.map_or(Slot::Gone, Slot::Free);
+            _ => Ok(None),
         }
-        Ok(())
     }
 }
 

@@ -155,6 +155,24 @@ impl Units {
         self.slots(0)?.clear()
     }
 
+    /// Lets `change` change a unit's masters, of which gathered weights are forgotten. Only where they are all this rank's own, and
+    /// here, they stay: `change` is given them to write anew as well, which saves the pass over the masters that gathers them.
+    pub fn change<T>(
+        &self,
+        index: usize,
+        change: impl FnOnce(Option<ViewMut<'_>>) -> Result<T, DistError>,
+    ) -> Result<T, DistError> {
+        let mut slots = self.slots(index)?;
+        let here = if self.group().lends() { slots.here(index)? } else { None };
+        if let Some(gathered) = here {
+            let elements = self.units[index].size.elements;
+            return change(Some(gathered.view_mut(self.compute).range(0, elements)?));
+        }
+        slots.forget(index)?;
+        drop(slots);
+        change(None)
+    }
+
     /// Where a unit's gradient is to be added. In a group that gathers it starts at zero each time, and two can be held.
     pub fn gradient(&self, queue: &Queue, index: usize) -> Result<Gradient<'_>, DistError> {
         let elements = self.units[index].size.elements;

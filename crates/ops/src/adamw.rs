@@ -3,11 +3,13 @@
 //! g ← factor·g;  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²
 //! p ← p·(1 − decay) on the first `decayed` elements;  p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε)
 //! torch's `AdamW` has decay = lr·wd, Composer's `DecoupledAdamW` decay = (lr/peak lr)·wd. p, g, m, v `[N]`; factor, t
-//! and whether the step is skipped come from the `decision` vector ([`crate::step`]).
+//! and whether the step is skipped come from the `decision` vector ([`crate::step`]). Where weights are computed with in bf16 and
+//! kept until they change, the new p are also written so: a pass over p less than a cast.
 
 use rayon::prelude::*;
 
 use crate::buffer::{View, ViewMut};
+use crate::cast;
 use crate::check::{self, for_float};
 use crate::cuda::Grid;
 use crate::dtype::{DType, Float};
@@ -29,26 +31,43 @@ pub struct Hyperparameters {
     pub decay: f64,
 }
 
+/// What an update changes, all of one shape.
+pub struct State<'a> {
+    /// p.
+    pub parameters: ViewMut<'a>,
+    /// m.
+    pub first_moment: ViewMut<'a>,
+    /// v.
+    pub second_moment: ViewMut<'a>,
+    /// p in bf16, where it is wanted. A step that is skipped leaves it as it is.
+    pub rounded: Option<ViewMut<'a>>,
+}
+
 /// Elements updated by one task.
 pub(crate) const PIECE: usize = 1 << 14;
 
-/// Updates `parameters` and both moments. Weight decay applies to the first `decayed` elements.
-#[allow(clippy::too_many_arguments)]
+/// Updates the state. Weight decay applies to the first `decayed` elements.
+///
+/// # Errors
+/// When shapes or dtypes do not fit, or CUDA fails.
 pub fn update(
     queue: &Queue,
-    mut parameters: ViewMut<'_>,
+    state: State<'_>,
     gradient: View<'_>,
-    mut first_moment: ViewMut<'_>,
-    mut second_moment: ViewMut<'_>,
     decayed: usize,
     hyperparameters: Hyperparameters,
     decision: View<'_>,
 ) -> Result<(), OpError> {
     const OPERATOR: &str = "adamw";
+    let State { mut parameters, mut first_moment, mut second_moment, rounded } = state;
     let shape = parameters.shape();
     check::shape(OPERATOR, "gradient", gradient.shape(), shape)?;
     check::shape(OPERATOR, "first_moment", first_moment.shape(), shape)?;
     check::shape(OPERATOR, "second_moment", second_moment.shape(), shape)?;
+    if let Some(rounded) = &rounded {
+        check::shape(OPERATOR, "rounded", rounded.shape(), shape)?;
+        check::dtype(OPERATOR, "rounded", rounded.dtype(), DType::BF16)?;
+    }
     check::shape(OPERATOR, "decision", decision.shape(), [decision::COUNT])?;
     match queue.device() {
         Device::Cpu => for_float!(OPERATOR, gradient, F => {
@@ -74,17 +93,21 @@ pub fn update(
                         rule.apply(p, &g[decayed..], m, v, F::ONE);
                     });
                 });
-            Ok(())
+            rounded.map_or(Ok(()), |rounded| cast::forward(queue, parameters.as_view(), rounded))
         }),
         Device::Cuda(stream) => {
             let (elements, (beta1, beta2)) = (shape.elements(), hyperparameters.betas);
-            stream
+            let launch = stream
                 .kernel(OPERATOR, "adamw", "adamw")
                 .output("parameters", &parameters, DType::F32)
                 .input("gradient", gradient, DType::F32)
                 .output("first_moment", &first_moment, DType::F32)
-                .output("second_moment", &second_moment, DType::F32)
-                .null()
+                .output("second_moment", &second_moment, DType::F32);
+            let launch = match &rounded {
+                Some(rounded) => launch.output("rounded", rounded, DType::BF16),
+                None => launch.null(),
+            };
+            launch
                 .input("decision", decision, DType::F64)
                 .f64(hyperparameters.learning_rate)
                 .f64(beta1)
@@ -141,7 +164,19 @@ impl<T: Float> Rule<T> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use half::bf16;
+
     use super::*;
+    use crate::dtype::Element;
+
+    fn state<'a, T: Element>(p: &'a mut [T], m: &'a mut [T], v: &'a mut [T]) -> State<'a> {
+        State {
+            parameters: ViewMut::of(p),
+            first_moment: ViewMut::of(m),
+            second_moment: ViewMut::of(v),
+            rounded: None,
+        }
+    }
 
     /// Three steps of Composer's `DecoupledAdamW` in fp64: lr 0.01, then 0.005; wd 1e-4; values printed by Composer.
     #[test]
@@ -163,17 +198,8 @@ mod tests {
                 decay: learning_rate / 0.01 * 1e-4,
             };
             let decision = [1.0, 1.0, step as f64 + 1.0, 0.0, 0.0];
-            update(
-                &queue,
-                ViewMut::of(&mut p),
-                View::of(gradient),
-                ViewMut::of(&mut m),
-                ViewMut::of(&mut v),
-                3,
-                hyperparameters,
-                View::of(&decision),
-            )
-            .unwrap();
+            let state = state(&mut p, &mut m, &mut v);
+            update(&queue, state, View::of(gradient), 3, hyperparameters, View::of(&decision)).unwrap();
             for (p, expected) in p.iter().zip(expected[step]) {
                 assert!((p - expected).abs() < 1e-11, "step {step}: {p} {expected}");
             }
@@ -186,22 +212,15 @@ mod tests {
         let length = 2 * PIECE + 5;
         let mut p = vec![1.0_f32; length];
         let (mut m, mut v, g) = (vec![0.0_f32; length], vec![0.0_f32; length], vec![0.0_f32; length]);
+        let mut rounded = vec![bf16::ONE; length];
         let hyperparameters =
             Hyperparameters { learning_rate: 0.1, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.5 };
         for (decision, expected) in [([1.0, 0.0, 1.0, 0.0, 0.0], 1.0), ([1.0, 1.0, 1.0, 0.0, 0.0], 0.5)] {
-            update(
-                &queue,
-                ViewMut::of(&mut p),
-                View::of(&g),
-                ViewMut::of(&mut m),
-                ViewMut::of(&mut v),
-                PIECE + 3,
-                hyperparameters,
-                View::of(&decision),
-            )
-            .unwrap();
+            let state = State { rounded: Some(ViewMut::of(&mut rounded)), ..state(&mut p, &mut m, &mut v) };
+            update(&queue, state, View::of(&g), PIECE + 3, hyperparameters, View::of(&decision)).unwrap();
             assert!(p[..PIECE + 3].iter().all(|&p| p == expected));
             assert!(p[PIECE + 3..].iter().all(|&p| p == 1.0));
+            assert!(p.iter().zip(&rounded).all(|(&p, &rounded)| p == rounded.to_f32()));
         }
     }
 }

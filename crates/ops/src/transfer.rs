@@ -146,3 +146,55 @@ impl Drop for Staging {
         }
     }
 }
+
+/// A way back from a GPU: a copy is queued behind the work that makes the values, and the host reads it later.
+pub struct Readback {
+    memory: Buffer,
+    /// When the copy is there.
+    written: Option<Event>,
+}
+
+impl Readback {
+    /// For `bytes` of values from where `queue` works.
+    ///
+    /// # Errors
+    /// When the host has no memory.
+    pub fn new(queue: &Queue, bytes: usize) -> Result<Self, OpError> {
+        Ok(Self { memory: Buffer::staging(queue, bytes)?, written: None })
+    }
+
+    /// Queues a copy of `values`, which are as many as there is room for. The host does not wait for it.
+    ///
+    /// # Errors
+    /// When the shapes differ, or CUDA fails.
+    pub fn take(&mut self, queue: &Queue, values: View<'_>) -> Result<(), OpError> {
+        self.settle()?;
+        let room = self.memory.view_mut(values.dtype()).reshape(values.shape())?;
+        match queue.device() {
+            Device::Cpu => fill::copy(queue, values, room)?,
+            Device::Cuda(stream) => stream.queue_copy(values, room)?,
+        }
+        self.written = Some(queue.record()?);
+        Ok(())
+    }
+
+    /// What was taken last, when the queue has come past it.
+    ///
+    /// # Errors
+    /// When CUDA fails, or what was issued before has failed.
+    pub fn values<T: Element>(&mut self) -> Result<&[T], OpError> {
+        self.settle()?;
+        self.memory.view(T::DTYPE).as_slice()
+    }
+
+    fn settle(&mut self) -> Result<(), OpError> {
+        self.written.take().map_or(Ok(()), |written| written.synchronize())
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        // A GPU that has failed writes nothing any more.
+        let _ = self.settle();
+    }
+}

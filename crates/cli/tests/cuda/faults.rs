@@ -53,7 +53,7 @@ fn a_gpu_that_is_lost_ends_the_run_and_nothing_else() {
     let bench = Bench::new();
     let keys = [ONE, "save_interval=1ba"];
     // In the second batch, then two batches later, wherever that is.
-    for launch in ["0:100", "0:150"] {
+    for launch in ["0:70", "0:110"] {
         train(&bench, 1, &keys, &[("TESSERA_EMULATOR_FAIL", launch)]).failed(3, &["CUDA device 0"]);
     }
     train(&bench, 1, &keys, &[]).printed();

@@ -1,5 +1,6 @@
 //! What ends a step: the norm, the decision, and the update of a flat shard.
 
+use half::bf16;
 use tessera_ops::{Queue, adamw, lion, squared_norm, step};
 
 use crate::support::{
@@ -19,32 +20,46 @@ const ADAMW: adamw::Hyperparameters =
 const LION: lion::Hyperparameters =
     lion::Hyperparameters { learning_rate: 1e-2, betas: (0.9, 0.99), decay: 0.1 };
 
-fn adamw_case(queue: &Queue, random: &mut Random, (length, decayed): (usize, usize), decision: [f64; 5]) {
+fn adamw_case(queue: &Queue, random: &mut Random, (length, decayed): (usize, usize), rounds: bool) {
     let [p, g, m] = [(); 3].map(|()| Values::<f32>::random(random, length));
     let v = Values::<f32>::of((0..length).map(|_| random.uniform()).collect::<Vec<_>>());
     let [mut p_on, g_on, mut m_on, mut v_on] =
         [&p, &g, &m, &v].map(|values| scattered(queue, random, &values.rounded));
-    let decision_on = scattered(queue, random, &decision);
+    let mut rounded_on = scattered(queue, random, &vec![bf16::ZERO; length]);
+    let decision_on = scattered(queue, random, &DECISION);
     let (g_view, decision_view) = (on::<f32>(&g_on, [length]), on::<f64>(&decision_on, [5]));
-    let p_view = on_mut::<f32>(&mut p_on, [length]);
-    let (m_view, v_view) = (on_mut::<f32>(&mut m_on, [length]), on_mut::<f32>(&mut v_on, [length]));
-    adamw::update(queue, p_view, g_view, m_view, v_view, decayed, ADAMW, decision_view).unwrap();
+    let state = adamw::State {
+        parameters: on_mut::<f32>(&mut p_on, [length]),
+        first_moment: on_mut::<f32>(&mut m_on, [length]),
+        second_moment: on_mut::<f32>(&mut v_on, [length]),
+        rounded: rounds.then(|| on_mut::<bf16>(&mut rounded_on, [length])),
+    };
+    adamw::update(queue, state, g_view, decayed, ADAMW, decision_view).unwrap();
 
     let (mut p, mut m, mut v) = (p.exact, m.exact, v.exact);
-    let (p_view, g_view) = (view_mut(&mut p, [length]), view(&g.exact, [length]));
-    let (m_view, v_view) = (view_mut(&mut m, [length]), view_mut(&mut v, [length]));
-    let cpu = Queue::cpu();
-    adamw::update(&cpu, p_view, g_view, m_view, v_view, decayed, ADAMW, view(&decision, [5])).unwrap();
+    let state = adamw::State {
+        parameters: view_mut(&mut p, [length]),
+        first_moment: view_mut(&mut m, [length]),
+        second_moment: view_mut(&mut v, [length]),
+        rounded: None,
+    };
+    let g_view = view(&g.exact, [length]);
+    adamw::update(&Queue::cpu(), state, g_view, decayed, ADAMW, view(&DECISION, [5])).unwrap();
+    let updated = download_last::<f32>(queue, &p_on, length);
     assert_on_gpu::<f32>(queue, "p", &p_on, &p);
     assert_on_gpu::<f32>(queue, "m", &m_on, &m);
     assert_on_gpu::<f32>(queue, "v", &v_on, &v);
+    let expected = updated.into_iter().map(|p| if rounds { bf16::from_f32(p) } else { bf16::ZERO });
+    assert_eq!(download_last::<bf16>(queue, &rounded_on, length), expected.collect::<Vec<_>>());
 }
 
 #[test]
 fn adamw_follows_the_cpu() {
     let (queue, mut random) = (stream(), Random::new(1));
-    for shard in SHARDS.into_iter().chain(SHARDS) {
-        adamw_case(&queue, &mut random, shard, DECISION);
+    for rounds in [false, true] {
+        for shard in SHARDS.into_iter().chain(SHARDS) {
+            adamw_case(&queue, &mut random, shard, rounds);
+        }
     }
 }
 
@@ -82,12 +97,19 @@ fn a_skipped_step_moves_nothing() {
     let [mut p, mut m, mut v, g] = [1.0_f32, 2.0, 3.0, 4.0].map(|value| upload(&queue, &[value; 9]));
     let decision = upload(&queue, &[1.0, 0.0, 3.0, 1.0, 1.0]);
     let (g, decision) = (on::<f32>(&g, [9]), on::<f64>(&decision, [5]));
-    let (p_view, m_view) = (on_mut::<f32>(&mut p, [9]), on_mut::<f32>(&mut m, [9]));
-    adamw::update(&queue, p_view, g, m_view, on_mut::<f32>(&mut v, [9]), 9, ADAMW, decision).unwrap();
+    let mut rounded = upload(&queue, &[bf16::ONE; 9]);
+    let state = adamw::State {
+        parameters: on_mut::<f32>(&mut p, [9]),
+        first_moment: on_mut::<f32>(&mut m, [9]),
+        second_moment: on_mut::<f32>(&mut v, [9]),
+        rounded: Some(on_mut::<bf16>(&mut rounded, [9])),
+    };
+    adamw::update(&queue, state, g, 9, ADAMW, decision).unwrap();
     let (p_view, m_view) = (on_mut::<f32>(&mut p, [9]), on_mut::<f32>(&mut m, [9]));
     lion::update(&queue, p_view, g, m_view, 9, LION, decision).unwrap();
     let found = [p, m, v].map(|buffer| download::<f32>(&queue, &buffer));
     assert_eq!(found, [[1.0; 9], [2.0; 9], [3.0; 9]]);
+    assert_eq!(download::<bf16>(&queue, &rounded), [bf16::ONE; 9]);
 }
 
 #[test]

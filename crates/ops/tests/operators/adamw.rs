@@ -31,17 +31,14 @@ fn follows_candle<T: Float + WithDType>(tolerance: f64) {
             };
             // A gradient of half the size and a clip factor of 2.
             let halved = scaled(&gradient, 0.5);
-            adamw::update(
-                &Queue::cpu(),
-                view_mut(&mut p, [count]),
-                view(&halved, [count]),
-                view_mut(&mut m, [count]),
-                view_mut(&mut v, [count]),
-                count,
-                hyperparameters,
-                view(&[2.0, 1.0, step as f64, 0.0, 0.0], [5]),
-            )
-            .unwrap();
+            let state = adamw::State {
+                parameters: view_mut(&mut p, [count]),
+                first_moment: view_mut(&mut m, [count]),
+                second_moment: view_mut(&mut v, [count]),
+                rounded: None,
+            };
+            let (g, decision) = (view(&halved, [count]), [2.0, 1.0, step as f64, 0.0, 0.0]);
+            adamw::update(&Queue::cpu(), state, g, count, hyperparameters, view(&decision, [5])).unwrap();
             assert_close("parameters", &p, &oracle::elements(&variable), tolerance);
         }
     }

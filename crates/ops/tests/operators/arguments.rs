@@ -305,8 +305,11 @@ fn flat_operators(n: usize) -> Vec<Operator> {
     let decision = argument(F64, [step::decision::COUNT]);
     vec![
         operator!(adamw::update, [g = flat.clone(), decision = decision.clone()],
-            [p = flat.clone(), m = flat.clone(), v = flat.clone()],
-            queue => adamw::update(queue, p, g, m, v, usize::MAX, ADAMW, decision)),
+        [p = flat.clone(), m = flat.clone(), v = flat.clone(), r = argument(DType::BF16, [n])],
+        queue => {
+            let state = adamw::State { parameters: p, first_moment: m, second_moment: v, rounded: Some(r) };
+            adamw::update(queue, state, g, usize::MAX, ADAMW, decision)
+        }),
         operator!(lion::update, [g = flat.clone(), decision = decision.clone()],
             [p = flat.clone(), m = flat.clone()],
             queue => lion::update(queue, p, g, m, usize::MAX, LION, decision)),

@@ -22,7 +22,7 @@ pub use evaluate::Evaluation;
 pub use generate::{GenerationSettings, Sampler, answer_cache_bytes};
 pub use memory::{MemoryPlan, Sharing, unit_sizes};
 pub use optimizer::Optimizer;
-pub use step::{OptimizerCounts, OwnNews, StepOutcome};
+pub use step::{Ended, OptimizerCounts, OwnNews, StepOutcome};
 pub use traffic::{ElementBytes, Moves, Traffic};
 pub(crate) use weights::{bit_sum, read_finite};
 
@@ -110,6 +110,8 @@ pub struct Engine {
     statistics: Buffer,
     /// See [`decision`].
     decision: Buffer,
+    /// What steps bring their outcome to the host with, while none does.
+    spare_outcomes: Vec<Ended>,
 }
 
 impl Engine {
@@ -159,6 +161,7 @@ impl Engine {
         Ok(Self {
             statistics: scalars(statistic::COUNT)?,
             decision: scalars(decision::COUNT)?,
+            spare_outcomes: Vec::new(),
             model,
             units,
             queue,

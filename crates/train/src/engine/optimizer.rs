@@ -1,7 +1,7 @@
 //! The update rule of a run, applied to one unit's shard.
 
 use tessera_dist::{DistError, UnitSize, UnitState};
-use tessera_ops::{DType, OpError, Queue, View, adamw, lion};
+use tessera_ops::{DType, OpError, Queue, View, ViewMut, adamw, cast, lion};
 
 use crate::spec::OptimizerSpec;
 
@@ -20,6 +20,14 @@ pub(super) struct Slice {
     pub size: UnitSize,
     pub rank: usize,
     pub world_size: usize,
+}
+
+/// What an update changes.
+pub(super) struct Change<'a> {
+    pub slice: Slice,
+    pub state: &'a mut UnitState,
+    /// The same weights in the dtype that is computed in, where they are kept.
+    pub gathered: Option<ViewMut<'a>>,
 }
 
 impl Slice {
@@ -52,15 +60,14 @@ impl Optimizer {
     pub(super) fn update(
         &self,
         queue: &Queue,
-        slice: Slice,
-        state: &mut UnitState,
+        Change { slice, state, gathered }: Change<'_>,
         gradient: View<'_>,
         multiplier: f64,
         decision: View<'_>,
     ) -> Result<(), DistError> {
         let learning_rate = self.peak_learning_rate * multiplier;
         let UnitState { master, moments } = state;
-        let master = master.view_mut(DType::F32);
+        let mut master = master.view_mut(DType::F32);
         match (self.spec, moments.as_mut_slice()) {
             (OptimizerSpec::AdamW(adam) | OptimizerSpec::DecoupledAdamW(adam), [first, second]) => {
                 let decoupled = matches!(self.spec, OptimizerSpec::DecoupledAdamW(_));
@@ -70,16 +77,13 @@ impl Optimizer {
                     epsilon: adam.eps,
                     decay: adam.weight_decay * if decoupled { multiplier } else { learning_rate },
                 };
-                adamw::update(
-                    queue,
-                    master,
-                    gradient,
-                    first.view_mut(DType::F32),
-                    second.view_mut(DType::F32),
-                    slice.decayed(),
-                    hyperparameters,
-                    decision,
-                )?;
+                let state = adamw::State {
+                    parameters: master,
+                    first_moment: first.view_mut(DType::F32),
+                    second_moment: second.view_mut(DType::F32),
+                    rounded: gathered,
+                };
+                adamw::update(queue, state, gradient, slice.decayed(), hyperparameters, decision)?;
             }
             (OptimizerSpec::DecoupledLionW(settings), [moment]) => {
                 let hyperparameters = lion::Hyperparameters {
@@ -87,8 +91,11 @@ impl Optimizer {
                     betas: settings.betas.into(),
                     decay: settings.weight_decay * multiplier,
                 };
-                let moment = moment.view_mut(DType::F32);
-                lion::update(queue, master, gradient, moment, slice.decayed(), hyperparameters, decision)?;
+                let (decayed, moment) = (slice.decayed(), moment.view_mut(DType::F32));
+                lion::update(queue, master.reborrow(), gradient, moment, decayed, hyperparameters, decision)?;
+                if let Some(gathered) = gathered {
+                    cast::forward(queue, master.as_view(), gathered)?;
+                }
             }
             (_, moments) => {
                 return Err(DistError::Op(OpError::Shape {

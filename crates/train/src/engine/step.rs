@@ -7,10 +7,11 @@ use tessera_data::MicroBatch;
 use tessera_dist::DistError;
 use tessera_model::LossScale;
 use tessera_ops::step::{decide, decision, statistic};
-use tessera_ops::{DType, OpError, Queue, View, embedding, fill, squared_norm, transfer};
+use tessera_ops::transfer::Readback;
+use tessera_ops::{DType, OpError, Queue, embedding, fill, squared_norm, transfer};
 
 use super::context::ContextPlace;
-use super::optimizer::Slice;
+use super::optimizer::{Change, Slice};
 use super::pass::{Keep, Pass, Targets, rope_view, visits};
 use super::{Engine, Workspace};
 
@@ -101,14 +102,26 @@ impl Engine {
         })
     }
 
-    /// Ends a step: sums over all ranks, one decision, and the update at `multiplier` times the peak learning rate.
-    /// `own` news are told to the other ranks. `before_update` is called with each unit before it changes.
+    /// Ends a step and waits for what came of it: [`Engine::end_step`], then [`Engine::outcome`].
     pub fn finish_step(
         &mut self,
         multiplier: f64,
         own: OwnNews,
-        mut before_update: impl FnMut(usize),
+        before_update: impl FnMut(usize),
     ) -> Result<StepOutcome, DistError> {
+        let ended = self.end_step(multiplier, own, before_update)?;
+        self.outcome(ended)
+    }
+
+    /// Ends a step: sums over all ranks, one decision, and the update at `multiplier` times the peak learning rate.
+    /// `own` news are told to the other ranks. `before_update` is called with each unit before it changes. On a GPU all of it is
+    /// issued when this returns, and the next step can be issued behind it.
+    pub fn end_step(
+        &mut self,
+        multiplier: f64,
+        own: OwnNews,
+        mut before_update: impl FnMut(usize),
+    ) -> Result<Ended, DistError> {
         let queue = &self.queue;
         self.units.finish_reductions(queue)?;
         // Every copy of the model has the same gradient by now: it counts once.
@@ -125,14 +138,23 @@ impl Engine {
         let statistics = self.statistics.view(DType::F64);
         decide(queue, statistics, self.settings.max_grad_norm, self.decision.view_mut(DType::F64))?;
         self.update(multiplier, &mut before_update)?;
-        let outcome = outcome(queue, statistics, self.decision.view(DType::F64))?;
+        let mut ended = self.spare_outcomes.pop().map_or_else(|| Ended::new(queue), Ok)?;
+        ended.statistics.take(queue, statistics)?;
+        ended.decision.take(queue, self.decision.view(DType::F64))?;
         fill::zero(queue, self.statistics.view_mut(DType::F64))?;
+        Ok(ended)
+    }
+
+    /// Waits until a step that was ended has run, and tells what came of it.
+    pub fn outcome(&mut self, mut ended: Ended) -> Result<StepOutcome, DistError> {
+        let outcome = ended.outcome()?;
+        self.units.mesh().world().check()?;
+        self.spare_outcomes.push(ended);
         Ok(outcome)
     }
 
     /// Updates every unit's shard and clears its gradient.
     fn update(&self, multiplier: f64, before_update: &mut dyn FnMut(usize)) -> Result<(), DistError> {
-        self.units.forget_weights()?;
         let group = self.units.group();
         for (index, unit) in self.units.iter().enumerate() {
             before_update(index);
@@ -141,15 +163,11 @@ impl Engine {
             let mut state = unit.state().write().map_err(|_| abandoned())?;
             let mut gradient = unit.gradient().lock().map_err(|_| abandoned())?;
             let decision = self.decision.view(DType::F64);
-            let optimizer = &self.settings.optimizer;
-            optimizer.update(
-                &self.queue,
-                slice,
-                &mut state,
-                gradient.view(DType::F32),
-                multiplier,
-                decision,
-            )?;
+            let (optimizer, gradient_view) = (&self.settings.optimizer, gradient.view(DType::F32));
+            self.units.change(index, |gathered| {
+                let update = Change { slice, state: &mut state, gathered };
+                optimizer.update(&self.queue, update, gradient_view, multiplier, decision)
+            })?;
             fill::zero(&self.queue, gradient.view_mut(DType::F32))?;
         }
         Ok(())
@@ -186,16 +204,29 @@ pub struct OptimizerCounts {
     pub skipped: u64,
 }
 
-fn outcome(queue: &Queue, statistics: View<'_>, decision: View<'_>) -> Result<StepOutcome, OpError> {
-    let statistics = transfer::to_host::<f64>(queue, statistics)?;
-    let decision = transfer::to_host::<f64>(queue, decision)?;
-    Ok(StepOutcome {
-        loss_sum: statistics[statistic::LOSS_SUM],
-        balance_loss: statistics[statistic::BALANCE_LOSS],
-        hits: statistics[statistic::HITS],
-        gradient_norm: statistics[statistic::SQUARED_NORM].sqrt(),
-        skipped_in_a_row: decision[decision::SKIPPED_IN_A_ROW] as u64,
-        stop_wanted: statistics[statistic::STOP_WANTED] > 0.0,
-        elapsed: Duration::try_from_secs_f64(statistics[statistic::ELAPSED]).unwrap_or_default(),
-    })
+/// A step that has been issued as a whole, whose outcome is on its way to the host.
+pub struct Ended {
+    statistics: Readback,
+    decision: Readback,
+}
+
+impl Ended {
+    fn new(queue: &Queue) -> Result<Self, OpError> {
+        let scalars = |count: usize| Readback::new(queue, count * DType::F64.size());
+        Ok(Self { statistics: scalars(statistic::COUNT)?, decision: scalars(decision::COUNT)? })
+    }
+
+    fn outcome(&mut self) -> Result<StepOutcome, OpError> {
+        let statistics = self.statistics.values::<f64>()?;
+        let decision = self.decision.values::<f64>()?;
+        Ok(StepOutcome {
+            loss_sum: statistics[statistic::LOSS_SUM],
+            balance_loss: statistics[statistic::BALANCE_LOSS],
+            hits: statistics[statistic::HITS],
+            gradient_norm: statistics[statistic::SQUARED_NORM].sqrt(),
+            skipped_in_a_row: decision[decision::SKIPPED_IN_A_ROW] as u64,
+            stop_wanted: statistics[statistic::STOP_WANTED] > 0.0,
+            elapsed: Duration::try_from_secs_f64(statistics[statistic::ELAPSED]).unwrap_or_default(),
+        })
+    }
 }

@@ -135,6 +135,16 @@ impl<'a> Between<'a> {
         Due { owed, save }
     }
 
+    /// Whether nothing will be due after the batch that leads from the one position to the other, so that the next batch can be
+    /// issued before this one's outcome is known. What goes by the clock may be due after any batch.
+    pub(super) fn nothing_is_due(&self, positions: (&Position, &Position)) -> bool {
+        let settings = &self.prepared.plan.settings;
+        let intervals = [settings.save_interval, settings.eval_interval, settings.hf_save_interval];
+        let Due { owed, save } = self.due(positions);
+        !(save || self.save_is_due || owed != Owed::default())
+            && !intervals.into_iter().any(Interval::is_by_the_clock)
+    }
+
     pub(super) fn wait_until_copied(&self, unit: usize) {
         self.saver.wait_until_copied(unit);
     }

@@ -11,6 +11,7 @@ mod followers;
 mod logs;
 mod pins;
 mod rank;
+mod steps;
 
 use std::path::PathBuf;
 use std::sync::Arc;

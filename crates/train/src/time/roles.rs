@@ -89,6 +89,11 @@ impl Interval {
             || self.times_within(previous, total_batches) != self.times_within(current, total_batches)
     }
 
+    /// Whether only the clock tells when it fires.
+    pub fn is_by_the_clock(self) -> bool {
+        matches!(self.0, Time::Seconds(_))
+    }
+
     /// How many whole intervals have passed.
     fn times_within(self, progress: &Progress, total_batches: u64) -> u128 {
         let (count, length) = match self.0 {

@@ -5,8 +5,9 @@ use tessera_train::run::Outcome;
 use crate::tiny::Tiny;
 
 const GPU: &str = "devices=cuda:0";
-/// The emulator is ten thousand times slower than a GPU.
+/// The emulator is ten thousand times slower than a GPU, and slower still in fp32.
 const SHORT: &str = "training_duration=6ba";
+const SHORTER: &str = "training_duration=3ba";
 
 fn losses(tiny: &Tiny, run: &str) -> Vec<f64> {
     let metrics = tiny.metrics(run);
@@ -16,9 +17,9 @@ fn losses(tiny: &Tiny, run: &str) -> Vec<f64> {
 #[test]
 fn a_run_in_fp32_has_the_cpus_losses() {
     for tiny in [Tiny::new(), Tiny::mixture()] {
-        let (outcome, _) = tiny.train(&[SHORT, "run_name=cpu"], None);
+        let (outcome, _) = tiny.train(&[SHORTER, "run_name=cpu"], None);
         assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
-        let (outcome, _) = tiny.train(&[GPU, SHORT, "precision=fp32", "run_name=gpu"], None);
+        let (outcome, _) = tiny.train(&[GPU, SHORTER, "precision=fp32", "run_name=gpu"], None);
         assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
         let (cpu, gpu) = (losses(&tiny, "cpu"), losses(&tiny, "gpu"));
         assert_eq!(cpu.len(), gpu.len());
@@ -36,8 +37,9 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     for save_async in ["save_async=true", "save_async=false"] {
         let run = format!("run_name={}", save_async.replace('=', "-"));
         let arguments = [GPU, SHORT, run.as_str(), save_async];
-        let (outcome, _) = tiny.train(&arguments, Some(4));
-        assert!(matches!(outcome.unwrap(), Outcome::Stopped { batch: 4, .. }));
+        let (outcome, _) = tiny.train(&arguments, Some(2));
+        // One batch may have been issued before the request came, and one before the answer.
+        assert!(matches!(outcome.unwrap(), Outcome::Stopped { batch: 2..=4, .. }));
         let (outcome, _) = tiny.train(&arguments, None);
         assert!(matches!(outcome.unwrap(), Outcome::Completed(_)));
         let name = run.trim_start_matches("run_name=");

@@ -134,6 +134,26 @@ fn steps_have_the_same_bits_wherever_weights_and_moments_stay_and_whatever_is_co
     }
 }
 
+/// Two steps that are issued before anybody asks for the outcome of the first come to what they come to one by one.
+#[test]
+fn steps_can_be_issued_before_the_outcome_of_others_is_known() {
+    let golden = Golden::open("tied_gqa");
+    let engine = || on_gpu(&golden, DType::F32, golden.settings(true));
+    let expected = three_steps(&golden, engine());
+    let mut engine = engine();
+    let mut outcomes = Vec::new();
+    let mut before = None;
+    for step in 0..3 {
+        let batch = step % golden.batches.len();
+        engine.train_micro_batch(&golden.batches[batch], golden.scale(batch)).unwrap();
+        let ended = engine.end_step(1.0, OwnNews::default(), |_| {}).unwrap();
+        outcomes.extend(before.replace(ended).map(|ended| engine.outcome(ended).unwrap()));
+    }
+    outcomes.extend(before.map(|ended| engine.outcome(ended).unwrap()));
+    assert_eq!(outcomes, expected.outcomes);
+    assert_eq!(parameters(&engine, Kind::Weights), expected.weights);
+}
+
 #[test]
 fn moments_lie_where_they_are_to_be() {
     let golden = Golden::open("tied_gqa");
