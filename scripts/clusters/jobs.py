@@ -50,13 +50,13 @@ def processes(folder: Folder) -> dict[int, int]:
 
 
 class Job:
-    """A launcher with its ranks."""
+    """A launcher with its ranks, each of which computes on so many threads."""
 
-    def __init__(self, folder: Folder, command: list[str]):
+    def __init__(self, folder: Folder, command: list[str], computing: int = 1):
         self.folder = folder
         self.log = folder.path / f"log-{time.monotonic_ns()}"
         with self.log.open("wb") as log:
-            environment = os.environ | {"RAYON_NUM_THREADS": "1"}
+            environment = os.environ | {"RAYON_NUM_THREADS": str(computing)}
             self.process = subprocess.Popen(
                 command, cwd=folder.path, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )

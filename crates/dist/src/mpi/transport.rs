@@ -28,10 +28,13 @@ use crate::slots::PIECE;
 use crate::unit::UnitState;
 use crate::wire::Wire;
 
-/// How long completion is asked for without a pause, and the pause after that. Open MPI's own waiting never pauses
-/// and would take a core from the compute.
-const EAGER: Duration = Duration::from_micros(200);
-const PAUSE: Duration = Duration::from_micros(50);
+/// How long completion is asked for without a pause. Open MPI's own waiting never pauses and would take a core from the
+/// compute.
+const EAGER: Duration = Duration::from_micros(50);
+/// The shortest pause after that, and the longest. In between, a pause is this part of what was waited already: so much later
+/// than it could is the end of a long wait seen, and a long wait costs next to nothing.
+const PAUSES: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(1)];
+const PAUSE_PART: u32 = 10;
 
 /// A communicator.
 pub(super) struct MpiTransport {
@@ -96,7 +99,10 @@ fn complete<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
     while let Err(unfinished) = request.test() {
         request = unfinished;
         abort_if_wanted();
-        if since.elapsed() < EAGER { thread::yield_now() } else { thread::sleep(PAUSE) }
+        match since.elapsed() {
+            waited if waited < EAGER => thread::yield_now(),
+            waited => thread::sleep((waited / PAUSE_PART).clamp(PAUSES[0], PAUSES[1])),
+        }
     }
 }
 
