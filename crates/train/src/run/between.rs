@@ -141,8 +141,8 @@ impl<'a> Between<'a> {
         let settings = &self.prepared.plan.settings;
         let intervals = [settings.save_interval, settings.eval_interval, settings.hf_save_interval];
         let Due { owed, save } = self.due(positions);
-        !(save || self.save_is_due || owed != Owed::default())
-            && !intervals.into_iter().any(Interval::is_by_the_clock)
+        let by_the_clock = intervals.into_iter().any(Interval::is_by_the_clock);
+        !save && !self.save_is_due && owed == Owed::default() && !by_the_clock
     }
 
     pub(super) fn wait_until_copied(&self, unit: usize) {
