@@ -298,9 +298,10 @@ struct Guest {
 }
 
 impl Reception<'_> {
-    /// The processes that have not come; `None` if all have.
+    /// The processes that have not come, or have gone again; `None` if all are there.
     fn missing(&self) -> Option<Vec<usize>> {
-        let absent = self.guests.iter().enumerate().skip(1).filter(|(_, guest)| guest.is_none());
+        let is_there = |guest: &Option<Guest>| guest.as_ref().is_some_and(Guest::is_there);
+        let absent = self.guests.iter().enumerate().skip(1).filter(|(_, guest)| !is_there(guest));
         let absent: Vec<usize> = absent.map(|(process, _)| process).collect();
         (!absent.is_empty()).then_some(absent)
     }

@@ -140,13 +140,16 @@ fn a_kernel_changes_mapped_memory_of_the_host() {
         let (mut plain, mut mapped, mut pointer, mut again) = (null_mut(), null_mut(), 0, 0);
         assert_eq!(cuMemHostAlloc(&mut plain, 8, 0), 0);
         assert_eq!(cuMemHostGetDevicePointer_v2(&mut pointer, plain, 0), 1);
+        // It is no memory of the device: beside it there are only the few bytes of tests that run at the same time.
+        const LARGE: usize = 256 << 20;
         let (mut free_before, mut free, mut total) = (0, 0, 0);
         assert_eq!(cuMemGetInfo_v2(&mut free_before, &mut total), 0);
-        assert_eq!(cuMemHostAlloc(&mut mapped, 8, 2), 0);
+        assert_eq!(cuMemHostAlloc(&mut mapped, LARGE, 2), 0);
         assert_eq!(cuMemHostGetDevicePointer_v2(&mut pointer, mapped, 0), 0);
         assert_eq!(cuMemHostGetDevicePointer_v2(&mut again, mapped, 0), 0);
         assert_eq!(cuMemGetInfo_v2(&mut free, &mut total), 0);
-        assert_eq!((pointer, free_before), (again, free));
+        assert_eq!(pointer, again);
+        assert!(free_before.abs_diff(free) < LARGE / 2, "{free_before} {free}");
         assert_eq!(cuMemFree_v2(pointer), 1);
 
         let values = mapped.cast::<u32>();
