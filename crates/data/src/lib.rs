@@ -29,7 +29,7 @@ pub use order::{Order, split};
 pub use pin::Pin;
 pub use prepare::prepare;
 pub use progress::{Progress, Report, Stage};
-pub use settings::{Columns, DataSettings, HoldOut, Packing, SourceSettings, TargetResponses, Task};
+pub use settings::{Columns, DataSettings, Fetched, HoldOut, Packing, SourceSettings, TargetResponses, Task};
 pub use source::Unit;
 pub use summary::{LengthHistogram, SourceSummary, Summary};
 pub use tokenize::TextTokenizer;

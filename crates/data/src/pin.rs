@@ -12,6 +12,9 @@ const SHOWN: usize = 16;
 pub struct Pin {
     /// The source as the settings name it.
     pub path: String,
+    /// The version of a source that is not on this machine: a data set's commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// Its files.
     pub files: usize,
     /// Bytes of them, as they lie on disk.
@@ -31,9 +34,10 @@ impl Pin {
 
 impl fmt::Display for Pin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, files, bytes, rows, digest } = self;
+        let Self { path, version, files, bytes, rows, digest } = self;
         let digest = digest.get(..SHOWN).unwrap_or(digest);
+        let version = version.as_ref().map_or(String::new(), |version| format!("version {version}, "));
         let files = if *files == 1 { String::new() } else { format!("{files} files, ") };
-        write!(formatter, "{path} ({files}{rows} rows, {bytes} bytes, digest {digest}…)")
+        write!(formatter, "{path} ({version}{files}{rows} rows, {bytes} bytes, digest {digest}…)")
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -102,11 +103,24 @@ impl Task {
     }
 }
 
+/// Files of a source that is elsewhere, as they were brought to this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The folder that their names are told from.
+    pub folder: PathBuf,
+    /// Their paths, in the order in which they are read.
+    pub files: Vec<PathBuf>,
+    /// The version of the source that they are of.
+    pub version: String,
+}
+
 /// One place that rows come from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceSettings {
-    /// A file, a folder, or a pattern with `*`, `?` or `[…]`.
+    /// A file, a folder, or a pattern with `*`, `?` or `[…]`; or the name of a source that is elsewhere.
     pub path: String,
+    /// The files that are meant, where `path` is a name.
+    pub fetched: Option<Fetched>,
     /// What its columns are called.
     pub columns: Columns,
     /// Its share of the examples, relative to that of other sources; above 0.
@@ -115,7 +129,7 @@ pub struct SourceSettings {
 
 impl From<&str> for SourceSettings {
     fn from(path: &str) -> Self {
-        Self { path: path.to_owned(), columns: Columns::default(), weight: 1.0 }
+        Self { path: path.to_owned(), fetched: None, columns: Columns::default(), weight: 1.0 }
     }
 }
 

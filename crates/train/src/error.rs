@@ -35,6 +35,8 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Model(#[from] HuggingFaceError),
+    #[error("{path} is neither a file nor a folder here, and cannot be had as a data set: {source}")]
+    DataSet { path: String, source: HuggingFaceError },
     #[error("{place}: {mismatch}")]
     Tensors { place: String, mismatch: TensorMismatch },
     #[error(transparent)]
@@ -223,6 +225,7 @@ impl TrainError {
             | Self::Checkpoint(DcpError::File(error))
             | Self::Model(HuggingFaceError::File(error))
             | Self::Data(DataError::File(error))
+            | Self::DataSet { source: HuggingFaceError::File(error), .. }
             | Self::Track(TrackError::File(error))
             | Self::Mlflow(MlflowError::File(error)) => Some(error),
             Self::FinalSave { source } => source.file_error(),
@@ -254,6 +257,7 @@ impl TrainError {
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
             Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_)) => Fault::Machine,
             Self::Model(HuggingFaceError::Hub { .. })
+            | Self::DataSet { source: HuggingFaceError::Hub { .. }, .. }
             | Self::Mlflow(MlflowError::Unreachable { .. })
             | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,

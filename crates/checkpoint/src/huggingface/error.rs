@@ -68,6 +68,15 @@ pub enum HuggingFaceError {
         problem: String,
     },
 
+    /// A data set of the hub has not what was asked for.
+    #[error("{id} on the Hugging Face hub: {problem}")]
+    DataSet {
+        /// The data set.
+        id: String,
+        /// What is there and what is not, and what to do.
+        problem: String,
+    },
+
     /// A tensor was asked for that the source does not have.
     #[error("{place}: there is no tensor {tensor:?}")]
     UnknownTensor {

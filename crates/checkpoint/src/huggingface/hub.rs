@@ -1,4 +1,4 @@
-//! A model repository on the Hugging Face hub, brought into the cache folder that `huggingface_hub` also uses.
+//! A repository on the Hugging Face hub, of a model or a data set, brought into the cache folder that `huggingface_hub` also uses.
 //!
 //! hf-hub talks to the hub; what it leaves open is done here. Its cached downloads do not look at the status of the
 //! answer and do not repeat a broken body, so it downloads into a staging folder; a file whose size is the one that
@@ -19,13 +19,15 @@ use std::time::Duration;
 
 use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
 use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeAny};
 use tessera_files::{FolderLock, IoContext, replace_symlink, sha256_file, write_atomic};
 
 use super::HuggingFaceError;
 
 /// Where a download lies until it has been checked, within the repository's folder in the cache.
 const STAGING: &str = ".unchecked";
+/// Names of the files of data sets, a file for each commit, within the repository's folder in the cache.
+const LISTINGS: &str = ".listings";
 /// How often a file is asked for before giving up.
 const ATTEMPTS: u32 = 5;
 /// The branch that is meant when none is given.
@@ -96,19 +98,45 @@ fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
 }
 
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RepositoryKind {
+    Model,
+    DataSet,
+}
+
+impl RepositoryKind {
+    /// What the names of such repositories' folders in the cache begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::DataSet => "datasets",
+        }
+    }
+
+    /// What helps where the hub does not hand a repository out.
+    fn local(self) -> &'static str {
+        match self {
+            Self::Model => "give a local folder with the model's files",
+            Self::DataSet => "give local files",
+        }
+    }
+}
+
 /// The repository as the hub shows it.
 #[derive(Debug)]
 struct Remote {
     endpoint: String,
     /// Downloads into the staging folder.
-    repository: HFRepositorySync<RepoTypeModel>,
+    repository: HFRepositorySync<RepoTypeAny>,
     /// The size of each file.
     sizes: BTreeMap<String, u64>,
 }
 
-/// A model repository at one commit.
+/// A repository at one commit.
 #[derive(Debug)]
 pub(super) struct HubRepository {
+    kind: RepositoryKind,
     id: String,
     commit: String,
     options: HubOptions,
@@ -121,18 +149,24 @@ pub(super) struct HubRepository {
 impl HubRepository {
     /// Finds the commit of `revision` and what files it has. If the hub cannot be reached, what is in the cache is
     /// used.
-    pub fn open(id: &str, revision: Option<&str>, options: &HubOptions) -> Result<Self, HuggingFaceError> {
+    pub fn open(
+        kind: RepositoryKind,
+        id: &str,
+        revision: Option<&str>,
+        options: &HubOptions,
+    ) -> Result<Self, HuggingFaceError> {
         let revision = revision.unwrap_or(DEFAULT_REVISION);
         if !Path::new(revision).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(hub_error(id, format!("{revision:?} is not a branch, tag or commit")));
         }
-        let folder = options.cache.join(format!("models--{}", id.replace('/', "--")));
+        let folder = options.cache.join(format!("{}--{}", kind.prefix(), id.replace('/', "--")));
         if options.offline {
-            return Self::cached(id, revision, options, folder, "HF_HUB_OFFLINE is set");
+            return Self::cached(kind, id, revision, options, folder, "HF_HUB_OFFLINE is set");
         }
-        match Remote::connect(id, revision, options, &folder.join(STAGING)) {
+        match Remote::connect(kind, id, revision, options, &folder.join(STAGING)) {
             Ok((remote, commit)) => {
                 let repository = Self {
+                    kind,
                     id: id.to_owned(),
                     commit,
                     options: options.clone(),
@@ -143,17 +177,19 @@ impl HubRepository {
                 Ok(repository)
             }
             Err(HFError::Request { source, .. }) => Self::cached(
+                kind,
                 id,
                 revision,
                 options,
                 folder,
                 &format!("the hub cannot be reached ({})", root_cause(&source)),
             ),
-            Err(error) => Err(hub_error(id, explain(&error))),
+            Err(error) => Err(hub_error(id, explain(&error, kind))),
         }
     }
 
     fn cached(
+        kind: RepositoryKind,
         id: &str,
         revision: &str,
         options: &HubOptions,
@@ -173,11 +209,12 @@ impl HubRepository {
                 id,
                 format!(
                     "{reason}, and revision {revision} is not in the cache {cache}; fetch it \
-                once while the hub can be reached, or give a folder or .gguf file"
+                once while the hub can be reached, or {}",
+                    kind.local()
                 ),
             )
         })?;
-        Ok(Self { id: id.to_owned(), commit, options: options.clone(), folder, remote: None })
+        Ok(Self { kind, id: id.to_owned(), commit, options: options.clone(), folder, remote: None })
     }
 
     /// The folder in which the fetched files of this commit lie.
@@ -185,25 +222,52 @@ impl HubRepository {
         self.folder.join("snapshots").join(&self.commit)
     }
 
-    /// The names of the files that the repository has; from the cache, of those that were fetched.
-    pub fn file_names(&self) -> Result<Vec<String>, HuggingFaceError> {
+    /// The names of all files that the repository has, as far as that is known: from the cache, as it was told when the hub was
+    /// reached last.
+    pub fn listing(&self) -> Result<Vec<String>, HuggingFaceError> {
+        let path = self.folder.join(LISTINGS).join(&self.commit);
         match &self.remote {
-            Some(remote) => Ok(remote.sizes.keys().cloned().collect()),
-            None => super::safetensors::file_names(&self.snapshot()),
+            Some(remote) => {
+                let names: Vec<String> = remote.sizes.keys().cloned().collect();
+                fs::create_dir_all(self.folder.join(LISTINGS)).context("create", &path)?;
+                write_atomic(&path, names.join("\n").as_bytes())?;
+                Ok(names)
+            }
+            None => match fs::read_to_string(&path) {
+                Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
+                Err(_) => self.file_names(),
+            },
         }
     }
 
-    /// Makes sure that a file is in the snapshot. From the cache alone this does nothing: what is missing shows when
-    /// the folder is read.
+    /// The commit.
+    pub fn commit(&self) -> &str {
+        &self.commit
+    }
+
+    /// The names of the files that the repository has; from the cache, of those that were fetched.
+    pub fn file_names(&self) -> Result<Vec<String>, HuggingFaceError> {
+        if let Some(remote) = &self.remote {
+            return Ok(remote.sizes.keys().cloned().collect());
+        }
+        let (snapshot, mut names) = (self.snapshot(), Vec::new());
+        add_names(&snapshot, &snapshot, &mut names)?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// Makes sure that a file is in the snapshot. From the cache alone this does nothing.
     pub fn fetch(&self, name: &str) -> Result<(), HuggingFaceError> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let Some(size) = remote.sizes.get(name).copied() else {
             return Err(hub_error(&self.id, format!("the repository has no file {name}")));
         };
         let snapshot = self.snapshot();
-        fs::create_dir_all(&snapshot).context("create", &snapshot)?;
+        let place = snapshot.join(name);
+        let folder = place.parent().unwrap_or(&snapshot);
+        fs::create_dir_all(folder).context("create", folder)?;
         let _lock = wait_for_lock(&self.folder)?;
-        if fs::metadata(snapshot.join(name)).is_ok_and(|found| found.len() == size) {
+        if fs::metadata(&place).is_ok_and(|found| found.len() == size) {
             return Ok(());
         }
         let staging = self.folder.join(STAGING);
@@ -246,7 +310,9 @@ impl HubRepository {
                 },
                 Err(HFError::Request { source, .. }) => problem = root_cause(&source),
                 Err(HFError::Xet { source, .. }) => problem = source.to_string(),
-                Err(error) => return Err(hub_error(&self.id, format!("{name}: {}", explain(&error)))),
+                Err(error) => {
+                    return Err(hub_error(&self.id, format!("{name}: {}", explain(&error, self.kind))));
+                }
             }
             // hf-hub's checked path says what its cached one keeps to itself: that the content was refused.
             let probe =
@@ -254,7 +320,7 @@ impl HubRepository {
             if let Err(error @ (HFError::AuthRequired { .. } | HFError::Forbidden { .. })) =
                 probe.range(0..1).send()
             {
-                return Err(hub_error(&self.id, format!("{name}: {}", explain(&error))));
+                return Err(hub_error(&self.id, format!("{name}: {}", explain(&error, self.kind))));
             }
         }
         let endpoint = &remote.endpoint;
@@ -292,7 +358,9 @@ impl HubRepository {
         let blob = blobs.join(&etag);
         File::open(&content).and_then(|file| file.sync_all()).context("sync", &content)?;
         fs::rename(&content, &blob).context("rename to", &blob)?;
-        replace_symlink(&Path::new("../../blobs").join(&etag), &self.snapshot().join(name))?;
+        // As many folders up as the file lies below the repository's.
+        let up = "../".repeat(2 + name.matches('/').count());
+        replace_symlink(&Path::new(&up).join("blobs").join(&etag), &self.snapshot().join(name))?;
         Ok(None)
     }
 }
@@ -321,6 +389,7 @@ impl ProgressHandler for Reporter {
 impl Remote {
     /// Asks for the commit of a revision and its files.
     fn connect(
+        kind: RepositoryKind,
         id: &str,
         revision: &str,
         options: &HubOptions,
@@ -336,11 +405,21 @@ impl Remote {
         let client = client.build()?;
         let endpoint = client.endpoint().to_owned();
         let (owner, name) = hf_hub::split_id(id);
-        let repository = HFClientSync::from_inner(client)?.model(owner, name);
-        let information = repository.info().revision(revision).send()?;
-        let commit = information.sha.filter(|commit| is_hash(commit));
+        let client = HFClientSync::from_inner(client)?;
+        let (commit, kind) = match kind {
+            RepositoryKind::Model => {
+                (client.model(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Model)
+            }
+            RepositoryKind::DataSet => {
+                (client.dataset(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Dataset)
+            }
+        };
+        let repository = client.repository(kind, owner, name);
+        let commit = commit.filter(|commit| is_hash(commit));
         let commit = commit.ok_or_else(|| HFError::malformed_response("the commit of the revision"))?;
-        let listing = repository.list_tree().revision(commit.as_str()).send()?;
+        // What a model is made of lies on top.
+        let recursive = kind == RepoTypeAny::Dataset;
+        let listing = repository.list_tree().revision(commit.as_str()).recursive(recursive).send()?;
         let sizes = listing.into_iter().filter_map(|entry| match entry {
             RepoTreeEntry::File { path, size, .. } => Some((path, size)),
             RepoTreeEntry::Directory { .. } => None,
@@ -376,26 +455,37 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// What helps where the hub does not hand a repository out.
-const LOCAL_FOLDER: &str = "or give a local folder with the model's files";
+/// Adds the names, below `top`, of the files in `folder` and the folders in it.
+fn add_names(top: &Path, folder: &Path, names: &mut Vec<String>) -> Result<(), HuggingFaceError> {
+    for entry in fs::read_dir(folder).context("list", folder)? {
+        let path = entry.context("list", folder)?.path();
+        if path.is_dir() {
+            add_names(top, &path, names)?;
+        } else {
+            names.push(path.strip_prefix(top).unwrap_or(&path).to_string_lossy().into_owned());
+        }
+    }
+    Ok(())
+}
 
 /// What a refusal means and what to do about it.
-fn explain(error: &HFError) -> String {
+fn explain(error: &HFError, kind: RepositoryKind) -> String {
+    let local = kind.local();
     match error {
         HFError::AuthRequired { .. } => format!(
             "{error}. The repository does not exist, or is private or gated: check its name; ask for access and \
-            accept the licence on its page; set HF_TOKEN to a token of the account that did; {LOCAL_FOLDER}"
+            accept the licence on its page; set HF_TOKEN to a token of the account that did; or {local}"
         ),
         HFError::Forbidden { .. } => format!(
             "{error}. Access is not granted: accept the licence on the repository's page (some are reviewed \
-            by hand) and set HF_TOKEN to a token of that account with read rights; {LOCAL_FOLDER}"
+            by hand) and set HF_TOKEN to a token of that account with read rights; or {local}"
         ),
         HFError::RepoNotFound { .. } => format!(
-            "{error}. Check its name; it may have been withdrawn; if it is private, set HF_TOKEN; {LOCAL_FOLDER}"
+            "{error}. Check its name; it may have been withdrawn; if it is private, set HF_TOKEN; or {local}"
         ),
         HFError::RevisionNotFound { .. } => format!(
             "{error}. Check the repository's name and what stands after the @: a branch, tag or commit; the \
-            repository may have been withdrawn; if it is private, set HF_TOKEN; {LOCAL_FOLDER}"
+            repository may have been withdrawn; if it is private, set HF_TOKEN; or {local}"
         ),
         HFError::EntryNotFound { .. } => {
             format!("{error}. The repository has changed while it was read; try again")

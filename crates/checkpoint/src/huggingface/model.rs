@@ -10,7 +10,7 @@ use tessera_files::{IoContext, Sha256, sha256_hex};
 
 use super::HuggingFaceError;
 use super::gguf::{GgufFile, GgufTokenizer};
-use super::hub::{HubOptions, HubRepository};
+use super::hub::{HubOptions, HubRepository, RepositoryKind};
 use super::safetensors::{INDEX_FILE, SINGLE_FILE, SafetensorsSource, file_names, no_weights, read_index};
 use crate::WeightSource;
 
@@ -90,7 +90,7 @@ impl ModelLocation {
 }
 
 /// `entity/name`, of letters, digits and `-_.`, neither part beginning with a dot.
-fn is_hub_id(text: &str) -> bool {
+pub(super) fn is_hub_id(text: &str) -> bool {
     let allowed = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
     let part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed);
     text.split_once('/').is_some_and(|(entity, name)| part(entity) && part(name))
@@ -145,7 +145,7 @@ impl ModelSource {
                 Self::new(Parts::from_gguf(&GgufFile::open(path)?)?, path, Weights::Gguf(path.clone()))
             }
             ModelLocation::Hub { id, revision } => {
-                let repository = HubRepository::open(id, revision.as_deref(), hub)?;
+                let repository = HubRepository::open(RepositoryKind::Model, id, revision.as_deref(), hub)?;
                 let there = repository.file_names()?;
                 for name in
                     [CONFIG].iter().chain(&SIDE_FILES).filter(|name| there.iter().any(|file| file == *name))

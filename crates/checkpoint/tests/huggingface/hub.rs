@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use safetensors::Dtype;
 use serde_json::json;
-use tessera_checkpoint::huggingface::{HubOptions, HuggingFaceError, ModelLocation, ModelSource};
+use tessera_checkpoint::huggingface::{HubOptions, HubSplit, HuggingFaceError, ModelLocation, ModelSource};
 use tessera_files::sha256_file;
 
 use crate::{TOKENIZER, f32_bytes, values, write_safetensors};
@@ -159,7 +159,9 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
         }
         return;
     }
-    let name = path.rsplit('/').next().unwrap();
+    let resolved = format!("/resolve/{COMMIT}/");
+    let Some((repository, name)) = path.split_once(&resolved) else { return send(404, "", b"", 0) };
+    assert!([format!("/{ID}"), format!("/datasets/{ID}")].iter().any(|known| known == repository));
     let Some(served) = state.files.get(name) else { return send(404, "", b"", 0) };
     let extra = format!("ETag: \"{}\"\r\nX-Repo-Commit: {COMMIT}\r\n", served.etag);
     let (bytes, length) = (served.bytes.clone(), served.bytes.len());
@@ -274,4 +276,54 @@ fn a_repository_of_pickles_is_refused() {
     hub.state.lock().unwrap().files.remove("model.safetensors");
     assert!(hub.weights_error().contains("pytorch_model.bin, a pickle"));
     assert_eq!(hub.requests("pytorch_model.bin"), 0);
+}
+
+/// A hub with a data set in three parts, of which one is in a folder.
+fn data_hub() -> Hub {
+    let mut hub = Hub::start();
+    let card = "---\nconfigs:\n- data_files:\n  - split: train\n    path: rows/*.jsonl\n  - split: test\n    path: t.jsonl\n---\n";
+    hub.add("README.md", card.as_bytes());
+    hub.add("rows/b.jsonl", b"{\"text\": \"b\"}\n");
+    hub.add("rows/a.jsonl", b"{\"text\": \"aa\"}\n");
+    hub.add("t.jsonl", b"{\"text\": \"ttt\"}\n");
+    hub
+}
+
+#[test]
+fn a_split_of_a_data_set_is_fetched_once_and_found_again_without_the_hub() {
+    let hub = data_hub();
+    let split = HubSplit::parse(&format!("{ID}/train")).unwrap();
+    let fetched = split.fetch(&hub.options()).unwrap();
+    assert_eq!(fetched.commit, COMMIT);
+    let names: Vec<_> = fetched
+        .files
+        .iter()
+        .map(|path| path.strip_prefix(&fetched.folder).unwrap().to_str().unwrap())
+        .collect();
+    assert_eq!(names, ["rows/a.jsonl", "rows/b.jsonl"]);
+    assert_eq!(fs::read(&fetched.files[1]).unwrap(), b"{\"text\": \"b\"}\n");
+    assert_eq!(hub.requests("GET /datasets/entity/tiny/resolve"), 3);
+    assert_eq!(split.fetch(&hub.options()).unwrap(), fetched);
+    assert_eq!(hub.requests("GET /datasets/entity/tiny/resolve"), 3);
+    let offline = HubOptions { offline: true, ..hub.options() };
+    assert_eq!(split.fetch(&offline).unwrap(), fetched);
+    let pinned = HubSplit { revision: Some(COMMIT.to_owned()), ..split };
+    assert_eq!(pinned.fetch(&offline).unwrap(), fetched);
+
+    // What was not fetched is not taken for what is not there.
+    let other = HubSplit::parse(&format!("{ID}/test")).unwrap();
+    let error = other.fetch(&offline).unwrap_err().to_string();
+    assert!(error.contains("t.jsonl is not in the cache"), "{error}");
+    let error = HubSplit::parse(&format!("{ID}/dev")).unwrap().fetch(&hub.options()).unwrap_err().to_string();
+    assert!(error.contains("there is no split dev; there are: test, train"), "{error}");
+}
+
+#[test]
+fn a_data_set_that_is_refused_is_told_with_what_helps() {
+    let hub = data_hub();
+    hub.state.lock().unwrap().refusal = Some(401);
+    let error =
+        HubSplit::parse(&format!("{ID}/train")).unwrap().fetch(&hub.options()).unwrap_err().to_string();
+    assert!(error.contains("HF_TOKEN") && error.contains("or give local files"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
 }

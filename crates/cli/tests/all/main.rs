@@ -6,6 +6,7 @@ mod bad_input;
 mod checkpoints;
 mod damage;
 mod full_disk;
+mod hub_data;
 mod kills;
 mod launching;
 mod models;

@@ -70,10 +70,14 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
     paths.iter().map(|path| named(path, task)).collect()
 }
 
+/// Files that were brought here, in the order in which they are read.
+pub(super) fn fetched(paths: &[PathBuf], task: Task) -> Result<Vec<DataFile>, DataError> {
+    paths.iter().map(|path| named(path, task)).collect()
+}
+
 /// Where the service's users also have data, if that is what a path which is not there looks like.
 fn elsewhere(path: &Path) -> Option<&'static str> {
     let text = path.to_str()?;
-    let parts = |separator| text.split(separator).filter(|part| !part.is_empty()).count();
     if text.contains("://") {
         Some("in an object store or on a server")
     } else if text.starts_with("dbfs:") {
@@ -82,9 +86,7 @@ fn elsewhere(path: &Path) -> Option<&'static str> {
         Some("a Delta table")
     } else if kind(path).is_some() || text.starts_with(['/', '.', '~']) || text.contains(['*', '?', '[']) {
         None
-    } else if parts('/') == 3 {
-        Some("a data set of the Hugging Face Hub")
-    } else if parts('/') == 1 && parts('.') == 3 {
+    } else if !text.contains('/') && text.split('.').filter(|part| !part.is_empty()).count() == 3 {
         Some("a table of Unity Catalog")
     } else {
         None

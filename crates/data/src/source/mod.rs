@@ -31,7 +31,7 @@ pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};
 
 use crate::error::DataError;
 use crate::pin::Pin;
-use crate::settings::{Columns, SourceSettings, Task};
+use crate::settings::{Columns, Fetched, SourceSettings, Task};
 
 /// Bytes of the source that are worked on at once, for each thread.
 const BYTES_PER_THREAD: usize = 1 << 20;
@@ -48,6 +48,10 @@ pub(crate) fn bytes_at_once() -> usize {
 /// One source of a data set: its files, found but not opened.
 pub(crate) struct Source {
     path: PathBuf,
+    /// The folder that the names of its files are told from.
+    folder: PathBuf,
+    /// The version of a source that is elsewhere.
+    version: Option<String>,
     files: Vec<DataFile>,
     pub(crate) columns: Columns,
     pub(crate) weight: f64,
@@ -58,8 +62,14 @@ impl Source {
     /// Finds the files that a source of `task` means.
     pub(crate) fn open(settings: &SourceSettings, task: Task) -> Result<Self, DataError> {
         let path = PathBuf::from(&settings.path);
-        let files = files::find(&path, task)?;
-        let source = Self { path, files, columns: settings.columns.clone(), weight: settings.weight, task };
+        let (files, folder, version) = match &settings.fetched {
+            Some(Fetched { folder, files, version }) => {
+                (files::fetched(files, task)?, folder.clone(), Some(version.clone()))
+            }
+            None => (files::find(&path, task)?, path.clone(), None),
+        };
+        let (columns, weight) = (settings.columns.clone(), settings.weight);
+        let source = Self { path, folder, version, files, columns, weight, task };
         if source.size() == 0 {
             return Err(source.empty());
         }
@@ -85,6 +95,7 @@ impl Source {
     pub(crate) fn pin(&self, digest: &str, rows: usize) -> Pin {
         Pin {
             path: self.path.display().to_string(),
+            version: self.version.clone(),
             files: self.files.len(),
             bytes: self.size(),
             rows,
@@ -104,7 +115,7 @@ impl Source {
         for file in &self.files {
             let name = match self.files.len() {
                 1 => Path::new(""),
-                _ => file.path.strip_prefix(&self.path).unwrap_or(&file.path),
+                _ => file.path.strip_prefix(&self.folder).unwrap_or(&file.path),
             };
             listing.push_str(&format!(
                 "{} {:?} {name:?}\n",

@@ -234,7 +234,6 @@ fn paths_that_hold_no_data() {
         ("s3://bucket/a.jsonl", "in an object store or on a server"),
         ("dbfs:/Volumes/a/b/c/train.jsonl", "on a workspace"),
         ("delta:table@3", "a Delta table"),
-        ("databricks/dolly/train", "a data set of the Hugging Face Hub"),
         ("main.default.table", "a table of Unity Catalog"),
     ] {
         bench.path = path.into();

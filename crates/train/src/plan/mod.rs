@@ -3,7 +3,9 @@
 pub mod advice;
 pub mod cluster;
 mod memory;
+mod pins;
 mod settings;
+mod sources;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::time::{EpochLength, RunLength};
 
 pub(crate) use memory::limiting_group;
 pub use memory::{gibibytes, total_memory};
+pub(crate) use pins::Pins;
 pub use settings::{DEFAULT_CONTEXT_LENGTH, Difference, Settings};
 
 use memory::{decide_microbatch, process_scratch_bytes};
@@ -122,15 +125,20 @@ pub struct OpenedModel {
 impl OpenedModel {
     /// Opens what a run file's `model` names.
     pub fn open(model: &str, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
-        let mut hub = HubOptions::from_env();
-        if let Some(observer) = observer {
-            hub.progress = Some(Arc::new(move |progress| observer.observe(Update::Downloading(progress))));
-        }
-        let source = ModelSource::open(&ModelLocation::parse(model)?, &hub)?;
+        let source = ModelSource::open(&ModelLocation::parse(model)?, &hub_options(observer))?;
         let place = std::path::Path::new(model).join("config.json");
         let config = ModelConfig::parse(&source.config.to_string(), &place)?;
         Ok(Self { source, config })
     }
+}
+
+/// How the hub is reached, with downloads told to `observer`.
+fn hub_options(observer: Option<Arc<dyn Observer>>) -> HubOptions {
+    let mut hub = HubOptions::from_env();
+    if let Some(observer) = observer {
+        hub.progress = Some(Arc::new(move |progress| observer.observe(Update::Downloading(progress))));
+    }
+    hub
 }
 
 /// A run whose every key is known, before its data is read.
@@ -203,15 +211,18 @@ impl Resolved {
             longest.saturating_add(settings.eval_generation.max_new_tokens).min(settings.context_length)
         });
         let answer_bytes = answer_tokens.map_or(0, |tokens| answer_cache_bytes(&model, tokens));
-        let open = |data: &DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
+        // A run that goes on reads the versions that it began with.
+        let pins = saved.as_ref().and_then(|_| Pins::read(&settings.run_folder().join(Pins::FILE)));
+        let open = |mut data: DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
+            sources::fetch(&mut data, pins.as_ref(), observer)?;
             let cache = std::path::Path::new(&settings.save_folder).join(".cache");
             let report = |progress| observer.observe(Update::Preparing(split, progress));
-            let (dataset, summary) = tessera_data::prepare(data, &tokenizer, &cache, &report)?;
+            let (dataset, summary) = tessera_data::prepare(&data, &tokenizer, &cache, &report)?;
             observer.observe(Update::Prepared(split, &summary));
             Ok((dataset, summary))
         };
-        let (train, train_summary) = open(&settings.train_data(&config), Split::Train)?;
-        let eval = settings.eval_data(&config).map(|data| open(&data, Split::Eval)).transpose()?;
+        let (train, train_summary) = open(settings.train_data(&config), Split::Train)?;
+        let eval = settings.eval_data(&config).map(|data| open(data, Split::Eval)).transpose()?;
         let memory = decide_microbatch(&mut settings, &model, answer_bytes, ranks, processes_here)?;
         let length = run_length(&settings, &train);
         let plan = RunPlan {

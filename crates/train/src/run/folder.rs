@@ -7,6 +7,7 @@ use tessera_track::{names, read_metrics};
 
 use crate::error::TrainError;
 use crate::observe::EvaluationReport;
+use crate::plan::Pins;
 use crate::plan::Settings;
 use crate::plan::file_error;
 use crate::run::Finished;
@@ -76,7 +77,7 @@ impl RunPaths {
 
     /// What was read of each source.
     pub fn data(&self) -> PathBuf {
-        self.path.join("data.json")
+        self.path.join(Pins::FILE)
     }
 
     /// Where checkpoints are.

@@ -9,7 +9,6 @@ mod cancel;
 mod folder;
 mod followers;
 mod logs;
-mod pins;
 mod rank;
 mod steps;
 
@@ -28,7 +27,7 @@ use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
 use crate::observe::{EvaluationReport, Observer, Silent, Update};
 use crate::plan::advice::advise;
-use crate::plan::{Prepared, Resolved, resolve};
+use crate::plan::{Pins, Prepared, Resolved, resolve};
 use crate::spec::RunSpec;
 use crate::state;
 
@@ -38,8 +37,6 @@ use followers::Followers;
 
 /// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
 const SIGTERM: i32 = 15;
-
-use pins::Pins;
 
 /// Set from a signal handler: which signal asked the run to stop.
 #[derive(Debug, Clone, Default)]

@@ -32,7 +32,7 @@ pub struct MixedSource {
 impl DataPath {
     /// What a path may be, for messages.
     pub(super) const EXPECTED: &'static str = "a .jsonl, .json, .csv or .parquet file, a folder of them or of .txt files, a pattern \
-                                               such as data/*.jsonl, or a list of {path: …, weight: …}";
+                                               such as data/*.jsonl, entity/dataset/split on the hub, or a list of {path: …, weight: …}";
 
     /// Reads the key `key`.
     pub(super) fn read(map: &mut MapReader<'_>, key: &'static str) -> Option<Self> {
@@ -46,13 +46,13 @@ impl DataPath {
     pub fn sources(&self, columns: Option<&Columns>) -> Vec<SourceSettings> {
         let for_all = columns.cloned().unwrap_or_default();
         match self {
-            Self::One(path) => vec![SourceSettings { path: path.clone(), columns: for_all, weight: 1.0 }],
+            Self::One(path) => vec![SourceSettings { columns: for_all, ..path.as_str().into() }],
             Self::Mix(sources) => sources
                 .iter()
                 .map(|source| SourceSettings {
-                    path: source.path.clone(),
                     columns: source.columns.clone().unwrap_or_else(|| for_all.clone()),
                     weight: source.weight,
+                    ..source.path.as_str().into()
                 })
                 .collect(),
         }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tessera_data::Pin;
 use tessera_files::write_atomic;
 
+use super::Prepared;
 use crate::error::TrainError;
-use crate::plan::Prepared;
 
 /// The sources of a run as they were read.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,20 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// The file's name.
+    pub const FILE: &'static str = "data.json";
+
+    /// What the file at `path` says, if it is there.
+    pub fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    /// The version of a source that is not on this machine, by the name that the run file gives it.
+    pub fn version(&self, source: &str) -> Option<&str> {
+        let mut pins = self.train.iter().chain(&self.eval);
+        pins.find(|pin| pin.path == source).and_then(|pin| pin.version.as_deref())
+    }
+
     /// What has been read for a run.
     pub fn of(prepared: &Prepared) -> Self {
         let eval = prepared.eval.as_ref().map(|(dataset, _)| dataset.pins().to_vec());
@@ -34,7 +48,7 @@ impl Pins {
     /// Names the training source that is no longer what the file at `path` says it was when `checkpoint` was written.
     /// `None`: the sources are the same, or the file does not say.
     pub fn change(&self, path: &Path, checkpoint: PathBuf) -> Option<TrainError> {
-        let before: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let before = Self::read(path)?;
         let mut sources = before.train.iter().zip(&self.train);
         let (before, now) = sources.find(|(before, now)| !before.is_same(now))?;
         Some(TrainError::SourceChanged { checkpoint, before: before.to_string(), now: now.to_string() })
