@@ -261,20 +261,29 @@ fn matching<'a>(names: &[&'a str], patterns: &[&str]) -> Result<Vec<&'a str>, St
     Ok(names.iter().filter(meant).copied().filter(|name| ending(name).is_some()).collect())
 }
 
-/// What tells a split from a file's name.
-type Rule = fn(&str) -> Option<&str>;
-
-/// The files of a split by what files are called, and all splits that are found so.
+/// The files of a split by what files are called, and all splits that are found so. The first rule that any file follows is the
+/// rule, as the `datasets` library has it.
 fn by_name<'a>(names: &[&'a str], split: &str) -> (Vec<&'a str>, BTreeSet<&'a str>) {
-    let data = || names.iter().copied().filter(|name| ending(name).is_some());
-    let told_by = |rule: Rule| -> Vec<(&'a str, &'a str)> {
-        data().filter_map(|name| Some((rule(name)?, name))).collect()
+    let data = || names.iter().copied().filter(|name| ending(name).is_some() && !is_hidden(name));
+    let by_words = |part: fn(&str) -> &str| {
+        let told = data().flat_map(|name| words(part(name)).into_iter().map(move |split| (split, name)));
+        told.collect::<Vec<_>>()
     };
-    // Files that nothing tells apart are all for training.
-    let rules: [Rule; 3] = [numbered, worded, |_| Some("train")];
-    let told = rules.into_iter().map(told_by).find(|told| !told.is_empty()).unwrap_or_default();
+    let rules = [
+        data().filter_map(|name| Some((numbered(name)?, name))).collect(),
+        by_words(|name| name.rsplit_once('/').map_or("", |(folders, _)| folders)),
+        by_words(|name| name.rsplit_once('/').map_or(name, |(_, file)| file)),
+        // Files that nothing tells apart are all for training.
+        data().map(|name| ("train", name)).collect(),
+    ];
+    let told = rules.into_iter().find(|told| !told.is_empty()).unwrap_or_default();
     let splits = told.iter().map(|(split, _)| *split).collect();
     (told.into_iter().filter(|(name, _)| *name == split).map(|(_, name)| name).collect(), splits)
+}
+
+/// Whether a file belongs to tools: it, or a folder that it is in, begins with a dot or two underscores.
+fn is_hidden(name: &str) -> bool {
+    name.split('/').any(|part| part.starts_with('.') || part.starts_with("__"))
 }
 
 /// The split of `data/SPLIT-00000-of-00002…`.
@@ -285,17 +294,11 @@ fn numbered(name: &str) -> Option<&str> {
     (is_number(number) && rest.get(..5).is_some_and(is_number) && !split.contains('/')).then_some(split)
 }
 
-/// The split that a word in the file's name tells, or else in its folders'.
-fn worded(name: &str) -> Option<&str> {
-    let (folders, file) = name.rsplit_once('/').unwrap_or(("", name));
-    [file, folders].into_iter().find_map(|part| {
-        let mut words = part.split(|letter: char| !letter.is_ascii_alphanumeric());
-        words.find_map(|word| {
-            let known =
-                WORDS.iter().find(|(_, words)| words.iter().any(|known| word.eq_ignore_ascii_case(known)));
-            known.map(|(split, _)| *split)
-        })
-    })
+/// The splits that words in the name of a file, or the names of folders, tell.
+fn words(text: &str) -> Vec<&'static str> {
+    let words: Vec<_> = text.split(|letter: char| "-._ /0123456789".contains(letter)).collect();
+    let told = WORDS.iter().filter(|(_, known)| known.iter().any(|known| words.contains(known)));
+    told.map(|(split, _)| *split).collect()
 }
 
 /// What a file of data is written in, by its name.
@@ -336,14 +339,16 @@ mod tests {
         assert!(
             chosen(&numbered, "", "test").unwrap_err().contains("there is no split test; there are: train")
         );
-        let worded = ["a/Train.jsonl.gz", "dev/b.jsonl", "info.json", "eval-set.jsonl"];
-        assert_eq!(chosen(&worded, "", "train").unwrap(), worded[..1]);
-        assert_eq!(chosen(&worded, "", "validation").unwrap(), worded[1..2]);
-        assert_eq!(chosen(&worded, "", "test").unwrap(), worded[3..]);
-        assert_eq!(
-            chosen(&["b.csv", "constraint.csv", "x.py"], "", "train").unwrap(),
-            ["b.csv", "constraint.csv"]
-        );
+        let in_files = ["a/train2.jsonl.gz", "info.json", "eval-set.jsonl.gz", "my_train_test.jsonl.gz"];
+        assert_eq!(chosen(&in_files, "", "train").unwrap(), [in_files[0], in_files[3]]);
+        assert_eq!(chosen(&in_files, "", "test").unwrap(), [in_files[2], in_files[3]]);
+        let in_folders =
+            ["train/test.jsonl", "x/dev/b.jsonl", "test.jsonl", ".x/train/c.jsonl", "__x/train/d.jsonl"];
+        assert_eq!(chosen(&in_folders, "", "train").unwrap(), in_folders[..1]);
+        assert_eq!(chosen(&in_folders, "", "validation").unwrap(), in_folders[1..2]);
+        assert!(chosen(&in_folders, "", "test").unwrap_err().contains("there are: train, validation"));
+        let told_apart_by_nothing = ["b.csv", "constraint.csv", "split=train/Test.csv"];
+        assert_eq!(chosen(&told_apart_by_nothing, "", "train").unwrap(), told_apart_by_nothing);
         assert!(
             chosen(&["b.csv", "c.parquet"], "", "train")
                 .unwrap_err()
