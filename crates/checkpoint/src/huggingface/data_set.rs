@@ -5,7 +5,7 @@
 //! or `validation` somewhere in the name of a file or of its folders. A repository that is cut into subsets has several meanings,
 //! and is refused unless its card says which one is the default.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tessera_files::IoContext;
 
 use super::HuggingFaceError;
-use super::hub::{HubOptions, HubRepository, RepositoryKind};
+use super::hub::{HubOptions, HubRepository, RepositoryKind, is_hash};
 use super::model::is_hub_id;
 
 const CARD: &str = "README.md";
@@ -23,6 +23,9 @@ const DEFAULT: &str = "default";
 /// What files of data are called, packed or not.
 const ENDINGS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "txt"];
 const PACKED: [&str; 2] = [".gz", ".zst"];
+
+/// Files that tell of the data, as the `datasets` library has them.
+const TOOLS: [&str; 4] = ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"];
 
 /// Words in the names of files and folders that tell a split, as the `datasets` library has them.
 const WORDS: [(&str, &[&str]); 3] = [
@@ -75,9 +78,27 @@ impl HubSplit {
     /// If the hub refuses or cannot be reached, and when the repository has no such split, is cut into subsets, or has it in
     /// files of several formats.
     pub fn fetch(&self, options: &HubOptions) -> Result<SplitFiles, HuggingFaceError> {
+        // A commit that is here does not change: nobody needs to be asked for it.
+        if self.revision.as_deref().is_some_and(is_hash) {
+            let cached = self.find(&HubOptions { offline: true, ..options.clone() });
+            if cached.is_ok() || options.offline {
+                return cached;
+            }
+        }
+        self.find(options)
+    }
+
+    fn find(&self, options: &HubOptions) -> Result<SplitFiles, HuggingFaceError> {
         let kind = RepositoryKind::DataSet;
         let repository = HubRepository::open(kind, &self.id, self.revision.as_deref(), options)?;
-        let names = repository.listing()?;
+        let names = repository.listing()?.ok_or_else(|| HuggingFaceError::Hub {
+            id: self.id.clone(),
+            problem: format!(
+                "which files it has is not known without the hub; fetch it once while it can be reached, or name the files that \
+                 are here, below {}",
+                repository.snapshot().display()
+            ),
+        })?;
         let card = match names.iter().any(|name| name == CARD) {
             true => Card::parse(&self.text(&repository, CARD)?),
             false => Ok(Card::default()),
@@ -203,7 +224,9 @@ impl Entry {
 fn choose(names: &[String], card: &Card, split: &str) -> Result<Vec<String>, String> {
     let subset = card.subset()?;
     let folder = subset.and_then(|subset| subset.data_dir.as_deref());
-    let folder = folder.map_or(String::new(), |folder| format!("{}/", folder.trim_matches('/')));
+    let folder = folder.map(|folder| folder.trim_start_matches("./").trim_matches('/'));
+    let folder = folder.filter(|folder| !["", "."].contains(folder));
+    let folder = folder.map_or(String::new(), |folder| format!("{folder}/"));
     let below: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(&folder)).collect();
     let (chosen, splits) = match subset.and_then(|subset| subset.listed(split)) {
         Some((patterns, splits)) => (matching(&below, &patterns)?, splits),
@@ -213,7 +236,6 @@ fn choose(names: &[String], card: &Card, split: &str) -> Result<Vec<String>, Str
     endings.sort_unstable();
     endings.dedup();
     match endings.len() {
-        1 if let Some(problem) = missing(&chosen) => Err(problem),
         1 => Ok(chosen.iter().map(|name| format!("{folder}{name}")).collect()),
         0 if splits.contains(split) => Err(format!(
             "its split {split} has no file that can be read: .{} are, also packed as .gz or .zst",
@@ -232,22 +254,6 @@ fn choose(names: &[String], card: &Card, split: &str) -> Result<Vec<String>, Str
     }
 }
 
-/// What says that parts of a split are missing: a cache that another program has filled may have some of them only.
-fn missing(chosen: &[&str]) -> Option<String> {
-    let mut parts = BTreeMap::<(&str, usize), usize>::new();
-    for name in chosen {
-        let Some((before, after)) = name.rsplit_once("-of-") else { continue };
-        let digits = after.len() - after.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
-        let (Some((split, _)), Ok(count)) = (before.rsplit_once('-'), after[..digits].parse()) else {
-            continue;
-        };
-        *parts.entry((split, count)).or_default() += 1;
-    }
-    let mut parts = parts.into_iter();
-    let ((split, count), there) = parts.find(|((_, count), there)| there < count)?;
-    Some(format!("{there} of the {count} parts of {split} are there"))
-}
-
 /// The names that any of the patterns means.
 fn matching<'a>(names: &[&'a str], patterns: &[&str]) -> Result<Vec<&'a str>, String> {
     // A star stays within a folder.
@@ -264,7 +270,11 @@ fn matching<'a>(names: &[&'a str], patterns: &[&str]) -> Result<Vec<&'a str>, St
 /// The files of a split by what files are called, and all splits that are found so. The first rule that any file follows is the
 /// rule, as the `datasets` library has it.
 fn by_name<'a>(names: &[&'a str], split: &str) -> (Vec<&'a str>, BTreeSet<&'a str>) {
-    let data = || names.iter().copied().filter(|name| ending(name).is_some() && !is_hidden(name));
+    let is_data = |name: &&str| ending(name).is_some() && !is_of_tools(name);
+    let has_rows = names.iter().copied().filter(is_data).any(|name| ending(name) != Some("txt"));
+    // Texts beside rows say something about them.
+    let counts = move |name: &&str| !has_rows || ending(name) != Some("txt");
+    let data = || names.iter().copied().filter(is_data).filter(counts);
     let by_words = |part: fn(&str) -> &str| {
         let told = data().flat_map(|name| words(part(name)).into_iter().map(move |split| (split, name)));
         told.collect::<Vec<_>>()
@@ -281,9 +291,10 @@ fn by_name<'a>(names: &[&'a str], split: &str) -> (Vec<&'a str>, BTreeSet<&'a st
     (told.into_iter().filter(|(name, _)| *name == split).map(|(_, name)| name).collect(), splits)
 }
 
-/// Whether a file belongs to tools: it, or a folder that it is in, begins with a dot or two underscores.
-fn is_hidden(name: &str) -> bool {
-    name.split('/').any(|part| part.starts_with('.') || part.starts_with("__"))
+/// Whether a file belongs to tools: by its own name, or because it or a folder that it is in begins with a dot or two underscores.
+fn is_of_tools(name: &str) -> bool {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    TOOLS.contains(&file) || name.split('/').any(|part| part.starts_with('.') || part.starts_with("__"))
 }
 
 /// The split of `data/SPLIT-00000-of-00002…`.
@@ -347,6 +358,8 @@ mod tests {
         assert_eq!(chosen(&in_folders, "", "train").unwrap(), in_folders[..1]);
         assert_eq!(chosen(&in_folders, "", "validation").unwrap(), in_folders[1..2]);
         assert!(chosen(&in_folders, "", "test").unwrap_err().contains("there are: train, validation"));
+        let beside = ["a.json", "dataset_infos.json", "LICENSE.txt", "x/config.json"];
+        assert_eq!(chosen(&beside, "", "train").unwrap(), ["a.json"]);
         let told_apart_by_nothing = ["b.csv", "constraint.csv", "split=train/Test.csv"];
         assert_eq!(chosen(&told_apart_by_nothing, "", "train").unwrap(), told_apart_by_nothing);
         assert!(

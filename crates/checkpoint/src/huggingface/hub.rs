@@ -222,22 +222,28 @@ impl HubRepository {
         self.folder.join("snapshots").join(&self.commit)
     }
 
-    /// The names of all files that the repository has, as far as that is known: from the cache, as it was told when the hub was
-    /// reached last.
-    pub fn listing(&self) -> Result<Vec<String>, HuggingFaceError> {
+    /// The names of all files that the repository has; from the cache, as they were told when the hub was reached, `None` if it
+    /// never was for this commit.
+    pub fn listing(&self) -> Result<Option<Vec<String>>, HuggingFaceError> {
         let path = self.folder.join(LISTINGS).join(&self.commit);
-        match &self.remote {
-            Some(remote) => {
-                let names: Vec<String> = remote.sizes.keys().cloned().collect();
-                fs::create_dir_all(self.folder.join(LISTINGS)).context("create", &path)?;
-                write_atomic(&path, names.join("\n").as_bytes())?;
-                Ok(names)
-            }
-            None => match fs::read_to_string(&path) {
-                Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
-                Err(_) => self.file_names(),
-            },
+        let Some(remote) = &self.remote else {
+            let names = fs::read_to_string(&path).ok();
+            return Ok(names.map(|names| names.lines().map(str::to_owned).collect()));
+        };
+        let names: Vec<String> = remote.sizes.keys().cloned().collect();
+        self.note(&path, &names.join("\n"))?;
+        Ok(Some(names))
+    }
+
+    /// Writes a small file into the repository's folder, unless it is there. Processes may do so at the same time.
+    fn note(&self, path: &Path, text: &str) -> Result<(), HuggingFaceError> {
+        let folder = path.parent().unwrap_or(path);
+        fs::create_dir_all(folder).context("create", folder)?;
+        let _lock = wait_for_lock(&self.folder)?;
+        if fs::read_to_string(path).is_ok_and(|there| there == text) {
+            return Ok(());
         }
+        Ok(write_atomic(path, text.as_bytes())?)
     }
 
     /// The commit.
@@ -283,11 +289,7 @@ impl HubRepository {
         if is_hash(revision) {
             return Ok(());
         }
-        let path = self.folder.join("refs").join(revision);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).context("create", parent)?;
-        }
-        Ok(write_atomic(&path, self.commit.as_bytes())?)
+        self.note(&self.folder.join("refs").join(revision), &self.commit)
     }
 
     /// Downloads a file and moves it into the cache; a broken or wrong one is asked for again, after a pause that
@@ -429,7 +431,7 @@ impl Remote {
 }
 
 /// Whether a revision is a commit.
-fn is_hash(revision: &str) -> bool {
+pub(super) fn is_hash(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -5,13 +5,15 @@ use crate::support::Bench;
 
 const COMMITS: [&str; 2] =
     ["0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"];
+const FILE: &str = "data/train-00000-of-00001.jsonl";
 const HUB: &str = "train_data_path=entity/sums/train";
 
 /// Puts a data set into the cache, and lets the main branch be at `commit`.
 fn cached(bench: &Bench, commit: &str, rows: &[u8]) {
     let folder = "hf/hub/datasets--entity--sums";
     bench.write(&format!("{folder}/refs/main"), commit);
-    bench.write(&format!("{folder}/snapshots/{commit}/data/train-00000-of-00001.jsonl"), rows);
+    bench.write(&format!("{folder}/.listings/{commit}"), FILE);
+    bench.write(&format!("{folder}/snapshots/{commit}/{FILE}"), rows);
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! locks around masters and gradients are held only while work on them is *issued*. What keeps that work in order:
 //! - Masters are read by the gathers' first step on the stream and written by the optimizer on the compute queue. A gather
 //!   comes after all updates issued before its call, by the event of the call. An update comes after all gathers, because
-//!   [`crate::Units::forget_weights`] has waited for those that were still on their way, and those that had arrived were
+//!   [`crate::Units::change`] has waited for those that were still on their way, and those that had arrived were
 //!   waited for when they were asked for.
 //! - A reduction adds to a shard's gradient on the stream; it is read and cleared on the compute queue after
 //!   [`crate::Units::finish_reductions`] has waited for all, and the next reduction comes after the clearing by the event of

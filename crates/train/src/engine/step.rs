@@ -160,11 +160,11 @@ impl Engine {
             before_update(index);
             let abandoned = || DistError::Abandoned { unit: index };
             let slice = Slice { size: unit.size(), rank: group.rank(), world_size: group.world_size() };
-            let mut state = unit.state().write().map_err(|_| abandoned())?;
             let mut gradient = unit.gradient().lock().map_err(|_| abandoned())?;
             let decision = self.decision.view(DType::F64);
             let (optimizer, gradient_view) = (&self.settings.optimizer, gradient.view(DType::F32));
             self.units.change(index, |gathered| {
+                let mut state = unit.state().write().map_err(|_| abandoned())?;
                 let update = Change { slice, state: &mut state, gathered };
                 optimizer.update(&self.queue, update, gradient_view, multiplier, decision)
             })?;

@@ -3,7 +3,7 @@
 //! On a GPU a step is issued long before it has run, and a GPU that must wait until the host has heard what came of a step, and has
 //! told it to the logs, does nothing for so long. So one step more is issued before the host asks for a step's outcome. Not
 //! so where something is due between the two that must see the weights as the first one left them, nor where steps are so
-//! long that the wait is nothing beside them, while whoever asks the run to stop would wait for one of them more.
+//! long that the wait is nothing beside them, while whoever asks the run to stop would wait for two of them more.
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(super) struct Training<'a> {
     order: Order,
     batch: MicroBatch,
     speed: SpeedMonitor,
+    /// When the outcome of the last step was known.
+    settled: Instant,
     /// A step that was issued before the outcome of the one before it was known.
     behind: Option<Issued>,
     /// Where the run will be when all that was issued is settled; the time of those steps is not counted.
@@ -74,6 +76,7 @@ impl<'a> Training<'a> {
             order: prepared.order(),
             batch: MicroBatch::default(),
             speed: SpeedMonitor::new(ranks, peak),
+            settled: Instant::now(),
             behind: None,
             ahead: Position::default(),
             last: Duration::ZERO,
@@ -97,7 +100,13 @@ impl<'a> Training<'a> {
         stopping: bool,
     ) -> Result<Step, TrainError> {
         let next = match self.behind.take() {
-            Some(issued) => issued,
+            Some(issued) => {
+                // It has run while the host was busy with the last one's outcome.
+                let beside = self.settled.elapsed();
+                self.untold += beside;
+                self.unreported += beside;
+                issued
+            }
             None => {
                 self.ahead = *position;
                 self.issue(between, stop)?
@@ -152,6 +161,7 @@ impl<'a> Training<'a> {
         let started = Instant::now();
         let outcome = self.engine.outcome(ended)?;
         let waited = started.elapsed();
+        self.settled = Instant::now();
         self.last = outcome.elapsed;
         self.untold += waited;
         let elapsed = std::mem::take(&mut self.unreported) + waited;
