@@ -156,7 +156,7 @@ impl HubRepository {
         options: &HubOptions,
     ) -> Result<Self, HuggingFaceError> {
         let revision = revision.unwrap_or(DEFAULT_REVISION);
-        if !Path::new(revision).components().all(|part| matches!(part, Component::Normal(_))) {
+        if !stays_below(revision) {
             return Err(hub_error(id, format!("{revision:?} is not a branch, tag or commit")));
         }
         let folder = options.cache.join(format!("{}--{}", kind.prefix(), id.replace('/', "--")));
@@ -253,13 +253,10 @@ impl HubRepository {
 
     /// The names of the files that the repository has; from the cache, of those that were fetched.
     pub fn file_names(&self) -> Result<Vec<String>, HuggingFaceError> {
-        if let Some(remote) = &self.remote {
-            return Ok(remote.sizes.keys().cloned().collect());
+        match &self.remote {
+            Some(remote) => Ok(remote.sizes.keys().cloned().collect()),
+            None => super::safetensors::file_names(&self.snapshot()),
         }
-        let (snapshot, mut names) = (self.snapshot(), Vec::new());
-        add_names(&snapshot, &snapshot, &mut names)?;
-        names.sort();
-        Ok(names)
     }
 
     /// Makes sure that a file is in the snapshot. From the cache alone this does nothing.
@@ -422,12 +419,18 @@ impl Remote {
         // What a model is made of lies on top.
         let recursive = kind == RepoTypeAny::Dataset;
         let listing = repository.list_tree().revision(commit.as_str()).recursive(recursive).send()?;
+        // A file is put where its name says: below the snapshot, whatever a hub says.
         let sizes = listing.into_iter().filter_map(|entry| match entry {
-            RepoTreeEntry::File { path, size, .. } => Some((path, size)),
+            RepoTreeEntry::File { path, size, .. } => stays_below(&path).then_some((path, size)),
             RepoTreeEntry::Directory { .. } => None,
         });
         Ok((Self { endpoint, repository, sizes: sizes.collect() }, commit))
     }
+}
+
+/// Whether a relative path leads to somewhere below where it starts.
+fn stays_below(path: &str) -> bool {
+    Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Whether a revision is a commit.
@@ -455,19 +458,6 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = inner;
     }
     cause.to_string()
-}
-
-/// Adds the names, below `top`, of the files in `folder` and the folders in it.
-fn add_names(top: &Path, folder: &Path, names: &mut Vec<String>) -> Result<(), HuggingFaceError> {
-    for entry in fs::read_dir(folder).context("list", folder)? {
-        let path = entry.context("list", folder)?.path();
-        if path.is_dir() {
-            add_names(top, &path, names)?;
-        } else {
-            names.push(path.strip_prefix(top).unwrap_or(&path).to_string_lossy().into_owned());
-        }
-    }
-    Ok(())
 }
 
 /// What a refusal means and what to do about it.

@@ -327,3 +327,14 @@ fn a_data_set_that_is_refused_is_told_with_what_helps() {
     assert!(error.contains("HF_TOKEN") && error.contains("or give local files"), "{error}");
     assert!(!error.contains("secret"), "{error}");
 }
+
+#[test]
+fn a_name_that_leads_out_of_the_cache_is_no_file() {
+    let mut hub = Hub::start();
+    hub.add("../../../out/train.jsonl", b"{}\n");
+    hub.add("/train.jsonl", b"{}\n");
+    let error =
+        HubSplit::parse(&format!("{ID}/train")).unwrap().fetch(&hub.options()).unwrap_err().to_string();
+    assert!(error.contains("there are: no files of data"), "{error}");
+    assert_eq!(hub.requests("/resolve/"), 0);
+}
