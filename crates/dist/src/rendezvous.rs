@@ -471,8 +471,10 @@ mod tests {
         let proof = of(1).prove(&[&greeting[MAGIC.len()..], &own, &place]);
         stream.write_all(&[&MAGIC[..], &own, &place, &proof].concat()).unwrap();
         drop(stream);
-        thread::sleep(Duration::from_millis(100));
-        let others = [1, 2].map(meet);
+        // All have come once when process 2 has, and process 0 must not go before process 1 is there.
+        let last = meet(2);
+        thread::sleep(Duration::from_millis(300));
+        let others = [meet(1), last];
         let found = others.map(|process| process.join().unwrap().unwrap());
         assert_eq!(found.map(|met| (met.first_rank, met.world_size)), [(1, 3), (2, 3)]);
         leading.join().unwrap().unwrap();
