@@ -3,13 +3,14 @@
 //! vocabulary, the head in chunks of 1024 tokens. Mixtures of experts stand beside a dense feed-forward layer of the
 //! same active size.
 //!
-//! Products and attention report floating-point operations as their elements (1 Gelem/s is 1 GFLOP/s), everything else
-//! the elements of its largest tensor.
+//! Products and attention report floating-point operations as their elements (1 Gelem/s is 1 GFLOP/s), everything else the bytes
+//! that it must read and write. At the end a table holds each against what the processor can do at most, measured in the same run.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use criterion::measurement::WallTime;
-use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group};
+use tessera_benches::rooflines::Rooflines;
 use tessera_ops::attention::{self, Heads};
 use tessera_ops::experts::linear::WeightLayout;
 use tessera_ops::experts::{self, ExpertRows, activation, linear as expert_linear};
@@ -46,19 +47,29 @@ fn ids(count: usize, bound: usize) -> Vec<u32> {
     (0..count).map(|index| (index * 7919 % bound) as u32).collect()
 }
 
-/// Measures `run`, which works on `elements` elements.
-fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, elements: usize, run: impl FnMut(&Queue)) {
-    measure_on(&Queue::cpu(), group, name, elements, run);
+/// Floating-point operations.
+fn operations(count: usize) -> Throughput {
+    Throughput::Elements(count as u64)
+}
+
+/// So many fp32 numbers, read or written.
+fn floats(count: usize) -> Throughput {
+    Throughput::Bytes(4 * count as u64)
+}
+
+/// Measures `run`, which must do so much work.
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, work: Throughput, run: impl FnMut(&Queue)) {
+    measure_on(&Queue::cpu(), group, name, work, run);
 }
 
 fn measure_on(
     queue: &Queue,
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
-    elements: usize,
+    work: Throughput,
     mut run: impl FnMut(&Queue),
 ) {
-    group.throughput(Throughput::Elements(elements as u64));
+    group.throughput(work);
     group.bench_function(name, |bencher| bencher.iter(|| run(queue)));
 }
 
@@ -87,20 +98,20 @@ fn products_of(queue: &Queue, criterion: &mut Criterion, suffix: &str) {
         let mut dweight = vec![0.0_f32; outputs * inputs];
         let (x, weight) = (view(&x, [tokens, inputs]), view(&weight, [outputs, inputs]));
         let dy = view(&dy, [tokens, outputs]);
-        let operations = 2 * tokens * inputs * outputs;
-        measure_on(queue, &mut group, &format!("{name}/y"), operations, |queue| {
+        let work = operations(2 * tokens * inputs * outputs);
+        measure_on(queue, &mut group, &format!("{name}/y"), work.clone(), |queue| {
             linear::forward(queue, x, weight, view_mut(&mut y, [tokens, outputs])).unwrap();
         });
-        measure_on(queue, &mut group, &format!("{name}/dx"), operations, |queue| {
+        measure_on(queue, &mut group, &format!("{name}/dx"), work.clone(), |queue| {
             linear::backward_input(queue, dy, weight, view_mut(&mut dx, [tokens, inputs])).unwrap();
         });
-        measure_on(queue, &mut group, &format!("{name}/dW"), operations, |queue| {
+        measure_on(queue, &mut group, &format!("{name}/dW"), work, |queue| {
             linear::backward_weight(queue, dy, x, view_mut(&mut dweight, [outputs, inputs])).unwrap();
         });
     }
     let (x, weight) = (values(HIDDEN), values(VOCABULARY * HIDDEN));
     let mut y = vec![0.0_f32; VOCABULARY];
-    measure_on(queue, &mut group, "head, one token/y", 2 * HIDDEN * VOCABULARY, |queue| {
+    measure_on(queue, &mut group, "head, one token/y", floats(HIDDEN * VOCABULARY), |queue| {
         let weight = view(&weight, [VOCABULARY, HIDDEN]);
         linear::forward(queue, view(&x, [1, HIDDEN]), weight, view_mut(&mut y, [1, VOCABULARY])).unwrap();
     });
@@ -127,12 +138,12 @@ fn attention_of(queue: &Queue, criterion: &mut Criterion, suffix: &str) {
     let (qkv, cu_seqlens) = (view(&qkv, [TOKENS, width]), View::of(&cu_seqlens));
     // Half of a document's score matrix is worked on: two products forward, five backward.
     let product = TOKENS * DOCUMENT * output_width;
-    measure_on(queue, &mut group, "forward", 2 * product, |queue| {
+    measure_on(queue, &mut group, "forward", operations(2 * product), |queue| {
         let output = view_mut(&mut output, [TOKENS, output_width]);
         let log_sum_exp = view_mut(&mut log_sum_exp, [TOKENS, HEADS.query]);
         attention::forward(queue, qkv, cu_seqlens, HEADS, output, log_sum_exp).unwrap();
     });
-    measure_on(queue, &mut group, "backward", 5 * product, |queue| {
+    measure_on(queue, &mut group, "backward", operations(5 * product), |queue| {
         let output = view(&output, [TOKENS, output_width]);
         let log_sum_exp = view(&log_sum_exp, [TOKENS, HEADS.query]);
         let (dqkv, scratch) = (view_mut(&mut dqkv, [TOKENS, width]), ViewMut::of(&mut scratch));
@@ -144,7 +155,7 @@ fn attention_of(queue: &Queue, criterion: &mut Criterion, suffix: &str) {
     let mut cache = values(DOCUMENT * cached_width);
     let mut decoded = vec![0.0_f32; output_width];
     let row = qkv.range(0, width).unwrap().reshape([1, width]).unwrap();
-    measure_on(queue, &mut group, "decode", 4 * DOCUMENT * output_width, |queue| {
+    measure_on(queue, &mut group, "decode", floats(DOCUMENT * cached_width), |queue| {
         let cache = view_mut(&mut cache, [1, DOCUMENT, cached_width]);
         let lengths = [DOCUMENT as u32 - 1];
         let output = view_mut(&mut decoded, [1, output_width]);
@@ -160,21 +171,21 @@ fn row_wise(criterion: &mut Criterion) {
     let (mut y, mut inverse_rms) = (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; TOKENS]);
     let (mut dx, mut dweight) = (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; HIDDEN]);
     let (x, dy, weight) = (view(&x, shape), view(&dy, shape), View::of(&weight));
-    measure(&mut group, "rms_norm/forward", TOKENS * HIDDEN, |queue| {
+    measure(&mut group, "rms_norm/forward", floats(2 * TOKENS * HIDDEN), |queue| {
         let inverse_rms = ViewMut::of(&mut inverse_rms);
         rms_norm::forward(queue, x, weight, 1e-5, view_mut(&mut y, shape), inverse_rms).unwrap();
     });
-    measure(&mut group, "rms_norm/backward", TOKENS * HIDDEN, |queue| {
+    measure(&mut group, "rms_norm/backward", floats(4 * TOKENS * HIDDEN), |queue| {
         let (dx, dweight) = (view_mut(&mut dx, shape), ViewMut::of(&mut dweight));
         rms_norm::backward(queue, dy, x, weight, View::of(&inverse_rms), dx, dweight).unwrap();
     });
-    measure(&mut group, "bias/forward and backward", TOKENS * HIDDEN, |queue| {
+    measure(&mut group, "bias/forward and backward", floats(3 * TOKENS * HIDDEN), |queue| {
         bias::forward(queue, weight, view_mut(&mut y, shape)).unwrap();
         bias::backward(queue, dy, ViewMut::of(&mut dweight)).unwrap();
     });
     let every_second: Vec<u32> = (0..TOKENS as u32).step_by(2).collect();
     let (index, mut picked) = (View::of(&every_second), vec![0.0_f32; CHUNK * HIDDEN]);
-    measure(&mut group, "rows/gather and scatter", CHUNK * HIDDEN, |queue| {
+    measure(&mut group, "rows/gather and scatter", floats(4 * CHUNK * HIDDEN), |queue| {
         rows::gather(queue, x, index, view_mut(&mut picked, [CHUNK, HIDDEN])).unwrap();
         rows::scatter(queue, view(&picked, [CHUNK, HIDDEN]), index, view_mut(&mut dx, shape)).unwrap();
     });
@@ -187,10 +198,11 @@ fn feed_forward(group: &mut BenchmarkGroup<'_, WallTime>) {
     let (wide, narrow) = ([TOKENS, 2 * FEED_FORWARD], [TOKENS, FEED_FORWARD]);
     let (gate_up, gradient) = (values(TOKENS * 2 * FEED_FORWARD), values(TOKENS * FEED_FORWARD));
     let mut activation = vec![0.0_f32; TOKENS * FEED_FORWARD];
-    measure(group, "swiglu/forward", TOKENS * FEED_FORWARD, |queue| {
+    measure(group, "swiglu/forward", floats(3 * TOKENS * FEED_FORWARD), |queue| {
         swiglu::forward(queue, view(&gate_up, wide), view_mut(&mut activation, narrow)).unwrap();
     });
     // The backward overwrites its input, so each run gets a fresh one.
+    group.throughput(floats(5 * TOKENS * FEED_FORWARD));
     group.bench_function("swiglu/backward", |bencher| {
         bencher.iter_batched_ref(
             || gate_up.clone(),
@@ -211,7 +223,7 @@ fn rotation(group: &mut BenchmarkGroup<'_, WallTime>) {
     rope::fill_table(&frequencies, view_mut(&mut table, [DOCUMENT, HEADS.size])).unwrap();
     let (table, positions) = (view(&table, [DOCUMENT, HEADS.size]), ids(TOKENS, DOCUMENT));
     let (turned, positions) = (HEADS.query + HEADS.key_value, View::of(&positions));
-    measure(group, "rope/forward and backward", TOKENS * turned * HEADS.size, |queue| {
+    measure(group, "rope/forward and backward", floats(4 * TOKENS * turned * HEADS.size), |queue| {
         rope::forward(queue, view_mut(&mut qkv, shape), turned, positions, table).unwrap();
         rope::backward(queue, view_mut(&mut qkv, shape), turned, positions, table).unwrap();
     });
@@ -225,18 +237,18 @@ fn centred(group: &mut BenchmarkGroup<'_, WallTime>) {
         (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; TOKENS], vec![0.0_f32; TOKENS]);
     let (mut dx, mut dweight) = (vec![0.0_f32; TOKENS * HIDDEN], vec![0.0_f32; HIDDEN]);
     let (x, dy, weight) = (view(&x, shape), view(&dy, shape), View::of(&weight));
-    measure(group, "layer_norm/forward", TOKENS * HIDDEN, |queue| {
+    measure(group, "layer_norm/forward", floats(2 * TOKENS * HIDDEN), |queue| {
         let (mean, deviation) = (ViewMut::of(&mut mean), ViewMut::of(&mut deviation));
         layer_norm::forward(queue, x, weight, 1e-5, view_mut(&mut y, shape), mean, deviation).unwrap();
     });
-    measure(group, "layer_norm/backward", TOKENS * HIDDEN, |queue| {
+    measure(group, "layer_norm/backward", floats(4 * TOKENS * HIDDEN), |queue| {
         let (mean, deviation) = (View::of(&mean), View::of(&deviation));
         let (dx, dweight) = (view_mut(&mut dx, shape), ViewMut::of(&mut dweight));
         layer_norm::backward(queue, dy, x, weight, mean, deviation, dx, dweight).unwrap();
     });
     let words = [TOKENS, clamp::words(HIDDEN)];
     let mut inside = vec![0_u32; words[0] * words[1]];
-    measure(group, "clamp/forward and backward", TOKENS * HIDDEN, |queue| {
+    measure(group, "clamp/forward and backward", floats(4 * TOKENS * HIDDEN), |queue| {
         clamp::forward(queue, view_mut(&mut y, shape), 0.5, view_mut(&mut inside, words)).unwrap();
         clamp::backward(queue, view_mut(&mut dx, shape), view(&inside, words)).unwrap();
     });
@@ -286,7 +298,7 @@ fn dense_of_the_same_size(group: &mut BenchmarkGroup<'_, WallTime>, mixture: &Mi
     let (x, dy) = (view(&x, outer), view(&dy, outer));
     let (gate_up, down) = (view(&gate_up, gate_up_shape), view(&down, down_shape));
     let name = format!("{}/dense of the same size", mixture.name());
-    measure(group, &name, mixture.operations(), |queue| {
+    measure(group, &name, operations(mixture.operations()), |queue| {
         linear::forward(queue, x, gate_up, view_mut(&mut hidden, wide)).unwrap();
         swiglu::forward(queue, view(&hidden, wide), view_mut(&mut features, narrow)).unwrap();
         linear::forward(queue, view(&features, narrow), down, view_mut(&mut y, outer)).unwrap();
@@ -321,7 +333,7 @@ fn routed(group: &mut BenchmarkGroup<'_, WallTime>, mixture: &Mixture) {
     let (x, dy) = (view(&x, tokens), view(&dy, tokens));
     let (gate_up, down) = (view(&gate_up, gate_up_shape), view(&down, down_shape));
     let layout = WeightLayout::OutputsInputs;
-    measure(group, &format!("{}/routed", mixture.name()), mixture.operations(), |queue| {
+    measure(group, &format!("{}/routed", mixture.name()), operations(mixture.operations()), |queue| {
         probabilities.copy_from_slice(&logits);
         let logits = view_mut(&mut probabilities, [TOKENS, count]);
         let (chosen_out, weights_out) =
@@ -371,7 +383,7 @@ fn routing(criterion: &mut Criterion) {
         let (mut chosen, mut weights) = (vec![0_u32; TOKENS * choices], values(TOKENS * choices));
         let row_starts = [0_u32, CHUNK as u32, TOKENS as u32];
         let (mut counts, mut sums) = (vec![0.0_f64; 2 * count], vec![0.0_f64; 2 * count]);
-        measure(&mut group, &format!("{choices} of {count}"), TOKENS * count, |queue| {
+        measure(&mut group, &format!("{choices} of {count}"), floats(10 * TOKENS * count), |queue| {
             probabilities.copy_from_slice(&logits);
             let (chosen_out, weights_out) = (view_mut(&mut chosen, narrow), view_mut(&mut weights, narrow));
             router::forward(queue, view_mut(&mut probabilities, wide), Some(1.0), chosen_out, weights_out)
@@ -396,14 +408,14 @@ fn vocabulary(criterion: &mut Criterion) {
     let (tokens, mut x) = (View::of(&tokens), vec![0.0_f32; TOKENS * HIDDEN]);
     let mut weight = values(VOCABULARY * HIDDEN);
     let (table, shape) = ([VOCABULARY, HIDDEN], [TOKENS, HIDDEN]);
-    measure(&mut group, "embedding/forward and backward", TOKENS * HIDDEN, |queue| {
+    measure(&mut group, "embedding/forward and backward", floats(5 * TOKENS * HIDDEN), |queue| {
         embedding::forward(queue, tokens, view(&weight, table), view_mut(&mut x, shape)).unwrap();
         embedding::backward(queue, tokens, view(&dx, shape), view_mut(&mut weight, table)).unwrap();
     });
     let (mut logits, targets) = (values(CHUNK * VOCABULARY), ids(CHUNK, VOCABULARY));
     let mut statistics = [0.0_f64; 2];
     // The gradient that is left serves as the logits of the next run: finite, and as costly.
-    measure(&mut group, "cross_entropy/forward and backward", CHUNK * VOCABULARY, |queue| {
+    measure(&mut group, "cross_entropy/forward and backward", floats(2 * CHUNK * VOCABULARY), |queue| {
         let logits = view_mut(&mut logits, [CHUNK, VOCABULARY]);
         let statistics = ViewMut::of(&mut statistics);
         cross_entropy::forward_backward(queue, logits, View::of(&targets), 1.0, statistics).unwrap();
@@ -419,7 +431,7 @@ fn flat(criterion: &mut Criterion) {
     let decision = [1.0, 1.0, 1.0, 0.0, 0.0];
     let adamw =
         adamw::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.95), epsilon: 1e-8, decay: 1e-5 };
-    measure(&mut group, "adamw", FLAT, |queue| {
+    measure(&mut group, "adamw", floats(7 * FLAT), |queue| {
         let state = adamw::State {
             parameters: ViewMut::of(&mut p),
             first_moment: ViewMut::of(&mut m),
@@ -429,18 +441,24 @@ fn flat(criterion: &mut Criterion) {
         adamw::update(queue, state, gradient, FLAT / 2, adamw, View::of(&decision)).unwrap();
     });
     let lion = lion::Hyperparameters { learning_rate: 1e-4, betas: (0.9, 0.99), decay: 1e-5 };
-    measure(&mut group, "lion", FLAT, |queue| {
+    measure(&mut group, "lion", floats(5 * FLAT), |queue| {
         let (p, m) = (ViewMut::of(&mut p), ViewMut::of(&mut m));
         lion::update(queue, p, gradient, m, FLAT / 2, lion, View::of(&decision)).unwrap();
     });
     let mut total = [0.0_f64];
-    measure(&mut group, "squared_norm", FLAT, |queue| {
+    measure(&mut group, "squared_norm", floats(FLAT), |queue| {
         squared_norm::add(queue, gradient, ViewMut::of(&mut total)).unwrap();
     });
-    measure(&mut group, "random::normal", FLAT, |_| {
+    measure(&mut group, "random::normal", floats(FLAT), |_| {
         random::normal(17, 0, 0.02, ViewMut::of(&mut p)).unwrap();
     });
 }
 
 criterion_group!(operators, products, attention, row_wise, mixtures, routing, vocabulary, flat);
-criterion_main!(operators);
+
+fn main() {
+    let rooflines = Rooflines::measure();
+    operators();
+    Criterion::default().configure_from_args().final_summary();
+    rooflines.print();
+}
