@@ -29,12 +29,6 @@ const SCHEMES: [(&str, Scheme); 8] = [
     ("https", Scheme::Http),
 ];
 
-/// Whether a text names something by a url, rather than by a path: whether the url can be used is not said.
-pub fn is_url(text: &str) -> bool {
-    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
-    scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
-}
-
 /// A url in its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
@@ -109,16 +103,6 @@ fn without_secrets(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn urls_are_told_from_paths() {
-        for url in ["s3://b", "gs://b/x", "abfss://c@a.dfs.core.windows.net/x", "https://h/x", "ftp://h/x"] {
-            assert!(is_url(url), "{url}");
-        }
-        for path in ["runs", "/data/x.jsonl", "a/b/train", "dbfs:/Volumes/a", "./a://b", "c://x"] {
-            assert!(!is_url(path), "{path}");
-        }
-    }
 
     #[test]
     fn a_url_is_taken_apart() {

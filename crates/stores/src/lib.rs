@@ -10,10 +10,11 @@ mod address;
 mod connect;
 mod error;
 mod explain;
+mod fetched;
 mod place;
 mod transfer;
 
-pub use address::is_url;
 pub use connect::Credentials;
 pub use error::{Problem, StoreError};
+pub use fetched::Snapshot;
 pub use place::{Object, Place};

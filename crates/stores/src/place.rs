@@ -121,7 +121,9 @@ impl Place {
         match self.wait(self.store().head(&self.path)) {
             Ok(meta) => Ok(Some(object(meta, String::new()))),
             Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
+            // This answer has no text that says why; that of a listing has.
+            Err(error) if self.is_single_file() => Err(error),
+            Err(error) => Err(self.list().err().unwrap_or(error)),
         }
     }
 

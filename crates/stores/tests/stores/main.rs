@@ -1,4 +1,5 @@
 //! Places in a store that is played by a small server on the loopback interface, and drops connections.
+#![allow(clippy::unwrap_used)]
 
 mod server;
 
