@@ -51,6 +51,9 @@ impl Progress {
             Update::Downloading(file) => {
                 Some(Self::new(format!("fetching {}", file.file), Unit::Bytes, file.done, file.total))
             }
+            Update::Uploading(file) => {
+                Some(Self::new(format!("uploading {}", file.file), Unit::Bytes, file.done, file.total))
+            }
             Update::Preparing(split, progress) => {
                 let data = split_name(split);
                 let (what, unit) = match progress.stage {

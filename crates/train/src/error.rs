@@ -37,6 +37,20 @@ pub enum TrainError {
     Model(#[from] HuggingFaceError),
     #[error("{path} is neither a file nor a folder here, and cannot be had as a data set: {source}")]
     DataSet { path: String, source: HuggingFaceError },
+    /// Something in an object store or on a server.
+    #[cfg(feature = "stores")]
+    #[error(transparent)]
+    Store(#[from] tessera_stores::StoreError),
+    #[error(
+        "{key}: {url} cannot be had by this build; build it with --features stores, or give a path on this machine"
+    )]
+    NoStores { key: &'static str, url: String },
+    #[error(
+        "the run is whole in {folder}, but not all of it could be uploaded to {url}: {problem}. Nothing is lost: the same command \
+         uploads the rest",
+        folder = folder.display()
+    )]
+    NotUploaded { folder: PathBuf, url: String, problem: String },
     #[error("{place}: {mismatch}")]
     Tensors { place: String, mismatch: TensorMismatch },
     #[error(transparent)]
@@ -228,6 +242,10 @@ impl TrainError {
             | Self::DataSet { source: HuggingFaceError::File(error), .. }
             | Self::Track(TrackError::File(error))
             | Self::Mlflow(MlflowError::File(error)) => Some(error),
+            #[cfg(feature = "stores")]
+            Self::Store(tessera_stores::StoreError {
+                problem: tessera_stores::Problem::File(error), ..
+            }) => Some(error),
             Self::FinalSave { source } => source.file_error(),
             _ => None,
         }
@@ -256,6 +274,9 @@ impl TrainError {
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
             Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_)) => Fault::Machine,
+            #[cfg(feature = "stores")]
+            Self::Store(error) if error.passes() => Fault::Network,
+            Self::NotUploaded { .. } => Fault::Network,
             Self::Model(HuggingFaceError::Hub { .. })
             | Self::DataSet { source: HuggingFaceError::Hub { .. }, .. }
             | Self::Mlflow(MlflowError::Unreachable { .. })

@@ -10,6 +10,7 @@ use tessera_dist::{Residency, Single, Wire};
 use tessera_model::Model;
 use tessera_ops::Queue;
 
+use crate::elsewhere;
 use crate::engine::{CHUNK_TOKENS, Engine, EngineSettings, GenerationSettings, Optimizer, Sampler};
 use crate::error::TrainError;
 use crate::observe::{Answer, Observer};
@@ -55,7 +56,11 @@ impl Generator {
     /// # Errors
     /// When they are missing, damaged, or do not belong together.
     pub fn load(settings: &GeneratorSettings, observer: &Arc<dyn Observer>) -> Result<Self, TrainError> {
-        let OpenedModel { source, config } = OpenedModel::open(&settings.model, Some(observer.clone()))?;
+        let OpenedModel { source, config } = OpenedModel::open(
+            &settings.model,
+            &elsewhere::cache(elsewhere::DEFAULT_FOLDER),
+            Some(observer.clone()),
+        )?;
         let maximum = config.max_position_embeddings;
         let positions = settings.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH.min(maximum));
         if !(2..=maximum).contains(&positions) {

@@ -27,8 +27,12 @@ pub enum Split {
 /// Something that happened, or how far something has come.
 #[derive(Clone, Copy)]
 pub enum Update<'a> {
-    /// A file is being fetched from the hub.
+    /// A file is being fetched from the hub or a store.
     Downloading(HubProgress<'a>),
+    /// A file of the run is on its way to where runs are kept, which the run's end waits for.
+    Uploading(HubProgress<'a>),
+    /// All of the run is at this url.
+    Uploaded(&'a str),
     /// A data set is being checked or tokenised.
     Preparing(Split, tessera_data::Progress),
     /// A data set is ready.

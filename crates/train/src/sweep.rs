@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tessera_files::{Digest, Sha256, sha256_hex};
 
+use crate::elsewhere;
 use crate::error::TrainError;
 use crate::spec::RunSpec;
 
@@ -102,8 +103,8 @@ impl SweepRun {
         let run_name = format!("{name}-{}", &hash[..8]);
         overrides.push(format!("run_name={}", Value::from(run_name.as_str())));
         let spec = RunSpec::load(run_file, &overrides)?;
-        let save_folder = spec.save_folder.unwrap_or_else(|| "runs".to_owned());
-        Ok(Self { values, overrides, folder: Path::new(&save_folder).join(run_name) })
+        let save_folder = spec.save_folder.unwrap_or_else(|| elsewhere::DEFAULT_FOLDER.to_owned());
+        Ok(Self { values, overrides, folder: elsewhere::local_folder(&save_folder).join(run_name) })
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use tessera_files::{FileError, FolderLock, IoContext};
 use tessera_track::{RunSummary, read_run, request_cancel};
 use tessera_train::TrainError;
+use tessera_train::elsewhere::local_folder;
 
 use crate::failure::Failure;
 use crate::output::{complain, print};
@@ -40,7 +41,7 @@ pub fn resume(folder: &Path, json: bool) -> Result<ExitCode, Failure> {
     let run_file = RunFile::new(folder.join("run.yaml"), Vec::new());
     let spec = run_file.load()?;
     let (save_folder, run_name) = (spec.save_folder.unwrap_or_default(), spec.run_name.unwrap_or_default());
-    let written = Path::new(&save_folder).join(&run_name);
+    let written = local_folder(&save_folder).join(&run_name);
     // Paths in a run file are relative to the working folder: in another one a new run would begin.
     let same = |path: &Path| fs::canonicalize(path).ok();
     if same(&written).is_none() || same(&written) != same(folder) {

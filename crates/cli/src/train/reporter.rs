@@ -232,7 +232,9 @@ impl Observer for Reporter {
             Update::Warning(warning) => self.bar.aside(|| complain("warning", warning)),
             // The ranks that wait cannot end the process.
             Update::Stalled(alarm) => last_words(format!("error: {alarm}"), NETWORK),
+            Update::Uploaded(url) => self.say(&format!("{} {url}", self.paint.paint(HEADING, "Uploaded to"))),
             Update::Downloading(_)
+            | Update::Uploading(_)
             | Update::Preparing(..)
             | Update::CheckingWeights { .. }
             | Update::LoadingWeights { .. }

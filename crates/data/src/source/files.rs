@@ -1,6 +1,7 @@
 //! The files that a path means: itself, those in a folder, or those that a pattern matches.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -111,26 +112,59 @@ fn named(path: &Path, task: Task) -> Result<DataFile, DataError> {
     Ok(DataFile { path: path.to_owned(), format, compression, size })
 }
 
-/// The files in a folder that the task reads. Continued pre-training reads texts where there are any, else rows.
+/// The files in a folder that the task reads.
 fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
     let mut paths = Vec::new();
     collect(folder, &mut HashSet::new(), &mut paths)?;
-    let is_text = |path: &PathBuf| kind(path).is_some_and(|(format, _)| format == Format::Text);
+    let chosen = of_task(paths, task);
+    if chosen.is_empty() {
+        return Err(no_files(folder, task));
+    }
+    chosen.iter().map(|path| named(path, task)).collect()
+}
+
+/// The names, below the folder `path` that is elsewhere, of the files that the task reads, in the order in which they are read:
+/// the same as of such a folder here.
+///
+/// # Errors
+/// When there are none.
+pub fn names_in_folder<'names>(
+    path: &str,
+    names: impl IntoIterator<Item = &'names str>,
+    task: Task,
+) -> Result<Vec<&'names str>, DataError> {
+    let counts = |name: &&Path| !name.iter().any(is_of_tools) && kind(name).is_some();
+    let chosen = of_task(names.into_iter().map(Path::new).filter(counts).collect(), task);
+    if chosen.is_empty() {
+        return Err(no_files(Path::new(path), task));
+    }
+    Ok(chosen.into_iter().filter_map(Path::to_str).collect())
+}
+
+fn no_files(folder: &Path, task: Task) -> DataError {
+    let found = "a folder without such files in it".to_owned();
+    DataError::WrongKind { path: folder.to_owned(), found, task, expected: expected(task) }
+}
+
+/// Those of the files that the task reads, in the order in which they are read. Continued pre-training reads texts where there
+/// are any, else rows.
+fn of_task<P: AsRef<Path> + Ord>(paths: Vec<P>, task: Task) -> Vec<P> {
+    let is_text = |path: &P| kind(path.as_ref()).is_some_and(|(format, _)| format == Format::Text);
     let (texts, rows): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_text);
     let mut chosen = if task == Task::ContinuedPretrain && !texts.is_empty() { texts } else { rows };
     chosen.sort();
-    if chosen.is_empty() {
-        let found = "a folder without such files in it".to_owned();
-        let (path, expected) = (folder.to_owned(), expected(task));
-        return Err(DataError::WrongKind { path, found, task, expected });
-    }
-    chosen.iter().map(|path| named(path, task)).collect()
+    chosen
+}
+
+/// Whether a name is one that tools give: it begins with a dot or an underscore (`_SUCCESS`, `.cache`).
+fn is_of_tools(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(['.', '_'])
 }
 
 /// Adds the files of a known kind below `folder`. Links to files and folders are followed; one that leads nowhere is an
 /// error, since rows would be missing. Links may lead in a circle: a folder that was `seen`, by its canonical path, is
 /// not read again. Entries are visited in the order of their names, so that the same one of two ways to a folder is taken
-/// each time. Names that begin with a dot or an underscore are those of tools (`_SUCCESS`, `.cache`).
+/// each time.
 fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>) -> Result<(), FileError> {
     if !seen.insert(folder.canonicalize().context("resolve", folder)?) {
         return Ok(());
@@ -139,7 +173,7 @@ fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>)
     let mut entries = entries.collect::<Result<Vec<_>, _>>().context("list", folder)?;
     entries.sort();
     for path in entries {
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_'])) {
+        if path.file_name().is_some_and(is_of_tools) {
             continue;
         }
         let found = fs::metadata(&path).context("read", &path)?;

@@ -25,6 +25,7 @@ use sha2::Digest;
 use tessera_files::{FileError, Sha256, sha256_hex};
 
 pub(crate) use document::Document;
+pub use files::names_in_folder;
 use files::{Compression, DataFile, Format};
 pub use record::Unit;
 pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};

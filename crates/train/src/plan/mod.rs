@@ -8,6 +8,7 @@ mod settings;
 mod sources;
 
 use std::num::NonZeroU64;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tessera_files::FileError;
 use tessera_model::config::{ModelConfig, TrainingWork};
 use tessera_model::{Model, Names};
 
+use crate::elsewhere;
 use crate::engine::{CHUNK_TOKENS, EngineSettings, MemoryPlan, Optimizer, answer_cache_bytes};
 use crate::error::TrainError;
 use crate::observe::{Observer, Split, Update};
@@ -123,10 +125,14 @@ pub struct OpenedModel {
 }
 
 impl OpenedModel {
-    /// Opens what a run file's `model` names.
-    pub fn open(model: &str, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
-        let source = ModelSource::open(&ModelLocation::parse(model)?, &hub_options(observer))?;
-        let place = std::path::Path::new(model).join("config.json");
+    /// Opens what a run file's `model` names. What comes by a url is kept in `cache`.
+    pub fn open(model: &str, cache: &Path, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
+        let location = match elsewhere::is_url(model) {
+            true => elsewhere::model(model, cache, observer.as_ref())?,
+            false => ModelLocation::parse(model)?,
+        };
+        let source = ModelSource::open(&location, &hub_options(observer))?;
+        let place = Path::new(model).join("config.json");
         let config = ModelConfig::parse(&source.config.to_string(), &place)?;
         Ok(Self { source, config })
     }
@@ -158,7 +164,8 @@ pub struct Resolved {
 /// # Errors
 /// For everything that can be wrong with the run file and the model's files.
 pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, TrainError> {
-    let OpenedModel { source, config } = OpenedModel::open(&spec.model, Some(observer.clone()))?;
+    let cache = elsewhere::cache(spec.save_folder.as_deref().unwrap_or(elsewhere::DEFAULT_FOLDER));
+    let OpenedModel { source, config } = OpenedModel::open(&spec.model, &cache, Some(observer.clone()))?;
     let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
     let settings = Settings::resolve(spec, &config, stored)?;
     Ok(Resolved { processes_here: 1, ranks: settings.local_ranks().get(), settings, source, config })
@@ -190,6 +197,11 @@ impl Resolved {
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
         }
+        if let (None, Some(url)) = (&saved, settings.custom_weights_path.as_ref())
+            && elsewhere::is_url(url)
+        {
+            settings.fetched_weights = Some(elsewhere::weights(url, &settings.cache(), observer)?);
+        }
         if settings.validate_inputs && saved.is_none() {
             state::check(&settings, &source, &config)?;
         }
@@ -214,8 +226,8 @@ impl Resolved {
         // A run that goes on reads the versions that it began with.
         let pins = saved.as_ref().and_then(|_| Pins::read(&settings.run_folder().join(Pins::FILE)));
         let open = |mut data: DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
-            sources::fetch(&mut data, pins.as_ref(), observer)?;
-            let cache = std::path::Path::new(&settings.save_folder).join(".cache");
+            let cache = settings.cache();
+            sources::fetch(&mut data, pins.as_ref(), &cache, observer)?;
             let report = |progress| observer.observe(Update::Preparing(split, progress));
             let (dataset, summary) = tessera_data::prepare(&data, &tokenizer, &cache, &report)?;
             observer.observe(Update::Prepared(split, &summary));
@@ -297,6 +309,6 @@ pub(crate) fn engine_settings(settings: &Settings, microbatch_rows: usize) -> En
 }
 
 /// An error of the file system, for the crate's own file operations.
-pub(crate) fn file_error(action: &'static str, path: &std::path::Path, source: std::io::Error) -> TrainError {
+pub(crate) fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> TrainError {
     FileError { action, path: path.to_owned(), source }.into()
 }

@@ -1,7 +1,7 @@
 //! The run file with every default filled in: what `run.yaml` holds, and what decides whether a checkpoint belongs to a run.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::civil::Date;
@@ -14,6 +14,7 @@ use tessera_model::Compute;
 use tessera_model::config::{ModelConfig, TorchDType};
 use tessera_ops::{DType, Factors, Home};
 
+use crate::elsewhere;
 use crate::engine::check_context;
 use crate::error::TrainError;
 use crate::gpus;
@@ -100,6 +101,9 @@ pub struct Settings {
     /// The GPUs that this process drives; none where it computes on the CPU.
     #[serde(skip)]
     pub gpus: Vec<usize>,
+    /// Where the weights of `custom_weights_path` were brought to from elsewhere.
+    #[serde(skip)]
+    pub(super) fetched_weights: Option<PathBuf>,
 }
 
 /// What the run file itself says where the day or the machine decides else.
@@ -185,7 +189,7 @@ impl Settings {
             validate_inputs: spec.validate_inputs.unwrap_or(true),
             init: spec.init.unwrap_or(Init::Pretrained),
             run_name: spec.run_name.unwrap_or_default(),
-            save_folder: spec.save_folder.unwrap_or_else(|| "runs".into()),
+            save_folder: spec.save_folder.unwrap_or_else(|| elsewhere::DEFAULT_FOLDER.into()),
             save_interval: spec.save_interval.unwrap_or(Interval::EACH_EPOCH),
             save_num_checkpoints_to_keep: spec.save_num_checkpoints_to_keep.unwrap_or(CheckpointsToKeep::All),
             save_weights_only: spec.save_weights_only.unwrap_or(false),
@@ -213,6 +217,7 @@ impl Settings {
             offload: spec.offload.unwrap_or(Offload::None),
             devices,
             gpus,
+            fetched_weights: None,
             parallel: spec.parallel.unwrap_or_default(),
             dist_timeout: spec.dist_timeout.unwrap_or(600.0),
             dist_startup_timeout: spec.dist_startup_timeout.unwrap_or(1800.0),
@@ -315,9 +320,19 @@ impl Settings {
         Ok(format!("{}-{}", model.strip_suffix(".gguf").unwrap_or(model), &digest[..8]))
     }
 
-    /// The run's folder.
+    /// The run's folder on this machine.
     pub fn run_folder(&self) -> PathBuf {
-        PathBuf::from(&self.save_folder).join(&self.run_name)
+        elsewhere::local_folder(&self.save_folder).join(&self.run_name)
+    }
+
+    /// Where prepared data, and what comes from elsewhere, is kept.
+    pub fn cache(&self) -> PathBuf {
+        elsewhere::cache(&self.save_folder)
+    }
+
+    /// The checkpoint whose weights replace the model's, as it lies on this machine.
+    pub(crate) fn custom_weights(&self) -> Option<&Path> {
+        self.fetched_weights.as_deref().or(self.custom_weights_path.as_ref().map(Path::new))
     }
 
     /// Rows of a micro-batch, once they are decided.

@@ -23,6 +23,7 @@ use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
 use tessera_track::{EventLog, EventType, clear_cancel, read_events, write_report};
 
+use crate::elsewhere::Mirror;
 use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
 use crate::observe::{EvaluationReport, Observer, Silent, Update};
@@ -187,7 +188,7 @@ fn hear<T: DeserializeOwned>(ranks: &Ranks, label: &'static str) -> Result<T, Tr
 
 /// What the leading process has when a run can start.
 enum Start {
-    Ready(Box<Prepared>, RunFolder, EventLog, Followers),
+    Ready(Box<Prepared>, RunFolder, EventLog, Followers, Option<Mirror>),
     Finished(Finished),
 }
 
@@ -214,8 +215,10 @@ impl Run<'_> {
             Err(error) => Err(error),
         };
         let told = tell(&ranks, START, go);
-        let (prepared, folder, mut events, mut followers) = match start? {
-            Start::Ready(prepared, folder, events, followers) => (prepared, folder, events, followers),
+        let (prepared, folder, mut events, mut followers, mirror) = match start? {
+            Start::Ready(prepared, folder, events, followers, mirror) => {
+                (prepared, folder, events, followers, mirror)
+            }
             Start::Finished(finished) => {
                 told?;
                 ranks.leave()?;
@@ -229,7 +232,17 @@ impl Run<'_> {
         });
         self.note(&mut events, &folder, result.as_ref().err());
         followers.finish(result.as_ref());
-        let outcome = result?;
+        let uploaded = mirror.map_or(Ok(()), Mirror::finish);
+        let outcome = match (result, uploaded) {
+            (Ok(Outcome::Completed(_)), Err(error)) => return Err(error),
+            (result, uploaded) => {
+                // Whoever asked the run to stop, or has it fail, is told of that first.
+                if let Err(error) = uploaded {
+                    self.observer.observe(Update::Warning(&error.to_string()));
+                }
+                result?
+            }
+        };
         // After the report: a launcher may end this process as soon as the others have left.
         if let Err(error) = ranks.leave() {
             self.note(&mut events, &folder, Some(&error));
@@ -271,6 +284,7 @@ impl Run<'_> {
         // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
+        let mirror = Mirror::start(&resolved.settings, observer)?;
         let mut events = EventLog::open(folder.path())?;
         let checked = followers::check(&resolved.settings, observer.as_ref());
         let prepared = match checked.and_then(|()| resolved.prepare(observer)) {
@@ -288,11 +302,12 @@ impl Run<'_> {
         }
         if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
             followers::deliver_rest(&prepared, folder.path(), observer);
+            mirror.map_or(Ok(()), Mirror::finish)?;
             return Ok(Start::Finished(finished));
         }
         let followers = Followers::start(&prepared, folder.path(), observer)?;
         begin(&mut events, &folder, &prepared)?;
-        Ok(Start::Ready(Box::new(prepared), folder, events, followers))
+        Ok(Start::Ready(Box::new(prepared), folder, events, followers, mirror))
     }
 
     /// Waits for the leading process's word, and does its part.

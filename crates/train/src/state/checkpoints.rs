@@ -14,6 +14,7 @@ use tessera_checkpoint::dcp::{
 use tessera_checkpoint::huggingface::{DEFAULT_SHARD_BYTES, Export, ExportDType, ExportOptions};
 use tessera_checkpoint::{StoredDType, WeightSource};
 
+use crate::elsewhere;
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{OpenedModel, file_error};
@@ -166,7 +167,8 @@ pub fn export(
         let expected = "a path at which nothing is yet".into();
         return Err(TrainError::unsupported("output", output.display(), expected));
     }
-    let OpenedModel { source, config } = OpenedModel::open(model, Some(observer.clone()))?;
+    let OpenedModel { source, config } =
+        OpenedModel::open(model, &elsewhere::cache(elsewhere::DEFAULT_FOLDER), Some(observer.clone()))?;
     let weights = ComposerWeights::open(checkpoint)?;
     let model = spelled_as(&config, &weights, &checkpoint.display().to_string())?;
     observer.observe(Update::Exporting(output));

@@ -115,7 +115,8 @@ type Named = (Arc<dyn WeightSource>, String);
 fn open(settings: &Settings, source: &ModelSource) -> Result<Option<Named>, TrainError> {
     match (&settings.custom_weights_path, settings.init) {
         (Some(path), _) => {
-            let weights = ComposerWeights::open(Path::new(path))?;
+            let place = settings.custom_weights().unwrap_or(Path::new(path));
+            let weights = ComposerWeights::open(place)?;
             Ok(Some((Arc::new(weights), format!("custom_weights_path {path}"))))
         }
         (None, Init::Random) => Ok(None),

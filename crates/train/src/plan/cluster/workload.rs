@@ -10,6 +10,7 @@ use tessera_model::{Compute, Model};
 use tessera_ops::{DType, Home};
 
 use super::{ClusterError, Layout};
+use crate::elsewhere;
 use crate::engine::EngineSettings;
 use crate::error::TrainError;
 use crate::plan::{OpenedModel, Settings, engine_settings};
@@ -33,7 +34,9 @@ impl Workload {
             Some(config) => config,
             None => match catalogue::find(&spec.model) {
                 Ok(entry) => entry.config().map_err(TrainError::from)?,
-                Err(_) => OpenedModel::open(&spec.model, None)?.config,
+                Err(_) => {
+                    OpenedModel::open(&spec.model, &elsewhere::cache(elsewhere::DEFAULT_FOLDER), None)?.config
+                }
             },
         };
         let batch_is_given = true;
@@ -189,7 +192,9 @@ fn local_config(path: &str) -> Result<Option<ModelConfig>, TrainError> {
     }
     match place.extension().and_then(|extension| extension.to_str()) {
         Some("json") => Ok(Some(ModelConfig::load(place)?)),
-        _ if place.is_file() => Ok(Some(OpenedModel::open(path, None)?.config)),
+        _ if place.is_file() => {
+            Ok(Some(OpenedModel::open(path, &elsewhere::cache(elsewhere::DEFAULT_FOLDER), None)?.config))
+        }
         _ => Ok(None),
     }
 }

@@ -1,0 +1,150 @@
+//! Brings what a url names into the cache.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use glob::{MatchOptions, Pattern};
+use tessera_checkpoint::dcp::CheckpointName;
+use tessera_checkpoint::huggingface::{HubProgress, ModelLocation};
+use tessera_data::{Fetched, Task, names_in_folder};
+use tessera_stores::{Object, Place, Problem, Snapshot, StoreError};
+
+use crate::error::TrainError;
+use crate::observe::{Observer, Update};
+
+/// What a pattern is told by, as for paths of this machine.
+const PATTERN: [char; 3] = ['*', '?', '['];
+/// The endings of what a model's folder is read for.
+const MODEL: [&str; 5] = ["json", "safetensors", "jinja", "txt", "model"];
+/// The most bytes of a text that names a checkpoint.
+const POINTER: u64 = 4096;
+
+/// The files of a source of data: one, those of a folder, or those that a pattern matches, as for paths of this machine.
+pub(crate) fn data(
+    url: &str,
+    task: Task,
+    cache: &Path,
+    observer: &Arc<dyn Observer>,
+) -> Result<Fetched, TrainError> {
+    let (folder, objects) = match url.find(PATTERN) {
+        Some(first) if !url.starts_with("http") => matching(url, first)?,
+        _ => file_or_folder(url, task)?,
+    };
+    let Snapshot { folder, files, version } = fetch(&folder, &objects, cache, Some(observer))?;
+    Ok(Fetched { folder, files, version })
+}
+
+fn file_or_folder(url: &str, task: Task) -> Result<(Place, Vec<Object>), TrainError> {
+    let place = Place::parse(url)?;
+    if let Some(file) = file(&place)? {
+        return Ok(file);
+    }
+    let objects = folder(&place)?;
+    let names = names_in_folder(url, objects.iter().map(|object| object.name.as_str()), task)?;
+    let chosen = names.iter().filter_map(|name| objects.iter().find(|object| object.name == *name)).cloned();
+    let chosen = chosen.collect();
+    Ok((place, chosen))
+}
+
+/// The files whose paths match a pattern, whose first special character is at `first`.
+fn matching(url: &str, first: usize) -> Result<(Place, Vec<Object>), TrainError> {
+    let (folder, pattern) = url.split_at(url[..first].rfind('/').map_or(0, |slash| slash + 1));
+    let wrong = |error: glob::PatternError| {
+        TrainError::unsupported("the data", url, format!("a pattern that can be understood: {error}"))
+    };
+    let pattern = Pattern::new(pattern).map_err(wrong)?;
+    let place = Place::parse(folder)?;
+    // A star stays within a folder.
+    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
+    let mut objects = place.list()?;
+    objects.retain(|object| pattern.matches_with(&object.name, options));
+    match objects.is_empty() {
+        true => Err(nothing_at(url).into()),
+        false => Ok((place, objects)),
+    }
+}
+
+/// A model's folder in Hugging Face layout, or a `.gguf` file.
+pub(crate) fn model(
+    url: &str,
+    cache: &Path,
+    observer: Option<&Arc<dyn Observer>>,
+) -> Result<ModelLocation, TrainError> {
+    let place = Place::parse(url)?;
+    if url.to_ascii_lowercase().ends_with(".gguf") {
+        let (folder, objects) = file(&place)?.ok_or_else(|| nothing_at(url))?;
+        let mut files = fetch(&folder, &objects, cache, observer)?.files;
+        return Ok(ModelLocation::Gguf(files.swap_remove(0)));
+    }
+    let mut objects = folder(&place)?;
+    // What a model is made of lies on top.
+    let ending = |name: &str| name.rsplit_once('.').map(|(_, ending)| ending.to_owned());
+    let is_of_model = |name: &str| {
+        !name.contains('/') && ending(name).is_some_and(|ending| MODEL.contains(&ending.as_str()))
+    };
+    objects.retain(|object| is_of_model(&object.name));
+    if !objects.iter().any(|object| object.name == "config.json") {
+        let expected = "a folder in Hugging Face layout, with a config.json, or a .gguf file".to_owned();
+        return Err(TrainError::unsupported("model", url, expected));
+    }
+    Ok(ModelLocation::Folder(fetch(&place, &objects, cache, observer)?.folder))
+}
+
+/// A checkpoint: a folder `ep#-ba#`, a text `….symlink` that names one beside it, or a Composer `.pt`.
+pub(crate) fn weights(url: &str, cache: &Path, observer: &Arc<dyn Observer>) -> Result<PathBuf, TrainError> {
+    let mut place = Place::parse(url)?;
+    if url.ends_with(".symlink") {
+        let text = String::from_utf8_lossy(&place.read(POINTER)?).trim().to_owned();
+        let name = text.rsplit('/').next().unwrap_or_default();
+        let beside = place.parent().filter(|_| name.parse::<CheckpointName>().is_ok());
+        let Some((checkpoints, _)) = beside else {
+            let expected = "a text that names a checkpoint, ep<epoch>-ba<batch>, beside it".to_owned();
+            return Err(TrainError::unsupported("custom_weights_path", url, expected));
+        };
+        place = checkpoints.join(name);
+    } else if let Some((folder, objects)) = file(&place)? {
+        let mut files = fetch(&folder, &objects, cache, Some(observer))?.files;
+        return Ok(files.swap_remove(0));
+    }
+    let mut objects = folder(&place)?;
+    objects.retain(|object| object.name == ".metadata" || object.name.ends_with(".distcp"));
+    if !objects.iter().any(|object| object.name == ".metadata") {
+        let expected = "a folder with .metadata, which is written last, a .symlink, or a .pt file".to_owned();
+        return Err(TrainError::unsupported("custom_weights_path", url, expected));
+    }
+    Ok(fetch(&place, &objects, cache, Some(observer))?.folder)
+}
+
+/// The file at a place, told from the folder that it is in; `None` if the place is none.
+fn file(place: &Place) -> Result<Option<(Place, Vec<Object>)>, StoreError> {
+    let (Some(object), Some((folder, name))) = (place.file()?, place.parent()) else { return Ok(None) };
+    Ok(Some((folder, vec![Object { name, ..object }])))
+}
+
+/// What lies in a folder that must be there.
+fn folder(place: &Place) -> Result<Vec<Object>, StoreError> {
+    if place.is_single_file() {
+        return Err(nothing_at(&place.to_string()));
+    }
+    let objects = place.list()?;
+    if objects.is_empty() { Err(nothing_at(&place.to_string())) } else { Ok(objects) }
+}
+
+fn nothing_at(url: &str) -> StoreError {
+    StoreError { url: url.to_owned(), problem: Problem::NotFound }
+}
+
+/// Brings files into the cache, and tells of them.
+fn fetch(
+    place: &Place,
+    objects: &[Object],
+    cache: &Path,
+    observer: Option<&Arc<dyn Observer>>,
+) -> Result<Snapshot, StoreError> {
+    place.fetch(objects, cache, &|object, done| {
+        if let Some(observer) = observer {
+            let progress = HubProgress { file: &object.name, done, total: object.size };
+            observer.observe(Update::Downloading(progress));
+        }
+    })
+}

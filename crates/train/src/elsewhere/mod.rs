@@ -1,0 +1,55 @@
+//! What a run has in object stores and on servers, named by urls: data, a model, weights to start from, and its own results.
+//!
+//! A run always reads and writes files of this machine. What it reads by a url is brought into the cache first; where
+//! `save_folder` is a url the run works in `runs`, and a mirror carries what appears there to the url, and back to
+//! a machine that has less of it.
+
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "stores")]
+mod fetch;
+#[cfg(feature = "stores")]
+mod mirror;
+#[cfg(not(feature = "stores"))]
+mod not_built;
+
+#[cfg(feature = "stores")]
+pub(crate) use fetch::{data, model, weights};
+#[cfg(feature = "stores")]
+pub(crate) use mirror::Mirror;
+#[cfg(not(feature = "stores"))]
+pub(crate) use not_built::{Mirror, data, model, weights};
+
+/// Where runs are kept that do not say where, and where those work that are kept elsewhere.
+pub const DEFAULT_FOLDER: &str = "runs";
+
+/// Whether a text names something by a url rather than a path.
+pub fn is_url(text: &str) -> bool {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// The folder of this machine in which the runs of a `save_folder` work.
+pub fn local_folder(save_folder: &str) -> &Path {
+    Path::new(if is_url(save_folder) { DEFAULT_FOLDER } else { save_folder })
+}
+
+/// Where prepared data, and what comes from elsewhere, is kept.
+pub(crate) fn cache(save_folder: &str) -> PathBuf {
+    local_folder(save_folder).join(".cache")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_told_from_paths() {
+        for url in ["s3://b", "gs://b/x", "abfss://c@a.dfs.core.windows.net/x", "https://h/x", "ftp://h/x"] {
+            assert!(is_url(url), "{url}");
+        }
+        for path in ["runs", "/data/x.jsonl", "a/b/train", "dbfs:/Volumes/a", "./a://b", "c://x"] {
+            assert!(!is_url(path), "{path}");
+        }
+    }
+}

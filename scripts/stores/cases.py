@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Runs that read from and write to an object store. `scripts/test-stores` starts it."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clusters"))
+
+from jobs import run_cases
+from store import BUCKET, Door, Store
+from tiny import BINARY, Folder, conversation, expect
+
+LONG = ["training_duration=400ba", "save_interval=20ba"]
+SECRET = "a-secret-key"
+TORCH = """
+import sys
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+state = {}
+_load_state_dict(state, FileSystemReader(sys.argv[1]), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+print(state["state"]["timestamp"]["Timestamp"]["batch"], len(state["state"]["model"]))
+"""
+
+
+@functools.cache
+def store() -> Store:
+    return Store()
+
+
+def url(name: str) -> str:
+    return f"s3://{BUCKET}/{name}"
+
+
+def start(folder: Folder, door: Door, *arguments: str, **environment: str | None) -> subprocess.Popen:
+    variables = os.environ | door.environment | environment
+    variables = {name: value for name, value in variables.items() if value is not None}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([BINARY, *arguments], cwd=folder.path, env=variables, **pipes)
+
+
+def ended(process: subprocess.Popen, code: int = 0) -> str:
+    said, _ = process.communicate(timeout=300)
+    expect(process.returncode == code, f"ended with {process.returncode}, not {code}: {said[-3000:]}")
+    expect(SECRET not in said, "a secret is printed")
+    return said
+
+
+def trained(folder: Folder, door: Door, name: str, *overrides: str, code: int = 0, **environment: str | None) -> str:
+    return ended(start(folder, door, "train", "run.yaml", f"run_name={name}", *overrides, **environment), code)
+
+
+def wait_for(what: str, holds) -> None:
+    patience = time.monotonic() + 90
+    while not holds():
+        expect(time.monotonic() < patience, f"waited in vain for {what}")
+        time.sleep(0.02)
+
+
+def has(words: str, *parts: str) -> None:
+    for part in parts:
+        expect(part in words, f"{part!r} is not in: {words}")
+
+
+def data(folder: Folder) -> None:
+    """a file, a folder and a pattern give the numbers of local files, and are fetched once; a change is refused with both versions"""
+    door, rows = Door(store()), (folder.path / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder.path / "parts/more").mkdir(parents=True)
+    parts = {"b.jsonl": rows[:30], "a.jsonl": rows[30:50], "more/c.jsonl": rows[50:], "_skipped.jsonl": rows[:3], "notes.md": rows[:1]}
+    for name, lines in parts.items():
+        (folder.path / "parts" / name).write_text("".join(lines))
+    store().put_folder("data/parts", folder.path / "parts")
+    store().put("data/parts-beside/x.jsonl", "".join(rows[:5]).encode())
+    store().put("data/train.jsonl", "".join(rows).encode())
+    pairs = {"file": ("train.jsonl", "data/train.jsonl"), "folder": ("parts", "data/parts"), "pattern": ("parts/[ab]*.jsonl", "data/parts/[ab]*.jsonl")}
+    for name, (local, remote) in pairs.items():
+        folder.train(f"local-{name}", f"train_data_path={local}")
+        trained(folder, door, name, f"train_data_path={url(remote)}")
+        folder.same_run(name, f"local-{name}")
+    fetched = [asked for asked in door.asked if asked.startswith("GET") and ".jsonl" in asked]
+    # The pattern's files are two of the folder's.
+    expect(len(fetched) == 4, f"not one request for each file: {fetched}")
+    trained(folder, door, "again", f"train_data_path={url('data/parts')}")
+    expect(len([asked for asked in door.asked if asked.startswith("GET") and ".jsonl" in asked]) == 4, "fetched again")
+    pin = json.loads((folder.run("file") / "data.json").read_text())["train"][0]
+    expect(pin["path"] == url("data/train.jsonl") and len(pin["version"]) == 32, str(pin))
+
+    store().put("data/train.jsonl", "".join(rows[1:]).encode())
+    said = trained(folder, door, "file", f"train_data_path={url('data/train.jsonl')}", "training_duration=1ep", code=2)
+    has(said, f"was trained on {url('data/train.jsonl')} (version {pin['version']}", "but now this is", "restore the source")
+    expect(len(set(re.findall(r"version (\w{32})", said))) == 2, said)
+
+
+def side_by_side(folder: Folder) -> None:
+    """processes that fetch the same file at once fetch it once, and none reads half of it"""
+    door = Door(store())
+    store().put("side/train.jsonl", (folder.path / "train.jsonl").read_bytes())
+    runs = [start(folder, door, "train", "run.yaml", f"run_name=side-{index}", f"train_data_path={url('side/train.jsonl')}") for index in range(3)]
+    for run in runs:
+        ended(run)
+    asked = [asked for asked in door.asked if asked.startswith("GET") and "train.jsonl" in asked]
+    expect(len(asked) == 1, f"not fetched once: {asked}")
+
+
+def model(folder: Folder) -> None:
+    """a model and weights to start from are read from the store: a folder, a checkpoint, the text that names the latest"""
+    door = Door(store())
+    folder.train("first")
+    export = max((folder.run("first") / "huggingface").glob("ba*"))
+    store().put_folder("models/tiny", export)
+    store().put_folder("models/checkpoints", folder.run("first") / "checkpoints")
+    checkpoint = next((folder.run("first") / "checkpoints").glob("ep*"))
+    folder.train("local", f"model={export}", "init=pretrained")
+    trained(folder, door, "remote", f"model={url('models/tiny')}", "init=pretrained")
+    folder.same_run("remote", "local")
+    folder.train("local-weights", f"custom_weights_path={checkpoint}")
+    for name in (checkpoint.name, "latest-sharded-rank0.symlink"):
+        trained(folder, door, f"weights-{name}", f"custom_weights_path={url(f'models/checkpoints/{name}')}")
+        folder.same_run(f"weights-{name}", "local-weights")
+    has(trained(folder, door, "none", f"model={url('models')}", code=2), "a folder in Hugging Face layout, with a config.json")
+
+
+def whole_run(folder: Folder) -> None:
+    """a run is at its url as it is here; of the checkpoints the newest stay; boto3 and PyTorch read what is there"""
+    door, place = Door(store()), "whole/prefix/results"
+    said = trained(folder, door, "results", f"save_folder={url('whole/prefix')}", "training_duration=5ep", "save_num_checkpoints_to_keep=2")
+    has(said, f"Uploaded to {url(place)}")
+    names = store().names(place)
+    here = [str(path.relative_to(folder.run("results"))) for path in folder.run("results").rglob("*") if path.is_file()]
+    here = [name for name in here if ".lock" not in name and "latest" not in name and not name.startswith("flight")]
+    there = [name for name in names if "latest" not in name]
+    expect(sorted(here) == there, f"{sorted(here)}\n{there}")
+    for name in here:
+        expect(store().get(f"{place}/{name}") == (folder.run("results") / name).read_bytes(), f"{name} differs")
+    expect(SECRET not in (folder.run("results") / "run.yaml").read_text(), "a secret is in run.yaml")
+    latest = store().get(f"{place}/checkpoints/latest-sharded-rank0.symlink").decode()
+    expect(latest == f"{place}/checkpoints/ep5-ba30", latest)
+    order = [re.sub(r"\?.*", "", asked).split("/")[-1] for asked in door.asked if "ep5-ba30" in asked and asked.startswith("PUT")]
+    expect(order == ["__0_0.distcp", ".metadata"], str(order))
+    downloaded = folder.path / "downloaded"
+    store().download(latest, downloaded)
+    folder.tessera("checkpoint", "verify", downloaded)
+    ran = subprocess.run([os.environ["TORCH_PYTHON"], "-c", TORCH, downloaded], capture_output=True, text=True, check=False)
+    expect(ran.stdout.split()[:1] == ["30"], f"{ran.stdout}{ran.stderr}")
+
+
+def another_machine(folder: Folder) -> None:
+    """a run that is killed goes on in an empty folder with what the store has, and ends with the same numbers and weights"""
+    door, place = Door(store()), url("killed")
+    folder.train("straight", *LONG)
+    overrides = [f"save_folder={place}", *LONG, "save_num_checkpoints_to_keep=2"]
+    machines = [Folder(), Folder(), Folder()]
+    for round_, machine in enumerate(machines[:2]):
+        before = store().names("killed/moving")
+        run = start(machine, door, "train", "run.yaml", "run_name=moving", *overrides)
+        wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names("killed/moving")) and store().names("killed/moving") != before)
+        run.kill()
+        run.communicate()
+        expect(run.returncode == -9, f"round {round_} ended by itself")
+    said = trained(machines[2], door, "moving", *overrides)
+    has(said, "Going on from")
+    machines[2].run("moving").rename(folder.run("moving"))
+    folder.same_run("moving", "straight")
+    # Whole runs that are looked at from elsewhere are whole.
+    fresh = Folder()
+    trained(fresh, door, "moving", *overrides)
+    expect(fresh.weights("moving") == folder.weights("straight"), "another model")
+    has(trained(Folder(), door, "moving", *overrides, "autoresume=false", code=2), "holds checkpoints of an earlier run", f"{place}/moving")
+    for machine in (*machines, fresh):
+        machine.remove()
+
+
+def refusals(folder: Folder) -> None:
+    """credentials that are missing, wrong, expired or not enough, a bucket or a file that is not there: each says what helps"""
+    door = Door(store())
+    store().put("refused/train.jsonl", conversation(1).encode())
+    source = f"train_data_path={url('refused/train.jsonl')}"
+    nobody = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
+    has(trained(folder, door, "a", source, code=2, **nobody), url("refused/train.jsonl"), "there are no credentials", "set AWS_ACCESS_KEY_ID")
+    for status, code, said in ((400, "ExpiredToken", "have expired"), (403, "InvalidAccessKeyId", "does not accept the credentials"), (403, "AccessDenied", "not permitted")):
+        door.answer = (status, code)
+        for override in (source, f"save_folder={url('refused')}"):
+            has(trained(folder, door, "b", override, code=2), url("refused"), said)
+    door.answer = None
+    has(trained(folder, door, "c", "save_folder=s3://missing/x", code=2), "s3://missing/x", "no such bucket")
+    has(trained(folder, door, "d", f"train_data_path={url('refused/none.jsonl')}", code=2), "nothing is there; check the path")
+    has(trained(folder, door, "e", "train_data_path=https://user:a-secret@host/x.jsonl", code=2), "would be written into the run's files")
+    door.shut = True
+    has(trained(folder, door, "f", f"save_folder={url('refused')}", code=4), "does not answer as it should")
+
+
+def store_away(folder: Folder) -> None:
+    """a store that goes away in the middle holds up nothing and is told once; at the end it is an error, and the next start uploads the rest"""
+    door, place = Door(store()), "away/run"
+    overrides = [f"save_folder={url('away')}", *LONG]
+    run = start(folder, door, "train", "run.yaml", "run_name=run", *overrides)
+    wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names(place)))
+    door.shut = True
+    said = ended(run, 4)
+    has(said, "Training goes on", "the run is whole in runs/run", "the same command uploads the rest")
+    expect(said.count("Training goes on") == 1, said)
+    folder.train("straight", *LONG)
+    folder.same_run("run", "straight")
+    door.shut = False
+    has(trained(folder, door, "run", *overrides), "This run is finished", f"Uploaded to {url(place)}")
+    newest = max(store().names(place), key=lambda name: int(match[1]) if (match := re.search(r"ep\d+-ba(\d+)/", name)) else 0)
+    has(newest, "ba400/")
+    expect(store().get(f"{place}/metrics.jsonl") == (folder.run("run") / "metrics.jsonl").read_bytes(), "metrics differ")
+
+
+if __name__ == "__main__":
+    run_cases(data, side_by_side, model, whole_run, another_machine, refusals, store_away)

@@ -1,0 +1,106 @@
+"""A store of the S3 protocol, behind a door that can be shut or answer in its stead."""
+
+import http.client
+import logging
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+
+HOST, BUCKET = "127.0.0.1", "runs"
+KEYS = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_REGION": "us-east-1"}
+
+
+class Store:
+    """moto's server with one bucket."""
+
+    def __init__(self):
+        os.environ.update(KEYS)
+        self.server = ThreadedMotoServer(HOST, 0, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+        self.client = boto3.client("s3", endpoint_url=f"http://{HOST}:{self.port}", region_name="us-east-1")
+        self.client.create_bucket(Bucket=BUCKET)
+
+    def put(self, name: str, content: bytes) -> None:
+        self.client.put_object(Bucket=BUCKET, Key=name, Body=content)
+
+    def put_folder(self, name: str, folder: Path) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(folder)}", path.read_bytes())
+
+    def get(self, name: str) -> bytes:
+        return self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
+
+    def names(self, prefix: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return sorted(entry["Key"].removeprefix(f"{prefix}/") for page in pages for entry in page.get("Contents", []))
+
+    def download(self, prefix: str, folder: Path) -> None:
+        for name in self.names(prefix):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.get(f"{prefix}/{name}"))
+
+
+class Door:
+    """Passes requests on to the store, unless it is shut or has an answer of its own. Remembers what was asked."""
+
+    def __init__(self, store: Store):
+        door = self
+        self.shut, self.answer, self.asked = False, None, []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:
+                    self.close_connection = True
+
+            def pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                door.asked.append(f"{self.command} {self.path}")
+                if door.shut:
+                    self.close_connection = True
+                    return
+                if door.answer:
+                    status, code = door.answer
+                    self.reply(status, {}, f"<Error><Code>{code}</Code><Message>So it is</Message></Error>".encode())
+                    return
+                connection = http.client.HTTPConnection(HOST, store.port)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                found = connection.getresponse()
+                self.reply(found.status, dict(found.getheaders()), found.read())
+
+            def reply(self, status: int, headers: dict[str, str], content: bytes) -> None:
+                self.send_response_only(status)
+                if self.command != "HEAD":
+                    headers = {key: value for key, value in headers.items() if key.lower() != "content-length"}
+                    headers["Content-Length"] = str(len(content))
+                for key, value in headers.items():
+                    if key.lower() not in ("connection", "transfer-encoding"):
+                        self.send_header(key, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer((HOST, 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # Where nothing else is said credentials are asked of the machine, which has none here.
+        nobody = {"AWS_METADATA_ENDPOINT": f"http://{HOST}:9"}
+        return KEYS | nobody | {"AWS_ENDPOINT_URL": f"http://{HOST}:{self.server.server_address[1]}"}
