@@ -86,7 +86,6 @@ impl Columns {
     }
 
     /// The columns of the source that are read; `None`: all, since no others may be there.
-    #[cfg(feature = "parquet")]
     pub(crate) fn wanted(&self, task: Task) -> Option<Vec<&str>> {
         self.are_named().then(|| task.columns().iter().map(|name| self.source_name(name)).collect())
     }

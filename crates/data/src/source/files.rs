@@ -7,17 +7,19 @@ use std::path::{Path, PathBuf};
 use tessera_files::{FileError, IoContext};
 
 use super::expected;
+use super::mds::{self, Shard};
 use crate::error::DataError;
 use crate::settings::Task;
 
 /// What a file is written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Format {
     JsonLines,
     Json,
     Csv,
     Parquet,
     Text,
+    Mds(Shard),
 }
 
 /// How its bytes are packed.
@@ -44,7 +46,10 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
         None => DataError::NotFound { path: path.to_owned(), task, expected: expected(task) },
     };
     if path.is_dir() {
-        return in_folder(path, task);
+        return match mds::find(path, task)? {
+            Some(shards) => Ok(shards),
+            None => in_folder(path, task),
+        };
     }
     if path.exists() {
         return Ok(vec![named(path, task)?]);
@@ -115,14 +120,20 @@ fn named(path: &Path, task: Task) -> Result<DataFile, DataError> {
 fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
     let mut paths = Vec::new();
     collect(folder, &mut HashSet::new(), &mut paths)?;
+    let wrong =
+        |found| DataError::WrongKind { path: folder.to_owned(), found, task, expected: expected(task) };
+    if let Some(inner) = mds::folder_with_index(&paths)? {
+        return Err(wrong(format!(
+            "a folder without index.json, but with MDS folders in it, such as {}; name one of them, or several as a list",
+            inner.display()
+        )));
+    }
     let is_text = |path: &PathBuf| kind(path).is_some_and(|(format, _)| format == Format::Text);
     let (texts, rows): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_text);
     let mut chosen = if task == Task::ContinuedPretrain && !texts.is_empty() { texts } else { rows };
     chosen.sort();
     if chosen.is_empty() {
-        let found = "a folder without such files in it".to_owned();
-        let (path, expected) = (folder.to_owned(), expected(task));
-        return Err(DataError::WrongKind { path, found, task, expected });
+        return Err(wrong("a folder without such files in it".to_owned()));
     }
     chosen.iter().map(|path| named(path, task)).collect()
 }
