@@ -107,10 +107,10 @@ impl Task {
 pub struct Fetched {
     /// The folder that their names are told from.
     pub folder: PathBuf,
-    /// Their paths, in the order in which they are read.
+    /// Their paths, in the order in which they are read; a folder means the files of a kind that is read below it.
     pub files: Vec<PathBuf>,
-    /// The version of the source that they are of.
-    pub version: String,
+    /// The version of the source that they are of; `None`: it has none, being read where it is.
+    pub version: Option<String>,
 }
 
 /// One place that rows come from.

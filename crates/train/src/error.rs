@@ -15,6 +15,7 @@ use tessera_model::config::ConfigError;
 use tessera_ops::OpError;
 use tessera_track::TrackError;
 use tessera_track::mlflow::MlflowError;
+use tessera_workspace::WorkspaceError;
 
 use crate::plan::Difference;
 use crate::schedule::ScheduleError;
@@ -47,6 +48,8 @@ pub enum TrainError {
     Track(#[from] TrackError),
     #[error(transparent)]
     Mlflow(#[from] MlflowError),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
     #[error(transparent)]
     Engine(#[from] DistError),
     /// Weights could not be read.
@@ -227,6 +230,7 @@ impl TrainError {
             | Self::Data(DataError::File(error))
             | Self::DataSet { source: HuggingFaceError::File(error), .. }
             | Self::Track(TrackError::File(error))
+            | Self::Workspace(WorkspaceError::File(error))
             | Self::Mlflow(MlflowError::File(error)) => Some(error),
             Self::FinalSave { source } => source.file_error(),
             _ => None,
@@ -255,10 +259,12 @@ impl TrainError {
             | Self::Diverged { .. }
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
-            Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_)) => Fault::Machine,
+            Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_))
+            | Self::Workspace(WorkspaceError::File(_) | WorkspaceError::Start(_)) => Fault::Machine,
             Self::Model(HuggingFaceError::Hub { .. })
             | Self::DataSet { source: HuggingFaceError::Hub { .. }, .. }
             | Self::Mlflow(MlflowError::Unreachable { .. })
+            | Self::Workspace(WorkspaceError::Unreachable { .. })
             | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,
         }

@@ -27,7 +27,7 @@ pub enum Split {
 /// Something that happened, or how far something has come.
 #[derive(Clone, Copy)]
 pub enum Update<'a> {
-    /// A file is being fetched from the hub.
+    /// A file is being fetched from the hub or a workspace.
     Downloading(HubProgress<'a>),
     /// A data set is being checked or tokenised.
     Preparing(Split, tessera_data::Progress),

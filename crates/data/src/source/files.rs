@@ -45,14 +45,8 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
         Some(place) => DataError::Elsewhere { path: path.to_owned(), place, task, expected: expected(task) },
         None => DataError::NotFound { path: path.to_owned(), task, expected: expected(task) },
     };
-    if path.is_dir() {
-        return match mds::find(path, task)? {
-            Some(shards) => Ok(shards),
-            None => in_folder(path, task),
-        };
-    }
     if path.exists() {
-        return Ok(vec![named(path, task)?]);
+        return at(path, task);
     }
     let pattern = path.to_str().filter(|text| text.contains(['*', '?', '['])).ok_or_else(not_found)?;
     let matches = glob::glob(pattern)
@@ -75,9 +69,39 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
     paths.iter().map(|path| named(path, task)).collect()
 }
 
+/// The files of a path that is there.
+fn at(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
+    if !path.is_dir() {
+        return Ok(vec![named(path, task)?]);
+    }
+    match mds::find(path, task)? {
+        Some(shards) => Ok(shards),
+        None => in_folder(path, task),
+    }
+}
+
 /// Files that were brought here, in the order in which they are read.
 pub(super) fn fetched(paths: &[PathBuf], task: Task) -> Result<Vec<DataFile>, DataError> {
-    paths.iter().map(|path| named(path, task)).collect()
+    let files = paths.iter().map(|path| at(path, task)).collect::<Result<Vec<_>, _>>()?;
+    Ok(files.into_iter().flatten().collect())
+}
+
+/// Of the names of files below a folder that is elsewhere, with `/` between their parts, those that `task` would read if the
+/// folder were here.
+pub fn wanted_names(mut names: Vec<String>, task: Task) -> Vec<String> {
+    names.retain(|name| !name.split('/').any(is_of_tools));
+    let has_index = names.iter().any(|name| name == mds::INDEX);
+    let is_shard =
+        |name: &str| has_index && name.rsplit('/').next().is_some_and(|name| name.contains(".mds"));
+    names.retain(|name| kind(Path::new(name)).is_some() || is_shard(name));
+    let is_text = |name: &String| kind(Path::new(name)).is_some_and(|(format, _)| format == Format::Text);
+    let (texts, rows): (Vec<_>, Vec<_>) = names.into_iter().partition(is_text);
+    if task == Task::ContinuedPretrain && !has_index && !texts.is_empty() { texts } else { rows }
+}
+
+/// Whether a name is that of what tools leave beside data (`_SUCCESS`, `.cache`).
+fn is_of_tools(name: &str) -> bool {
+    name.starts_with(['.', '_'])
 }
 
 /// Where the service's users also have data, if that is what a path which is not there looks like.
@@ -85,8 +109,6 @@ fn elsewhere(path: &Path) -> Option<&'static str> {
     let text = path.to_str()?;
     if text.contains("://") {
         Some("in an object store or on a server")
-    } else if text.starts_with("dbfs:") {
-        Some("on a workspace")
     } else if text.starts_with("delta:") {
         Some("a Delta table")
     } else if kind(path).is_some() || text.starts_with(['/', '.', '~']) || text.contains(['*', '?', '[']) {
@@ -141,7 +163,7 @@ fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
 /// Adds the files of a known kind below `folder`. Links to files and folders are followed; one that leads nowhere is an
 /// error, since rows would be missing. Links may lead in a circle: a folder that was `seen`, by its canonical path, is
 /// not read again. Entries are visited in the order of their names, so that the same one of two ways to a folder is taken
-/// each time. Names that begin with a dot or an underscore are those of tools (`_SUCCESS`, `.cache`).
+/// each time.
 fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>) -> Result<(), FileError> {
     if !seen.insert(folder.canonicalize().context("resolve", folder)?) {
         return Ok(());
@@ -150,7 +172,7 @@ fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>)
     let mut entries = entries.collect::<Result<Vec<_>, _>>().context("list", folder)?;
     entries.sort();
     for path in entries {
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_'])) {
+        if path.file_name().is_some_and(|name| is_of_tools(&name.to_string_lossy())) {
             continue;
         }
         let found = fs::metadata(&path).context("read", &path)?;

@@ -26,6 +26,7 @@ use sha2::Digest;
 use tessera_files::{Sha256, sha256_hex};
 
 pub(crate) use document::Document;
+pub use files::wanted_names;
 use files::{Compression, DataFile, Format};
 pub use record::Unit;
 pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};
@@ -65,7 +66,7 @@ impl Source {
         let path = PathBuf::from(&settings.path);
         let (files, folder, version) = match &settings.fetched {
             Some(Fetched { folder, files, version }) => {
-                (files::fetched(files, task)?, folder.clone(), Some(version.clone()))
+                (files::fetched(files, task)?, folder.clone(), version.clone())
             }
             None => (files::find(&path, task)?, path.clone(), None),
         };

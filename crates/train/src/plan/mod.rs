@@ -219,8 +219,8 @@ impl Resolved {
         // A run that goes on reads the versions that it began with.
         let pins = saved.as_ref().and_then(|_| Pins::read(&settings.run_folder().join(Pins::FILE)));
         let open = |mut data: DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
-            sources::fetch(&mut data, pins.as_ref(), observer)?;
             let cache = std::path::Path::new(&settings.save_folder).join(".cache");
+            sources::fetch(&mut data, pins.as_ref(), &cache, observer)?;
             let report = |progress| observer.observe(Update::Preparing(split, progress));
             let (dataset, summary) = tessera_data::prepare(&data, &tokenizer, &cache, &report)?;
             observer.observe(Update::Prepared(split, &summary));

@@ -25,7 +25,7 @@ use hashes::Hashes;
 pub(super) use rows::Reader;
 
 /// The name of the index in its folder.
-const INDEX: &str = "index.json";
+pub(super) const INDEX: &str = "index.json";
 
 /// What an index says of one of its shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
