@@ -30,7 +30,7 @@ pub use pin::Pin;
 pub use prepare::prepare;
 pub use progress::{Progress, Report, Stage};
 pub use settings::{Columns, DataSettings, Fetched, HoldOut, Packing, SourceSettings, TargetResponses, Task};
-pub use source::{Unit, names_in_folder};
+pub use source::{Unit, wanted_names};
 pub use summary::{LengthHistogram, SourceSummary, Summary};
 pub use tokenize::TextTokenizer;
 pub use validate::validate;

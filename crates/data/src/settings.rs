@@ -86,7 +86,6 @@ impl Columns {
     }
 
     /// The columns of the source that are read; `None`: all, since no others may be there.
-    #[cfg(feature = "parquet")]
     pub(crate) fn wanted(&self, task: Task) -> Option<Vec<&str>> {
         self.are_named().then(|| task.columns().iter().map(|name| self.source_name(name)).collect())
     }
@@ -108,10 +107,10 @@ impl Task {
 pub struct Fetched {
     /// The folder that their names are told from.
     pub folder: PathBuf,
-    /// Their paths, in the order in which they are read.
+    /// Their paths, in the order in which they are read; a folder means the files of a kind that is read below it.
     pub files: Vec<PathBuf>,
-    /// The version of the source that they are of.
-    pub version: String,
+    /// The version of the source that they are of; `None`: it has none, being read where it is.
+    pub version: Option<String>,
 }
 
 /// One place that rows come from.

@@ -15,6 +15,7 @@ use tessera_model::config::ConfigError;
 use tessera_ops::OpError;
 use tessera_track::TrackError;
 use tessera_track::mlflow::MlflowError;
+use tessera_workspace::WorkspaceError;
 
 use crate::plan::Difference;
 use crate::schedule::ScheduleError;
@@ -61,6 +62,8 @@ pub enum TrainError {
     Track(#[from] TrackError),
     #[error(transparent)]
     Mlflow(#[from] MlflowError),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
     #[error(transparent)]
     Engine(#[from] DistError),
     /// Weights could not be read.
@@ -241,6 +244,7 @@ impl TrainError {
             | Self::Data(DataError::File(error))
             | Self::DataSet { source: HuggingFaceError::File(error), .. }
             | Self::Track(TrackError::File(error))
+            | Self::Workspace(WorkspaceError::File(error))
             | Self::Mlflow(MlflowError::File(error)) => Some(error),
             #[cfg(feature = "stores")]
             Self::Store(tessera_stores::StoreError {
@@ -273,13 +277,15 @@ impl TrainError {
             | Self::Diverged { .. }
             | Self::FinalSave { .. }
             | Self::Data(DataError::File(_) | DataError::CacheUnreadable { .. }) => Fault::Machine,
-            Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_)) => Fault::Machine,
             #[cfg(feature = "stores")]
             Self::Store(error) if error.passes() => Fault::Network,
             Self::NotUploaded { .. } => Fault::Network,
+            Self::Mlflow(MlflowError::File(_) | MlflowError::Start(_))
+            | Self::Workspace(WorkspaceError::File(_) | WorkspaceError::Start(_)) => Fault::Machine,
             Self::Model(HuggingFaceError::Hub { .. })
             | Self::DataSet { source: HuggingFaceError::Hub { .. }, .. }
             | Self::Mlflow(MlflowError::Unreachable { .. })
+            | Self::Workspace(WorkspaceError::Unreachable { .. })
             | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,
         }

@@ -27,7 +27,7 @@ pub enum Split {
 /// Something that happened, or how far something has come.
 #[derive(Clone, Copy)]
 pub enum Update<'a> {
-    /// A file is being fetched from the hub or a store.
+    /// A file is being fetched from the hub, a store or a workspace.
     Downloading(HubProgress<'a>),
     /// A file of the run is on its way to where runs are kept, which the run's end waits for.
     Uploading(HubProgress<'a>),

@@ -19,3 +19,4 @@ mod signals;
 mod support;
 mod sweep;
 mod tracking;
+mod volumes;

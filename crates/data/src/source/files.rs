@@ -1,24 +1,25 @@
 //! The files that a path means: itself, those in a folder, or those that a pattern matches.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tessera_files::{FileError, IoContext};
 
 use super::expected;
+use super::mds::{self, Shard};
 use crate::error::DataError;
 use crate::settings::Task;
 
 /// What a file is written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Format {
     JsonLines,
     Json,
     Csv,
     Parquet,
     Text,
+    Mds(Shard),
 }
 
 /// How its bytes are packed.
@@ -44,11 +45,8 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
         Some(place) => DataError::Elsewhere { path: path.to_owned(), place, task, expected: expected(task) },
         None => DataError::NotFound { path: path.to_owned(), task, expected: expected(task) },
     };
-    if path.is_dir() {
-        return in_folder(path, task);
-    }
     if path.exists() {
-        return Ok(vec![named(path, task)?]);
+        return at(path, task);
     }
     let pattern = path.to_str().filter(|text| text.contains(['*', '?', '['])).ok_or_else(not_found)?;
     let matches = glob::glob(pattern)
@@ -71,9 +69,39 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
     paths.iter().map(|path| named(path, task)).collect()
 }
 
+/// The files of a path that is there.
+fn at(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
+    if !path.is_dir() {
+        return Ok(vec![named(path, task)?]);
+    }
+    match mds::find(path, task)? {
+        Some(shards) => Ok(shards),
+        None => in_folder(path, task),
+    }
+}
+
 /// Files that were brought here, in the order in which they are read.
 pub(super) fn fetched(paths: &[PathBuf], task: Task) -> Result<Vec<DataFile>, DataError> {
-    paths.iter().map(|path| named(path, task)).collect()
+    let files = paths.iter().map(|path| at(path, task)).collect::<Result<Vec<_>, _>>()?;
+    Ok(files.into_iter().flatten().collect())
+}
+
+/// Of the names of files below a folder that is elsewhere, with `/` between their parts, those that `task` would read if the
+/// folder were here.
+pub fn wanted_names(mut names: Vec<String>, task: Task) -> Vec<String> {
+    names.retain(|name| !name.split('/').any(is_of_tools));
+    let has_index = names.iter().any(|name| name == mds::INDEX);
+    let is_shard =
+        |name: &str| has_index && name.rsplit('/').next().is_some_and(|name| name.contains(".mds"));
+    names.retain(|name| kind(Path::new(name)).is_some() || is_shard(name));
+    let is_text = |name: &String| kind(Path::new(name)).is_some_and(|(format, _)| format == Format::Text);
+    let (texts, rows): (Vec<_>, Vec<_>) = names.into_iter().partition(is_text);
+    if task == Task::ContinuedPretrain && !has_index && !texts.is_empty() { texts } else { rows }
+}
+
+/// Whether a name is that of what tools leave beside data (`_SUCCESS`, `.cache`).
+fn is_of_tools(name: &str) -> bool {
+    name.starts_with(['.', '_'])
 }
 
 /// Where the service's users also have data, if that is what a path which is not there looks like.
@@ -81,8 +109,6 @@ fn elsewhere(path: &Path) -> Option<&'static str> {
     let text = path.to_str()?;
     if text.contains("://") {
         Some("in an object store or on a server")
-    } else if text.starts_with("dbfs:") {
-        Some("on a workspace")
     } else if text.starts_with("delta:") {
         Some("a Delta table")
     } else if kind(path).is_some() || text.starts_with(['/', '.', '~']) || text.contains(['*', '?', '[']) {
@@ -116,49 +142,22 @@ fn named(path: &Path, task: Task) -> Result<DataFile, DataError> {
 fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
     let mut paths = Vec::new();
     collect(folder, &mut HashSet::new(), &mut paths)?;
-    let chosen = of_task(paths, task);
-    if chosen.is_empty() {
-        return Err(no_files(folder, task));
+    let wrong =
+        |found| DataError::WrongKind { path: folder.to_owned(), found, task, expected: expected(task) };
+    if let Some(inner) = mds::folder_with_index(&paths)? {
+        return Err(wrong(format!(
+            "a folder without index.json, but with MDS folders in it, such as {}; name one of them, or several as a list",
+            inner.display()
+        )));
     }
-    chosen.iter().map(|path| named(path, task)).collect()
-}
-
-/// The names, below the folder `path` that is elsewhere, of the files that the task reads, in the order in which they are read:
-/// the same as of such a folder here.
-///
-/// # Errors
-/// When there are none.
-pub fn names_in_folder<'names>(
-    path: &str,
-    names: impl IntoIterator<Item = &'names str>,
-    task: Task,
-) -> Result<Vec<&'names str>, DataError> {
-    let counts = |name: &&Path| !name.iter().any(is_of_tools) && kind(name).is_some();
-    let chosen = of_task(names.into_iter().map(Path::new).filter(counts).collect(), task);
-    if chosen.is_empty() {
-        return Err(no_files(Path::new(path), task));
-    }
-    Ok(chosen.into_iter().filter_map(Path::to_str).collect())
-}
-
-fn no_files(folder: &Path, task: Task) -> DataError {
-    let found = "a folder without such files in it".to_owned();
-    DataError::WrongKind { path: folder.to_owned(), found, task, expected: expected(task) }
-}
-
-/// Those of the files that the task reads, in the order in which they are read. Continued pre-training reads texts where there
-/// are any, else rows.
-fn of_task<P: AsRef<Path> + Ord>(paths: Vec<P>, task: Task) -> Vec<P> {
-    let is_text = |path: &P| kind(path.as_ref()).is_some_and(|(format, _)| format == Format::Text);
+    let is_text = |path: &PathBuf| kind(path).is_some_and(|(format, _)| format == Format::Text);
     let (texts, rows): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_text);
     let mut chosen = if task == Task::ContinuedPretrain && !texts.is_empty() { texts } else { rows };
     chosen.sort();
-    chosen
-}
-
-/// Whether a name is one that tools give: it begins with a dot or an underscore (`_SUCCESS`, `.cache`).
-fn is_of_tools(name: &OsStr) -> bool {
-    name.to_string_lossy().starts_with(['.', '_'])
+    if chosen.is_empty() {
+        return Err(wrong("a folder without such files in it".to_owned()));
+    }
+    chosen.iter().map(|path| named(path, task)).collect()
 }
 
 /// Adds the files of a known kind below `folder`. Links to files and folders are followed; one that leads nowhere is an
@@ -173,7 +172,7 @@ fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>)
     let mut entries = entries.collect::<Result<Vec<_>, _>>().context("list", folder)?;
     entries.sort();
     for path in entries {
-        if path.file_name().is_some_and(is_of_tools) {
+        if path.file_name().is_some_and(|name| is_of_tools(&name.to_string_lossy())) {
             continue;
         }
         let found = fs::metadata(&path).context("read", &path)?;

@@ -12,6 +12,7 @@ mod document;
 mod files;
 mod json_lines;
 mod json_values;
+mod mds;
 #[cfg(feature = "parquet")]
 mod parquet_rows;
 mod record;
@@ -22,10 +23,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::Digest;
-use tessera_files::{FileError, Sha256, sha256_hex};
+use tessera_files::{Sha256, sha256_hex};
 
 pub(crate) use document::Document;
-pub use files::names_in_folder;
+pub use files::wanted_names;
 use files::{Compression, DataFile, Format};
 pub use record::Unit;
 pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};
@@ -65,7 +66,7 @@ impl Source {
         let path = PathBuf::from(&settings.path);
         let (files, folder, version) = match &settings.fetched {
             Some(Fetched { folder, files, version }) => {
-                (files::fetched(files, task)?, folder.clone(), Some(version.clone()))
+                (files::fetched(files, task)?, folder.clone(), version.clone())
             }
             None => (files::find(&path, task)?, path.clone(), None),
         };
@@ -121,7 +122,7 @@ impl Source {
             listing.push_str(&format!(
                 "{} {:?} {name:?}\n",
                 digest_file(file)?,
-                (file.format, file.compression)
+                (&file.format, file.compression)
             ));
         }
         Ok(hex(listing.as_bytes()))
@@ -129,7 +130,7 @@ impl Source {
 
     fn reader(&self, file: &DataFile) -> Result<Box<dyn RecordReader>, DataError> {
         let stream = || stream::Stream::open(&file.path, file.compression);
-        Ok(match file.format {
+        Ok(match &file.format {
             Format::JsonLines => Box::new(json_lines::Reader::new(stream()?)),
             Format::Json => Box::new(json_values::Reader::new(stream()?)),
             Format::Csv => Box::new(csv_rows::Reader::new(stream()?)?),
@@ -137,6 +138,12 @@ impl Source {
                 Box::new(document::MappedReader::new(&file.path))
             }
             Format::Text => Box::new(document::UnpackedReader::new(stream()?)),
+            Format::Mds(shard) => {
+                let (wanted, expected) = (self.columns.wanted(self.task), expected(self.task));
+                let (path, task) = (&file.path, self.task);
+                let refuse = |found| DataError::WrongKind { path: path.clone(), found, task, expected };
+                Box::new(mds::Reader::open(file, shard, wanted.as_deref(), refuse)?)
+            }
             #[cfg(feature = "parquet")]
             Format::Parquet => {
                 let wanted = self.columns.wanted(self.task);
@@ -255,13 +262,22 @@ pub(crate) fn expected(task: Task) -> &'static str {
 }
 
 /// SHA-256 of the digests of 16 MiB pieces, which threads take side by side, a few at a time.
-fn digest_file(file: &DataFile) -> Result<String, FileError> {
+/// The digests that an MDS folder's index gives are checked on the way.
+fn digest_file(file: &DataFile) -> Result<String, DataError> {
     let mut stream = stream::Stream::raw(&file.path)?;
+    let mut hashes = match &file.format {
+        Format::Mds(shard) => Some(shard.hashes()),
+        _ => None,
+    };
     let (mut pieces, mut bytes) = (Vec::new(), 0);
     loop {
         let group = stream.pieces(PIECE, rayon::current_num_threads().clamp(1, 8))?;
         if group.is_empty() {
+            hashes.map_or(Ok(()), |hashes| hashes.check(&file.path))?;
             return Ok(hex(format!("{bytes} {}", pieces.join(" ")).as_bytes()));
+        }
+        if let Some(hashes) = &mut hashes {
+            group.iter().for_each(|piece| hashes.update(piece));
         }
         bytes += group.iter().map(Vec::len).sum::<usize>();
         pieces.extend(group.par_iter().map(|piece| hex(piece)).collect::<Vec<_>>());

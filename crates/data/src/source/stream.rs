@@ -42,6 +42,13 @@ impl Read for Counted {
 impl Stream {
     /// Opens a file for the text that is in it.
     pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, DataError> {
+        let mut stream = Self::unpacked(path, compression)?;
+        stream.skip_mark()?;
+        Ok(stream)
+    }
+
+    /// Opens a file for the bytes that are in it.
+    pub(super) fn unpacked(path: &Path, compression: Compression) -> Result<Self, FileError> {
         let Self { inner: file, read, .. } = Self::raw(path)?;
         let inner: Box<dyn BufRead + Send> = match compression {
             Compression::None => file,
@@ -51,9 +58,7 @@ impl Stream {
                 Box::new(BufReader::with_capacity(BUFFER, decoder))
             }
         };
-        let mut stream = Self { inner, path: path.to_owned(), read, skipped: 0 };
-        stream.skip_mark()?;
-        Ok(stream)
+        Ok(Self { inner, path: path.to_owned(), read, skipped: 0 })
     }
 
     /// Opens a file for its bytes as they lie on disk.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 pub use chat::{Message, Role};
 pub(crate) use fingerprint::of_texts;
-use json::Unambiguous;
+pub(crate) use json::Unambiguous;
 
 use crate::error::{DataError, Problems, RowProblem};
 use crate::progress::{Progress, Report, Stage};

@@ -232,7 +232,6 @@ fn paths_that_hold_no_data() {
     );
     for (path, place) in [
         ("s3://bucket/a.jsonl", "in an object store or on a server"),
-        ("dbfs:/Volumes/a/b/c/train.jsonl", "on a workspace"),
         ("delta:table@3", "a Delta table"),
         ("main.default.table", "a table of Unity Catalog"),
     ] {

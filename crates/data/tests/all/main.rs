@@ -6,6 +6,7 @@ mod cache;
 mod damaged;
 mod documents;
 mod masks;
+mod mds;
 mod packing;
 mod sentencepiece;
 mod sources;

@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use super::*;
-use tessera_data::{Columns, HoldOut, MicroBatch, SourceSettings};
+use tessera_data::{Columns, HoldOut, MicroBatch, SourceSettings, wanted_names};
 
 /// All rows of a data set as one micro-batch.
 pub(crate) fn all_rows(dataset: &Dataset) -> MicroBatch {
@@ -326,4 +326,28 @@ pub(crate) mod parquet {
         writer.write(&batch).unwrap();
         writer.into_inner().unwrap()
     }
+}
+
+#[test]
+fn names_of_a_folder_elsewhere_are_chosen_as_those_of_one_here() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let all = names(&[
+        "a.jsonl",
+        "b/c.csv.gz",
+        "b/d.TXT",
+        "README.md",
+        "_SUCCESS.json",
+        "_temporary/e.jsonl",
+        "b/.hidden.jsonl",
+        "shard.00000.mds",
+    ]);
+    let rows = names(&["a.jsonl", "b/c.csv.gz"]);
+    assert_eq!(wanted_names(all.clone(), Task::ChatCompletion), rows);
+    assert_eq!(wanted_names(all.clone(), Task::ContinuedPretrain), names(&["b/d.TXT"]));
+    assert_eq!(wanted_names(rows.clone(), Task::ContinuedPretrain), rows);
+    let shards = names(&["index.json", "0/shard.00000.mds.zstd", "0/index.json"]);
+    assert_eq!(
+        wanted_names([shards.clone(), names(&["x.txt", "y.md"])].concat(), Task::ContinuedPretrain),
+        shards
+    );
 }

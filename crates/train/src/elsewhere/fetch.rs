@@ -1,12 +1,13 @@
 //! Brings what a url names into the cache.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use glob::{MatchOptions, Pattern};
 use tessera_checkpoint::dcp::CheckpointName;
 use tessera_checkpoint::huggingface::{HubProgress, ModelLocation};
-use tessera_data::{Fetched, Task, names_in_folder};
+use tessera_data::{Fetched, Task, wanted_names};
 use tessera_stores::{Object, Place, Problem, Snapshot, StoreError};
 
 use crate::error::TrainError;
@@ -26,28 +27,37 @@ pub(crate) fn data(
     cache: &Path,
     observer: &Arc<dyn Observer>,
 ) -> Result<Fetched, TrainError> {
-    let (folder, objects) = match url.find(PATTERN) {
+    let (place, objects, is_folder) = match url.find(PATTERN) {
         Some(first) if !url.starts_with("http") => matching(url, first)?,
         _ => file_or_folder(url, task)?,
     };
-    let Snapshot { folder, files, version } = fetch(&folder, &objects, cache, Some(observer))?;
-    Ok(Fetched { folder, files, version })
+    let Snapshot { folder, files, version } = fetch(&place, &objects, cache, Some(observer))?;
+    // A folder is read as one of this machine is: it may have an index.
+    let files = if is_folder { vec![folder.clone()] } else { files };
+    Ok(Fetched { folder, files, version: Some(version) })
 }
 
-fn file_or_folder(url: &str, task: Task) -> Result<(Place, Vec<Object>), TrainError> {
+/// A place, files below it, and whether they are what a folder holds.
+type Found = (Place, Vec<Object>, bool);
+
+fn file_or_folder(url: &str, task: Task) -> Result<Found, TrainError> {
     let place = Place::parse(url)?;
-    if let Some(file) = file(&place)? {
-        return Ok(file);
+    if let Some((folder, file)) = file(&place)? {
+        return Ok((folder, file, false));
     }
-    let objects = folder(&place)?;
-    let names = names_in_folder(url, objects.iter().map(|object| object.name.as_str()), task)?;
-    let chosen = names.iter().filter_map(|name| objects.iter().find(|object| object.name == *name)).cloned();
-    let chosen = chosen.collect();
-    Ok((place, chosen))
+    let mut objects = folder(&place)?;
+    let names = objects.iter().map(|object| object.name.clone()).collect();
+    let wanted: HashSet<_> = wanted_names(names, task).into_iter().collect();
+    objects.retain(|object| wanted.contains(&object.name));
+    if objects.is_empty() {
+        let expected = "a folder with files in it that can be read: .jsonl, .json, .csv, .parquet, for CONTINUED_PRETRAIN also .txt";
+        return Err(TrainError::unsupported("the data", url, expected.to_owned()));
+    }
+    Ok((place, objects, true))
 }
 
 /// The files whose paths match a pattern, whose first special character is at `first`.
-fn matching(url: &str, first: usize) -> Result<(Place, Vec<Object>), TrainError> {
+fn matching(url: &str, first: usize) -> Result<Found, TrainError> {
     let (folder, pattern) = url.split_at(url[..first].rfind('/').map_or(0, |slash| slash + 1));
     let wrong = |error: glob::PatternError| {
         TrainError::unsupported("the data", url, format!("a pattern that can be understood: {error}"))
@@ -60,7 +70,7 @@ fn matching(url: &str, first: usize) -> Result<(Place, Vec<Object>), TrainError>
     objects.retain(|object| pattern.matches_with(&object.name, options));
     match objects.is_empty() {
         true => Err(nothing_at(url).into()),
-        false => Ok((place, objects)),
+        false => Ok((place, objects, false)),
     }
 }
 

@@ -164,6 +164,11 @@ pub struct Resolved {
 /// # Errors
 /// For everything that can be wrong with the run file and the model's files.
 pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, TrainError> {
+    if spec.data_prep_cluster_id.is_some() {
+        observer.observe(Update::Warning(
+            "data_prep_cluster_id: no cluster is needed, data is read and prepared here; the key may be left out",
+        ));
+    }
     let cache = elsewhere::cache(spec.save_folder.as_deref().unwrap_or(elsewhere::DEFAULT_FOLDER));
     let OpenedModel { source, config } = OpenedModel::open(&spec.model, &cache, Some(observer.clone()))?;
     let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));

@@ -3,17 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tessera_checkpoint::huggingface::{HubSplit, SplitFiles};
-use tessera_data::{DataSettings, Fetched};
+use tessera_checkpoint::huggingface::{HubProgress, HubSplit, SplitFiles};
+use tessera_data::{DataSettings, Fetched, Task, wanted_names};
+use tessera_workspace::{FetchedVolume, Request, VolumePath, Workspace, cached};
 
 use super::Pins;
 use super::hub_options;
 use crate::elsewhere;
 use crate::error::TrainError;
-use crate::observe::Observer;
+use crate::observe::{Observer, Update};
 
-/// Fetches the sources that name a split of a data set on the hub and nothing that is here, in the version of the `pins` where
-/// those know one, and those that are named by a url, into the `cache`.
+/// Fetches the sources that name something elsewhere and nothing that is here, in the version of the `pins` where those know
+/// one. What has no cache of its own comes into `cache`.
 pub(super) fn fetch(
     data: &mut DataSettings,
     pins: Option<&Pins>,
@@ -28,14 +29,54 @@ pub(super) fn fetch(
             source.fetched = Some(elsewhere::data(&source.path, data.task, cache, observer)?);
             continue;
         }
-        let Some(mut split) = HubSplit::parse(&source.path) else { continue };
-        if let Some(version) = pins.and_then(|pins| pins.version(&source.path)) {
-            split.revision = Some(version.to_owned());
-        }
-        let fetched = split.fetch(&hub_options(Some(observer.clone())));
-        let SplitFiles { commit, folder, files } =
-            fetched.map_err(|error| TrainError::DataSet { path: source.path.clone(), source: error })?;
-        source.fetched = Some(Fetched { folder, files, version: commit });
+        let version = pins.and_then(|pins| pins.version(&source.path));
+        source.fetched = match VolumePath::parse(&source.path)? {
+            Some(path) => Some(volume(&path, data.task, version, &cache.join("volumes"), observer)?),
+            None => split(&source.path, version, observer)?,
+        };
     }
     Ok(())
+}
+
+/// A split of a data set on the hub; `None`: the path names none.
+fn split(
+    path: &str,
+    version: Option<&str>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Option<Fetched>, TrainError> {
+    let Some(mut split) = HubSplit::parse(path) else { return Ok(None) };
+    if let Some(version) = version {
+        split.revision = Some(version.to_owned());
+    }
+    let fetched = split.fetch(&hub_options(Some(observer.clone())));
+    let SplitFiles { commit, folder, files } =
+        fetched.map_err(|source| TrainError::DataSet { path: path.to_owned(), source })?;
+    Ok(Some(Fetched { folder, files, version: Some(commit) }))
+}
+
+/// A file or folder of a volume, which is mounted where the workspace's own machines have it, or else fetched from there.
+fn volume(
+    path: &VolumePath,
+    task: Task,
+    version: Option<&str>,
+    cache: &Path,
+    observer: &Arc<dyn Observer>,
+) -> Result<Fetched, TrainError> {
+    if let Some(mounted) = path.mounted(Path::new("/")) {
+        return Ok(Fetched { folder: mounted.clone(), files: vec![mounted], version: None });
+    }
+    let here = version.and_then(|version| cached(path, cache, version));
+    let fetched = here.map_or_else(
+        || {
+            let choose = |names| wanted_names(names, task);
+            let progress = |file: &str, done, total| {
+                observer.observe(Update::Downloading(HubProgress { file, done, total }));
+            };
+            let request = Request { path, cache, choose: &choose, version, progress: &progress };
+            Workspace::find(path, |name| std::env::var(name).ok())?.fetch(&request)
+        },
+        Ok,
+    )?;
+    let FetchedVolume { folder, path, version } = fetched;
+    Ok(Fetched { folder, files: vec![path], version: Some(version) })
 }

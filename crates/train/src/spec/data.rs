@@ -32,7 +32,7 @@ pub struct MixedSource {
 impl DataPath {
     /// What a path may be, for messages.
     pub(super) const EXPECTED: &'static str = "a .jsonl, .json, .csv or .parquet file, a folder of them or of .txt files, a pattern \
-                                               such as data/*.jsonl, entity/dataset/split on the hub, or a list of {path: …, weight: …}";
+                                               such as data/*.jsonl, entity/dataset/split on the hub, dbfs:/Volumes/… on a workspace, or a list of {path: …, weight: …}";
 
     /// Reads the key `key`.
     pub(super) fn read(map: &mut MapReader<'_>, key: &'static str) -> Option<Self> {

@@ -67,6 +67,8 @@ pub struct RunSpec {
     pub eval_split: Option<f64>,
     /// What the data's columns are called.
     pub columns: Option<Columns>,
+    /// The cluster that prepared the service's data. None is needed here.
+    pub data_prep_cluster_id: Option<String>,
     /// Prompts answered at every checkpoint.
     pub eval_prompts: Option<Vec<String>>,
     /// How they are answered.
@@ -201,6 +203,7 @@ impl RunSpec {
                 reader::number(|share| share > 0.0 && share < 1.0, "a share between 0 and 1, such as 0.02"),
             ),
             columns: map.map("columns", data::read_columns),
+            data_prep_cluster_id: map.optional("data_prep_cluster_id", reader::text),
             eval_prompts: map.optional("eval_prompts", reader::list(reader::text, "texts")),
             eval_generation: map.map("eval_generation", GenerationSpec::read),
             custom_weights_path: map.optional("custom_weights_path", reader::text),
@@ -251,6 +254,10 @@ impl RunSpec {
         if spec.eval_data_path.is_some() && spec.eval_split.is_some() {
             map.refuse("eval_split", "this key or eval_data_path, not both".to_owned());
         }
+        map.refuse(
+            "register_to",
+            "the key left out: models are not registered yet; register what is in `huggingface` of the run's folder".to_owned(),
+        );
         let problems = map.finish();
         if problems.is_empty() { Ok(spec) } else { Err(problems) }
     }

@@ -16,6 +16,7 @@ train_data_path:
 columns: {prompt: question, response: answer}
 task_type: INSTRUCTION_FINETUNE
 eval_data_path: data/eval.jsonl
+data_prep_cluster_id: 1234-567890-abcde123
 eval_prompts: ['What is 2 + 2?', \"no: really\"]
 custom_weights_path: runs/a/checkpoints/ep1-ba10
 training_duration: 1_000_000tok
@@ -428,4 +429,31 @@ fn sources_are_a_path_or_a_list_of_paths_with_weights() {
     );
     let unknown = message("columns: {promt: a}\n");
     assert!(unknown.contains("`columns.promt`: unknown key, did you mean `columns.prompt`?"), "{unknown}");
+}
+
+#[test]
+fn what_the_service_took_is_accepted_or_refused_by_name() {
+    let service = "\
+train_data_path: main.default.sums
+register_to: main.default
+experiment_path: /Users/me/sums
+task_type: CHAT_COMPLETION
+eval_data_path: dbfs:/Volumes/main/default/sums/eval.jsonl
+eval_prompts: [a]
+custom_weights_path: dbfs:/databricks/mlflow-tracking/1/a/artifacts/ep1-ba5
+training_duration: 1ep
+learning_rate: 5e-7
+context_length: 8192
+validate_inputs: true
+data_prep_cluster_id: serverless
+";
+    let error = parse(&format!("model: m\n{service}"), &[]).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(
+        error.contains(
+            "run.yaml:3: `register_to`: found the text `main.default`, expected the key left out: "
+        ),
+        "{error}"
+    );
+    parse(&format!("model: m\n{}", service.replace("register_to: main.default\n", "")), &[]).unwrap();
 }

@@ -1,0 +1,85 @@
+//! How values of a column are written, as far as text can be made of them.
+
+use serde_json::{Number, Value};
+
+use crate::validate::Unambiguous;
+
+/// An encoding that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// UTF-8: `str`, and `bytes` that are.
+    Text,
+    Json,
+    /// The digits of a number.
+    Digits,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Float32,
+    Float64,
+}
+
+impl Encoding {
+    /// The encoding of this name, if it is one that is read.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "str" | "bytes" => Self::Text,
+            "json" => Self::Json,
+            "str_int" | "str_float" | "str_decimal" => Self::Digits,
+            "int" | "int64" => Self::Int64,
+            "int8" => Self::Int8,
+            "int16" => Self::Int16,
+            "int32" => Self::Int32,
+            "uint8" => Self::Uint8,
+            "uint16" => Self::Uint16,
+            "uint32" => Self::Uint32,
+            "uint64" => Self::Uint64,
+            "float32" => Self::Float32,
+            "float64" => Self::Float64,
+            _ => return None,
+        })
+    }
+
+    /// The value in `bytes`. `Err` says what is wrong with it.
+    pub(super) fn value(self, bytes: &[u8]) -> Result<Value, String> {
+        Ok(match self {
+            Self::Text => Value::String(text(bytes)?.to_owned()),
+            Self::Json => {
+                let parsed = serde_json::from_str(text(bytes)?);
+                let Unambiguous(value) = parsed.map_err(|error| format!("broken JSON: {error}"))?;
+                value
+            }
+            Self::Digits => {
+                let digits = text(bytes)?;
+                Value::Number(digits.parse().map_err(|_| format!("{digits:?} is no number"))?)
+            }
+            Self::Int8 => i8::from_le_bytes(exact(bytes)?).into(),
+            Self::Int16 => i16::from_le_bytes(exact(bytes)?).into(),
+            Self::Int32 => i32::from_le_bytes(exact(bytes)?).into(),
+            Self::Int64 => i64::from_le_bytes(exact(bytes)?).into(),
+            Self::Uint8 => u8::from_le_bytes(exact(bytes)?).into(),
+            Self::Uint16 => u16::from_le_bytes(exact(bytes)?).into(),
+            Self::Uint32 => u32::from_le_bytes(exact(bytes)?).into(),
+            Self::Uint64 => u64::from_le_bytes(exact(bytes)?).into(),
+            Self::Float32 => float(f32::from_le_bytes(exact(bytes)?).into())?,
+            Self::Float64 => float(f64::from_le_bytes(exact(bytes)?))?,
+        })
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|_| "bytes that are not UTF-8".to_owned())
+}
+
+fn exact<const SIZE: usize>(bytes: &[u8]) -> Result<[u8; SIZE], String> {
+    bytes.try_into().map_err(|_| format!("{} bytes in place of {SIZE}", bytes.len()))
+}
+
+fn float(value: f64) -> Result<Value, String> {
+    Number::from_f64(value).map(Value::Number).ok_or_else(|| format!("{value} is no number of JSON"))
+}

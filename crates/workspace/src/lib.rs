@@ -1,0 +1,17 @@
+//! A Databricks workspace: files of Unity Catalog's volumes, brought to this machine by the workspace's Files API.
+//!
+//! [`VolumePath`] is a path as the service wrote it, [`Workspace`] the address and token of the environment, and
+//! [`Workspace::fetch`] brings the files below a path into a cache folder, one folder for each state of the volume, whole
+//! or not at all. What is read of a volume is decided by who asks: nothing here knows of data.
+
+mod address;
+mod client;
+mod error;
+mod fetch;
+mod listing;
+mod path;
+
+pub use address::Workspace;
+pub use error::WorkspaceError;
+pub use fetch::{FetchedVolume, Request, cached};
+pub use path::VolumePath;
