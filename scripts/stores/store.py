@@ -73,7 +73,8 @@ class Door:
                     return
                 if door.answer:
                     status, code = door.answer
-                    self.reply(status, {}, f"<Error><Code>{code}</Code><Message>So it is</Message></Error>".encode())
+                    # To HEAD without the text that says why, as stores answer.
+                    self.reply(status, {"Content-Length": "0"}, f"<Error><Code>{code}</Code><Message>So it is</Message></Error>".encode())
                     return
                 connection = http.client.HTTPConnection(HOST, store.port)
                 connection.request(self.command, self.path, body, dict(self.headers))
@@ -89,7 +90,8 @@ class Door:
                     if key.lower() not in ("connection", "transfer-encoding"):
                         self.send_header(key, value)
                 self.end_headers()
-                self.wfile.write(content)
+                if self.command != "HEAD":
+                    self.wfile.write(content)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on
 

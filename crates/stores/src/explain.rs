@@ -29,6 +29,9 @@ const NO_BUCKET: [&str; 4] = [
     "The specified bucket does not exist",
     "does not have storage account",
 ];
+/// What says that they are good, but not for this. A listing that is refused has no kind of error of its own.
+const FORBIDDEN: [&str; 4] =
+    ["AccessDenied", "AuthorizationFailure", "AuthorizationPermissionMismatch", "403 Forbidden"];
 /// Where credentials are looked for when none are given: reached for in vain where there are none.
 const METADATA: [&str; 4] =
     ["169.254.", "metadata.google.internal", "/latest/api/token", "identity/oauth2/token"];
@@ -68,6 +71,9 @@ pub(crate) fn problem(error: &Error, scheme: Scheme) -> Problem {
             detail: "and no machine that has any was found".to_owned(),
             variables,
         };
+    }
+    if says(&FORBIDDEN) {
+        return Problem::Forbidden(detail);
     }
     match error {
         Error::NotFound { .. } => Problem::NotFound,
@@ -131,6 +137,7 @@ mod tests {
             matches!(refused(&body("ExpiredToken")), Problem::Expired(said) if said == "ExpiredToken: No.")
         );
         assert!(matches!(refused(&body("InvalidAccessKeyId")), Problem::BadCredentials { .. }));
+        assert!(matches!(refused(&body("AccessDenied")), Problem::Forbidden(_)));
         assert!(matches!(refused(&body("NoSuchBucket")), Problem::NoBucket(_)));
         assert!(matches!(refused("GET http://169.254.169.254/latest"), Problem::NoCredentials { .. }));
         assert!(matches!(refused("connection refused"), Problem::Unreachable(_)));
