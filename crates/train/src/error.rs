@@ -173,6 +173,12 @@ pub enum TrainError {
     /// Another rank could not use a checkpoint that this one could.
     #[error("rank {rank}: {message}")]
     Elsewhere { rank: usize, message: String, attempt: Attempt },
+    #[error(
+        "all batches are done and the model is whole in {export}, but it is not registered as {place}: {source}. The same command \
+         registers it, without training again",
+        export = export.display()
+    )]
+    NotRegistered { place: String, export: PathBuf, source: Box<TrainError> },
     #[error("rank {rank} failed in its thread; its last words are above")]
     Panicked { rank: usize },
     #[error("{folder} is not there for rank {rank}: save_folder must be one folder that all nodes see", folder = folder.display())]
@@ -228,7 +234,7 @@ impl TrainError {
             | Self::DataSet { source: HuggingFaceError::File(error), .. }
             | Self::Track(TrackError::File(error))
             | Self::Mlflow(MlflowError::File(error)) => Some(error),
-            Self::FinalSave { source } => source.file_error(),
+            Self::FinalSave { source } | Self::NotRegistered { source, .. } => source.file_error(),
             _ => None,
         }
     }
@@ -240,6 +246,7 @@ impl TrainError {
         }
         match self {
             Self::NotStarted { fault, .. } => *fault,
+            Self::NotRegistered { source, .. } => source.fault(),
             Self::Engine(error) if error.is_between_ranks() => Fault::Network,
             Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. })
             | Self::Track(TrackError::NotARun { .. } | TrackError::RunFile { .. }) => Fault::Input,

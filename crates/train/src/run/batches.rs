@@ -95,6 +95,5 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
     deadline.set(prepared.plan.settings.startup_timeout());
     let checkpoint = between.finish(&training.engine, &position, &mut logs)?;
     logs.sync()?;
-    between.note(EventType::Completed, "everything is saved".into(), &fields, &mut logs);
     Ok(Outcome::Completed(folder.finished(total, checkpoint)?))
 }

@@ -10,6 +10,7 @@ mod folder;
 mod followers;
 mod logs;
 mod rank;
+mod registration;
 mod steps;
 
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
-use tessera_track::{EventLog, EventType, clear_cancel, read_events, write_report};
+use tessera_track::{EventLog, EventType, TrackError, clear_cancel, read_events, write_report};
 
 use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
@@ -34,6 +35,7 @@ use crate::state;
 use cancel::CancelWatch;
 pub use folder::{FLIGHT, RunFolder, RunPaths};
 use followers::Followers;
+pub use registration::Registered;
 
 /// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
 const SIGTERM: i32 = 15;
@@ -116,6 +118,8 @@ pub struct Finished {
     pub checkpoint: PathBuf,
     /// The model in Hugging Face layout.
     pub export: PathBuf,
+    /// What the model was registered as, if that was asked for.
+    pub registered: Option<Registered>,
     /// The first evaluation of this run's beginning, if it was evaluated then.
     pub first_evaluation: Option<EvaluationReport>,
     /// The last evaluation.
@@ -227,6 +231,12 @@ impl Run<'_> {
             let lead = rank::Lead { events: &mut events, followers: &mut followers, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
+        let result = result.and_then(|outcome| match outcome {
+            Outcome::Completed(finished) => {
+                self.complete(finished, &prepared, &folder, &mut events, &followers).map(Outcome::Completed)
+            }
+            outcome => Ok(outcome),
+        });
         self.note(&mut events, &folder, result.as_ref().err());
         followers.finish(result.as_ref());
         let outcome = result?;
@@ -236,6 +246,51 @@ impl Run<'_> {
             return Err(error);
         }
         Ok(outcome)
+    }
+
+    /// The end of a run that has trained and saved everything: its model is registered, where that is asked for.
+    fn complete(
+        &self,
+        finished: Finished,
+        prepared: &Prepared,
+        folder: &RunPaths,
+        events: &mut EventLog,
+        followers: &Followers,
+    ) -> Result<Finished, TrainError> {
+        let observer = self.observer.as_ref();
+        let registered = registration::register(prepared, folder, &finished, followers, observer)?;
+        let finished = Finished { registered, ..finished };
+        // What has been done stays done, even if there is no room to tell of it.
+        if let Err(error) = record_completed(events, &finished) {
+            observer.observe(Update::Warning(&format!("COMPLETED could not be recorded: {error}")));
+        }
+        Ok(finished)
+    }
+
+    /// The same for a run that an earlier process has trained; nothing is told twice.
+    fn complete_again(
+        &self,
+        finished: Finished,
+        prepared: &Prepared,
+        folder: &RunPaths,
+        events: &mut EventLog,
+    ) -> Result<Finished, TrainError> {
+        let settings = &prepared.plan.settings;
+        let registers = settings.register_to.is_some() && registration::earlier(settings, folder)?.is_none();
+        let followers = Followers::of_complete(prepared, folder.path(), self.observer, registers)?;
+        let completed =
+            read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
+        let result = if completed && !registers {
+            let registered = registration::earlier(settings, folder)?;
+            Ok(Finished { registered, ..finished })
+        } else {
+            let result = self.complete(finished, prepared, folder, events, &followers);
+            write_report(folder.path())?;
+            result
+        };
+        let ending = result.as_ref().map(|finished| Outcome::AlreadyCompleted(finished.clone()));
+        followers.finish(ending.as_ref().map_err(|error| *error));
+        result
     }
 
     /// Notes what the run ended for, if it failed, and writes the report.
@@ -272,7 +327,8 @@ impl Run<'_> {
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
         let mut events = EventLog::open(folder.path())?;
-        let checked = followers::check(&resolved.settings, observer.as_ref());
+        let checked = followers::check(&resolved.settings, observer.as_ref())
+            .and_then(|()| registration::check(&resolved.settings, &folder));
         let prepared = match checked.and_then(|()| resolved.prepare(observer)) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -286,9 +342,8 @@ impl Run<'_> {
         for advice in advise(&prepared).iter().filter(|advice| advice.touches_every_example()) {
             observer.observe(Update::Warning(&advice.to_string()));
         }
-        if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
-            followers::deliver_rest(&prepared, folder.path(), observer);
-            return Ok(Start::Finished(finished));
+        if let Some(finished) = already_completed(&prepared, &folder)? {
+            return self.complete_again(finished, &prepared, &folder, &mut events).map(Start::Finished);
         }
         let followers = Followers::start(&prepared, folder.path(), observer)?;
         begin(&mut events, &folder, &prepared)?;
@@ -321,11 +376,7 @@ impl Run<'_> {
 
 /// Fails if the folder's checkpoints are not this run's to go on from; tells if nothing is left to do.
 /// Makes up for what a kill after the last rename left undone.
-fn already_completed(
-    prepared: &Prepared,
-    folder: &RunFolder,
-    events: &mut EventLog,
-) -> Result<Option<Finished>, TrainError> {
+fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<Finished>, TrainError> {
     let settings = &prepared.plan.settings;
     let Some(saved) = state::newest(&folder.checkpoints())? else { return Ok(None) };
     if !settings.autoresume {
@@ -342,13 +393,19 @@ fn already_completed(
         return Ok(None);
     }
     point_latest(&folder.checkpoints(), saved.position.checkpoint_name())?;
-    let completed =
-        read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
-    if !completed {
-        events.record(EventType::Completed, "everything is saved", &[("batch", total.into())])?;
-        write_report(folder.path())?;
-    }
     folder.finished(total, saved.folder).map(Some)
+}
+
+fn record_completed(events: &mut EventLog, finished: &Finished) -> Result<(), TrackError> {
+    let mut fields = vec![("batch", finished.batch.into())];
+    let message = match &finished.registered {
+        None => "everything is saved".to_owned(),
+        Some(registered) => {
+            fields.push(("registered", registered.to_string().into()));
+            format!("everything is saved, and the model registered as {registered}")
+        }
+    };
+    events.record(EventType::Completed, message, &fields).map(drop)
 }
 
 /// Writes `run.yaml`, `data.json` and the events up to the validated data.

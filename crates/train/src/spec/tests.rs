@@ -51,7 +51,8 @@ dist_timeout: 60
 dist_startup_timeout: 120
 eval_interval: 30m
 experiment_path: /Shared/sums
-mlflow: {tracking_uri: 'http://localhost:5000', unreachable: buffer, artifacts: upload, system_metrics: false}
+mlflow: {tracking_uri: 'http://localhost:5000', registry_uri: 'http://localhost:5001', unreachable: buffer, artifacts: upload, system_metrics: false}
+register_to: main.models.sums
 tensorboard: true
 metrics_port: 9400
 template_date: 2026-08-14
