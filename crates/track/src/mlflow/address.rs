@@ -78,7 +78,10 @@ impl Server {
         };
         let text = text.trim();
         let kind = text.split("://").next().unwrap_or(text);
-        if [WORKSPACE, UNITY_CATALOG].contains(&kind) {
+        if name.key == REGISTRY.key && [WORKSPACE, UNITY_CATALOG].contains(&kind) {
+            return Err(MlflowError::UnityCatalog);
+        }
+        if kind == WORKSPACE {
             let needed =
                 |name: &'static str| variable(name).ok_or(MlflowError::NoCredentials { variable: name });
             let (host, token) = (needed("DATABRICKS_HOST")?, needed("DATABRICKS_TOKEN")?);
@@ -227,6 +230,28 @@ mod tests {
             find(None, &[]).unwrap_err().to_string().contains("MLFLOW_TRACKING_URI, or mlflow.tracking_uri")
         );
         assert!(find(None, &[("MLFLOW_TRACKING_URI", "")]).is_err());
+    }
+
+    #[test]
+    fn the_registry_is_that_of_the_tracking_server_unless_another_is_named() {
+        let tracking = find(Some("http://a"), &[]).unwrap();
+        let found = |key, variable: &'static str| {
+            let registry = Server::find_registry(key, &tracking, |name| {
+                (name == REGISTRY.variable).then(|| variable.to_owned())
+            });
+            registry.map(|server| server.place()).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(None, "").unwrap(), "http://a");
+        assert_eq!(found(None, "http://b").unwrap(), "http://b");
+        assert_eq!(found(Some("http://c/"), "http://b").unwrap(), "http://c");
+        assert!(found(Some("http://me:p4ss@c"), "").unwrap_err().contains("mlflow.registry_uri holds"));
+        for workspace in ["databricks", "databricks-uc", "databricks-uc://profile"] {
+            assert!(found(None, workspace).unwrap_err().contains("Unity Catalog, which is not served yet"));
+        }
+        let variables = [("DATABRICKS_HOST", "host"), ("DATABRICKS_TOKEN", "t")];
+        let workspace = find(Some("databricks"), &variables).unwrap();
+        let registry = Server::find_registry(None, &workspace, |_| None);
+        assert!(matches!(registry, Err(MlflowError::UnityCatalog)));
     }
 
     #[test]

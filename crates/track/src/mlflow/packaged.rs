@@ -50,7 +50,8 @@ impl Model {
             .map_err(|error| damaged(error.to_string()))?;
         let class = config["architectures"][0].as_str().ok_or_else(|| damaged("it names no class".into()))?;
         let dtype = config.get("torch_dtype").or_else(|| config.get("dtype")).and_then(Value::as_str);
-        let text = |name: &str| json!([{"name": name, "type": "string", "required": true}]).to_string();
+        // Texts, as one value or a column of any name.
+        let texts = json!([{"type": "string", "required": true}]).to_string();
         let description = json!({
             "run_id": run_id,
             "flavors": {
@@ -70,14 +71,14 @@ impl Model {
                 "python_function": {"loader_module": "mlflow.transformers"},
             },
             "metadata": {"task": self.task},
-            "signature": {"inputs": text("prompt"), "outputs": text("output"), "params": null},
+            "signature": {"inputs": texts, "outputs": texts, "params": null},
         });
         serde_json::to_string_pretty(&description).map_err(|error| damaged(error.to_string()))
     }
 }
 
 /// What a serving environment needs.
-const REQUIREMENTS: &str = "mlflow\ntransformers\ntorch\naccelerate\n";
+const REQUIREMENTS: &str = "mlflow\ntransformers\ntorch\n";
 
 /// The names of a folder's files.
 fn files(folder: &Path) -> Result<Vec<String>, FileError> {
@@ -97,4 +98,62 @@ fn is_of_the_tokenizer(name: &str) -> bool {
     !name.ends_with(".safetensors")
         && !name.ends_with(".index.json")
         && !["config.json", "generation_config.json"].contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn model(config: &str) -> (tempfile::TempDir, Model) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("config.json", config),
+            ("model.safetensors", "w"),
+            ("tokenizer.json", "t"),
+            ("chat_template.jinja", "c"),
+        ] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        fs::create_dir(folder.path().join("other")).unwrap();
+        let path = folder.path().to_owned();
+        let task = "llm/v1/chat";
+        (folder, Model { name: "a.b.c".to_owned(), folder: path, base: "org/base".to_owned(), task })
+    }
+
+    #[test]
+    fn a_model_has_its_files_its_tokenizer_again_and_a_description() {
+        let (_folder, model) = model(r#"{"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}"#);
+        let artifacts = model.artifacts("r").unwrap();
+        let names: Vec<_> = artifacts.iter().map(|(name, _)| name.as_str()).collect();
+        let wanted = [
+            "components/tokenizer/chat_template.jinja",
+            "chat_template.jinja",
+            "config.json",
+            "model.safetensors",
+            "components/tokenizer/tokenizer.json",
+            "tokenizer.json",
+            "requirements.txt",
+            "MLmodel",
+        ];
+        assert_eq!(names, wanted);
+        let Some((_, Content::Text(text))) = artifacts.last() else { panic!("{artifacts:?}") };
+        let description: Value = serde_json::from_str(text).unwrap();
+        let flavour = &description["flavors"]["transformers"];
+        assert_eq!(flavour["pipeline_model_type"], "LlamaForCausalLM");
+        assert_eq!(
+            (&flavour["torch_dtype"], &flavour["model_binary"]),
+            (&json!("torch.bfloat16"), &json!("."))
+        );
+        assert_eq!(description["run_id"], "r");
+    }
+
+    #[test]
+    fn a_config_that_names_no_class_is_told_with_its_file() {
+        for config in ["{}", "[", r#"{"architectures": []}"#] {
+            let (_folder, model) = model(config);
+            let error = model.artifacts("r").unwrap_err().to_string();
+            assert!(error.contains("config.json: "), "{error}");
+        }
+    }
 }
