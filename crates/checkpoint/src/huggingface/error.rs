@@ -68,7 +68,7 @@ pub enum HuggingFaceError {
         problem: String,
     },
 
-    /// The hub does not let this user write.
+    /// The hub does not let this user write, or may not be asked.
     #[error("{id} on the Hugging Face hub: {problem}")]
     HubRefuses {
         /// The repository.

@@ -29,7 +29,7 @@ const STAGING: &str = ".unchecked";
 /// Names of the files of data sets, a file for each commit, within the repository's folder in the cache.
 const LISTINGS: &str = ".listings";
 /// How often a file is asked for before giving up.
-pub(super) const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 5;
 /// The branch that is meant when none is given.
 const DEFAULT_REVISION: &str = "main";
 
@@ -394,7 +394,7 @@ impl Remote {
         options: &HubOptions,
         staging: &Path,
     ) -> Result<(Self, String), HFError> {
-        let (client, endpoint) = connect(options, staging)?;
+        let (client, endpoint) = connect(options, staging, ATTEMPTS as usize)?;
         let (owner, name) = hf_hub::split_id(id);
         let (commit, kind) = match kind {
             RepositoryKind::Model => {
@@ -420,8 +420,14 @@ impl Remote {
 }
 
 /// A client of the hub, with the hub's address; what it keeps of downloads comes to `cache`.
-pub(super) fn connect(options: &HubOptions, cache: &Path) -> Result<(HFClientSync, String), HFError> {
-    let mut client = HFClient::builder().cache_dir(cache).retry_base_delay(options.retry_delay);
+/// A request that failed in passing is repeated so often.
+pub(super) fn connect(
+    options: &HubOptions,
+    cache: &Path,
+    repetitions: usize,
+) -> Result<(HFClientSync, String), HFError> {
+    let builder = HFClient::builder().cache_dir(cache);
+    let mut client = builder.retry_base_delay(options.retry_delay).retry_max_attempts(repetitions);
     if let Some(endpoint) = &options.endpoint {
         client = client.endpoint(endpoint);
     }

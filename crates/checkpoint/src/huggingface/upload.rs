@@ -10,11 +10,13 @@ use std::thread;
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use tessera_files::{Digest, IoContext, Sha256, sha256_file, sha256_hex};
 
-use super::hub::{ATTEMPTS, connect, hub_error, root_cause};
+use super::hub::{connect, hub_error, root_cause};
 use super::{HubOptions, HuggingFaceError};
 
 /// Commits among which one is looked for that was made, but not confirmed.
 const RECENT: usize = 20;
+/// How often a hub is asked that does not answer: for half a minute, if the first pause is a quarter of a second.
+const ATTEMPTS: u32 = 8;
 /// What helps against a refusal.
 const RIGHTS: &str =
     "set HF_TOKEN to a token that may write to this repository and make it if it is not there";
@@ -34,12 +36,10 @@ impl HubTarget {
     /// Where the hub may not be asked.
     pub fn new(id: &str, options: HubOptions) -> Result<Self, HuggingFaceError> {
         if options.offline {
-            return Err(hub_error(
-                id,
-                "HF_HUB_OFFLINE is set, but a model is to be put there; unset it".into(),
-            ));
+            let problem = "HF_HUB_OFFLINE is set, but a model is to be put there; unset it".to_owned();
+            return Err(HuggingFaceError::HubRefuses { id: id.to_owned(), problem });
         }
-        let connected = connect(&options, &options.cache);
+        let connected = connect(&options, &options.cache, 0);
         let (client, endpoint) = connected.map_err(|error| hub_error(id, error.to_string()))?;
         Ok(Self { id: id.to_owned(), options, client, endpoint })
     }
@@ -73,7 +73,8 @@ impl HubTarget {
         loop {
             match commit(&repository, folder, &title) {
                 Ok(commit) => return Ok(commit),
-                Err(HFError::Request { .. } | HFError::Xet { .. }) if attempt < ATTEMPTS => {}
+                // hf-hub itself would send a commit again whose answer was lost, and so make it twice.
+                Err(error) if passes(&error) && attempt < ATTEMPTS => {}
                 Err(error) => return Err(self.explained(&error)),
             }
             thread::sleep(pause);
@@ -93,6 +94,15 @@ impl HubTarget {
             }
             error => hub_error(&self.id, error.to_string()),
         }
+    }
+}
+
+/// Whether the same may succeed later without anybody's doing.
+fn passes(error: &HFError) -> bool {
+    match error {
+        HFError::Request { .. } | HFError::Xet { .. } | HFError::RateLimited { .. } => true,
+        HFError::Http { context } => context.status.is_server_error(),
+        _ => false,
     }
 }
 
