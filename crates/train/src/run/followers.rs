@@ -14,7 +14,7 @@ use tessera_track::prometheus::Exporter;
 use tessera_track::tensorboard::EventFile;
 use tessera_track::{Record, TrackError, flattened};
 
-use super::Outcome;
+use super::{Contact, Outcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{Prepared, Settings};
@@ -29,15 +29,18 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// For a server that is not named, refuses, or does not answer where the run file says that it must.
-pub(super) fn check(settings: &Settings, observer: &dyn Observer) -> Result<(), TrainError> {
-    let Some((experiment, spec)) = tracked(settings) else { return Ok(()) };
-    match mlflow::check(server(spec)?, experiment) {
+pub(super) fn check(settings: &Settings) -> Result<Option<Contact>, TrainError> {
+    let Some((experiment, spec)) = tracked(settings) else { return Ok(None) };
+    let server = server(spec)?;
+    let place = server.place();
+    match mlflow::check(server, experiment) {
         Err(error) if may_be_away(&error, spec) => {
-            let text = format!("{error}; the run is told to it when it is there");
-            observer.observe(Update::Warning(&text));
-            Ok(())
+            Ok(Some(Contact::Away(format!("{error}; the run is told to it when it is there"))))
         }
-        checked => Ok(checked?),
+        checked => {
+            checked?;
+            Ok(Some(Contact::There(format!("MLflow at {place} takes runs of {experiment}"))))
+        }
     }
 }
 
@@ -45,11 +48,18 @@ pub(super) fn check(settings: &Settings, observer: &dyn Observer) -> Result<(), 
 ///
 /// # Errors
 /// For a registry that refuses, or does not answer where the run file says that servers must.
-pub(super) fn check_registration(settings: &Settings, name: &str) -> Result<(), TrainError> {
-    let Some((experiment, spec)) = tracked(settings) else { return Ok(()) };
-    match mlflow::check_registration(server(spec)?, experiment, registry(spec)?, name) {
-        Err(error) if may_be_away(&error, spec) => Ok(()),
-        checked => Ok(checked?),
+pub(super) fn check_registration(settings: &Settings, name: &str) -> Result<Option<Contact>, TrainError> {
+    let Some((experiment, spec)) = tracked(settings) else { return Ok(None) };
+    let registry = registry(spec)?;
+    let place = registry.place();
+    match mlflow::check_registration(server(spec)?, experiment, registry, name) {
+        Err(error) if may_be_away(&error, spec) => {
+            Ok(Some(Contact::Away(format!("{error}; the model is registered if it is there at the end"))))
+        }
+        checked => {
+            checked?;
+            Ok(Some(Contact::There(format!("the registry at {place} takes versions of {name}"))))
+        }
     }
 }
 

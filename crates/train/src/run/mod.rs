@@ -6,6 +6,8 @@
 mod batches;
 mod between;
 mod cancel;
+mod completion;
+mod contact;
 mod folder;
 mod followers;
 mod logs;
@@ -22,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
-use tessera_track::{EventLog, EventType, TrackError, clear_cancel, read_events, write_report};
+use tessera_track::{EventLog, EventType, clear_cancel, read_events, write_report};
 
 use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
@@ -33,6 +35,7 @@ use crate::spec::RunSpec;
 use crate::state;
 
 use cancel::CancelWatch;
+pub use contact::{Contact, contact};
 pub use folder::{FLIGHT, RunFolder, RunPaths};
 use followers::Followers;
 pub use registration::Registered;
@@ -248,51 +251,6 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    /// The end of a run that has trained and saved everything: its model is registered, where that is asked for.
-    fn complete(
-        &self,
-        finished: Finished,
-        prepared: &Prepared,
-        folder: &RunPaths,
-        events: &mut EventLog,
-        followers: &Followers,
-    ) -> Result<Finished, TrainError> {
-        let observer = self.observer.as_ref();
-        let registered = registration::register(prepared, folder, &finished, followers, observer)?;
-        let finished = Finished { registered, ..finished };
-        // What has been done stays done, even if there is no room to tell of it.
-        if let Err(error) = record_completed(events, &finished) {
-            observer.observe(Update::Warning(&format!("COMPLETED could not be recorded: {error}")));
-        }
-        Ok(finished)
-    }
-
-    /// The same for a run that an earlier process has trained; nothing is told twice.
-    fn complete_again(
-        &self,
-        finished: Finished,
-        prepared: &Prepared,
-        folder: &RunPaths,
-        events: &mut EventLog,
-    ) -> Result<Finished, TrainError> {
-        let settings = &prepared.plan.settings;
-        let registers = settings.register_to.is_some() && registration::earlier(settings, folder)?.is_none();
-        let followers = Followers::of_complete(prepared, folder.path(), self.observer, registers)?;
-        let completed =
-            read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
-        let result = if completed && !registers {
-            let registered = registration::earlier(settings, folder)?;
-            Ok(Finished { registered, ..finished })
-        } else {
-            let result = self.complete(finished, prepared, folder, events, &followers);
-            write_report(folder.path())?;
-            result
-        };
-        let ending = result.as_ref().map(|finished| Outcome::AlreadyCompleted(finished.clone()));
-        followers.finish(ending.as_ref().map_err(|error| *error));
-        result
-    }
-
     /// Notes what the run ended for, if it failed, and writes the report.
     fn note(&self, events: &mut EventLog, folder: &RunFolder, failure: Option<&TrainError>) {
         // What went wrong must not be hidden by a disk that is too full to note it.
@@ -327,8 +285,13 @@ impl Run<'_> {
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
         let mut events = EventLog::open(folder.path())?;
-        let checked = followers::check(&resolved.settings, observer.as_ref())
-            .and_then(|()| registration::check(&resolved.settings, &folder));
+        let checked = contact(&resolved.settings).map(|contacts| {
+            for contact in contacts {
+                if let Contact::Away(text) = contact {
+                    observer.observe(Update::Warning(&text));
+                }
+            }
+        });
         let prepared = match checked.and_then(|()| resolved.prepare(observer)) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -394,18 +357,6 @@ fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<F
     }
     point_latest(&folder.checkpoints(), saved.position.checkpoint_name())?;
     folder.finished(total, saved.folder).map(Some)
-}
-
-fn record_completed(events: &mut EventLog, finished: &Finished) -> Result<(), TrackError> {
-    let mut fields = vec![("batch", finished.batch.into())];
-    let message = match &finished.registered {
-        None => "everything is saved".to_owned(),
-        Some(registered) => {
-            fields.push(("registered", registered.to_string().into()));
-            format!("everything is saved, and the model registered as {registered}")
-        }
-    };
-    events.record(EventType::Completed, message, &fields).map(drop)
 }
 
 /// Writes `run.yaml`, `data.json` and the events up to the validated data.

@@ -15,7 +15,7 @@ use tessera_files::write_atomic;
 use tessera_track::mlflow::{Model, Registration};
 
 use super::followers::{self, Followers};
-use super::{Finished, RunPaths};
+use super::{Contact, Finished, RunPaths};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{Prepared, Settings, file_error};
@@ -55,13 +55,20 @@ impl fmt::Display for Registered {
 ///
 /// # Errors
 /// When the registry or hub does not answer, or refuses.
-pub(super) fn check(settings: &Settings, folder: &RunPaths) -> Result<(), TrainError> {
-    if earlier(settings, folder)?.is_some() {
-        return Ok(());
+pub(super) fn check(settings: &Settings, folder: &RunPaths) -> Result<Option<Contact>, TrainError> {
+    if let Some(earlier) = earlier(settings, folder)? {
+        return Ok(Some(Contact::There(format!("the model is registered as {earlier}"))));
     }
     match &settings.register_to {
-        None => Ok(()),
-        Some(RegisterTo::Hub { repository }) => Ok(target(repository)?.check()?),
+        None => Ok(None),
+        Some(RegisterTo::Hub { repository }) => {
+            let target = target(repository)?;
+            target.check()?;
+            Ok(Some(Contact::There(format!(
+                "the hub at {} takes models into {repository}",
+                target.endpoint()
+            ))))
+        }
         Some(RegisterTo::Registry { schema, model }) => {
             let name = registered_name(schema, model.as_deref(), &settings.run_name);
             followers::check_registration(settings, &name)
