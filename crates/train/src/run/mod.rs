@@ -11,6 +11,7 @@ mod contact;
 mod folder;
 mod followers;
 mod logs;
+mod progress;
 mod rank;
 mod registration;
 mod steps;
