@@ -1,135 +1,24 @@
 #!/usr/bin/env python3
 """What an MLflow server and TensorBoard know of a run, read back with their own readers. `scripts/test-mlflow` starts it."""
 
-import atexit
-import functools
 import json
 import math
-import os
 import random
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clusters"))
-
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.models import Model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from follow import EXPERIMENT, LONG, artifacts, delivered, ended, holds_metrics, keys, lines, only_run, points_of
+from follow import server_of_all, start, trained, wait_for_batches
 from jobs import run_cases
-from server import Hub, Proxy, Server, free_port
-from tiny import BINARY, Folder, conversation, expect
+from registering import put_on_the_hub, refused_registry, registered, registry_killed, versions
+from server import Proxy, Server
+from tiny import Folder, expect
 
-EXPERIMENT = "/Shared/sums"
-LOSS = "loss/train/total"
-LONG = ["training_duration=600ba", "save_interval=20ba", "save_num_checkpoints_to_keep=2"]
 KILLS = 6
-
-
-def keys(address: str, *further: str) -> list[str]:
-    return [f"experiment_path={EXPERIMENT}", f"mlflow.tracking_uri={address}", "eval_data_path=eval.jsonl", *further]
-
-
-@functools.cache
-def server_of_all() -> Server:
-    """The server of the cases that let it live: it takes longer to come up than a run to end."""
-    server = Server(Path(tempfile.mkdtemp(prefix="tessera-")))
-    atexit.register(shutil.rmtree, server.folder.parent, ignore_errors=True)
-    atexit.register(server.kill)
-    server.start()
-    return server
-
-
-def start(folder: Folder, name: str, *overrides: str, **environment: str) -> subprocess.Popen:
-    # Other rows than those of training: MLflow takes data sets of the same content for one.
-    (folder.path / "eval.jsonl").write_text("".join(map(conversation, range(96, 104))))
-    command = [BINARY, "train", "run.yaml", f"run_name={name}", *overrides]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder.path, env=os.environ | environment, **pipes)
-
-
-def ended(process: subprocess.Popen, code: int) -> str:
-    said, _ = process.communicate(timeout=300)
-    expect(process.returncode == code, f"ended with {process.returncode}, not {code}: {said[-3000:]}")
-    return said
-
-
-def trained(folder: Folder, name: str, *overrides: str, code: int = 0, **environment: str) -> str:
-    return ended(start(folder, name, *overrides, **environment), code)
-
-
-def delivered(folder: Folder, name: str, said: str, *overrides: str) -> None:
-    """Runs the same command again if that is what a run that ended before its server was up has asked for."""
-    if "the same command delivers the rest" in said:
-        trained(folder, name, *overrides)
-
-
-def batches(folder: Folder, name: str) -> int:
-    path = folder.run(name) / "metrics.jsonl"
-    return path.read_text().count(LOSS) if path.exists() else 0
-
-
-def wait_for_batches(folder: Folder, name: str, more: int) -> None:
-    before, patience = batches(folder, name), time.monotonic() + 60
-    while batches(folder, name) < before + more:
-        expect(time.monotonic() < patience, f"{name} does not train")
-        time.sleep(0.005)
-
-
-def only_run(server: Server, name: str, status: str) -> tuple[MlflowClient, Run]:
-    """The one run of this name, which must have ended so."""
-    client = MlflowClient(server.address)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    runs = client.search_runs([experiment.experiment_id], f"tags.run_name = '{name}'")
-    expect(len(runs) == 1, f"{name} is {len(runs)} runs")
-    expect(runs[0].info.status == status, f"{name} is {runs[0].info.status}, not {status}")
-    return client, runs[0]
-
-
-def lines(folder: Folder, name: str) -> list[dict]:
-    return [json.loads(line) for line in (folder.run(name) / "metrics.jsonl").read_text().splitlines()]
-
-
-def points_of(folder: Folder, name: str) -> dict[str, list[tuple[int, float]]]:
-    """The curves in a run's `metrics.jsonl`. An evaluation's batch is its place, not a value of its own."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in lines(folder, name):
-        for key, value in line.items():
-            if LOSS in line or key != "time/batch":
-                curves.setdefault(key, []).append((line["time/batch"], math.nan if value is None else value))
-    expect(len(curves) > 20, f"only {len(curves)} metrics are compared")
-    return curves
-
-
-def holds_metrics(folder: Folder, name: str, server: Server, status: str = "FINISHED", *, exact: bool = True) -> Run:
-    """Checks that the server has every value of the run's metrics once, at its step. The values that depend on the clock
-    are those of the process that computed them first, so a run of several processes is compared without them."""
-    client, run = only_run(server, name, status)
-    for key, points in points_of(folder, name).items():
-        found = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
-        found.sort(key=lambda point: point[0])
-        points.sort(key=lambda point: point[0])
-        expect([step for step, _ in found] == [step for step, _ in points], f"{key}: steps differ: {len(found)} of {len(points)}")
-        if exact or not key.startswith(("throughput/", "time/train", "time/remaining")):
-            same = all(a == b or (math.isnan(a) and math.isnan(b)) for (_, a), (_, b) in zip(found, points))
-            expect(same, f"{key}: values differ")
-    return run
-
-
-def artifacts(client: MlflowClient, run: Run, folder: str = "") -> list[str]:
-    """The names of all files below a folder."""
-    names = []
-    for entry in client.list_artifacts(run.info.run_id, folder or None):
-        names += artifacts(client, run, entry.path) if entry.is_dir else [entry.path]
-    return sorted(names)
 
 
 def whole_run(folder: Folder) -> None:
@@ -179,105 +68,6 @@ def uploads(folder: Folder) -> None:
         expect(f"copied/{place}" in names, f"{place} is not in {names}")
         copy = client.download_artifacts(run.info.run_id, f"copied/{place}", folder.path)
         expect(Path(copy).read_bytes() == (folder.run("copied") / place).read_bytes(), f"{place} is another")
-
-
-def versions(server: Server, name: str) -> list[ModelVersion]:
-    return MlflowClient(server.address).search_model_versions(f"name = '{name}'")
-
-
-def only_version(folder: Folder, name: str, server: Server, registered: str) -> ModelVersion:
-    """The one version of a registered model, which must be of the one run of this name, and hold its last model."""
-    client, run = only_run(server, name, "FINISHED")
-    found = versions(server, registered)
-    expect(len(found) == 1, f"{registered} has {len(found)} versions")
-    [version] = found
-    expect(version.status == "READY" and version.run_id == run.info.run_id, str(version))
-    expect(run.data.tags["tessera.registered_model"] == f"{registered}/{version.version}", str(run.data.tags))
-    expect(version.tags["run_name"] == name, str(version.tags))
-    completed = json.loads((folder.run(name) / "events.jsonl").read_text().splitlines()[-1])
-    expect(completed["type"] == "COMPLETED" and registered in completed["registered"], str(completed))
-    return version
-
-
-def registered(folder: Folder) -> None:
-    """the model is registered once as a version that MLflow downloads, in its flavour, under the run's name or another"""
-    server = server_of_all()
-    named = keys(server.address, "register_to=main.models")
-    said = trained(folder, "registered", *named)
-    expect(f"Registered as version 1 of main.models.registered at {server.address}" in said, said)
-    only_version(folder, "registered", server, "main.models.registered")
-    mlflow.set_tracking_uri(server.address)
-    copy = Path(mlflow.artifacts.download_artifacts("models:/main.models.registered/1", dst_path=str(folder.path)))
-    model = folder.run("registered") / "huggingface/ba6"
-    for file in model.iterdir():
-        expect((copy / file.name).read_bytes() == file.read_bytes(), f"{file.name} is another")
-    # What `mlflow.transformers.load_model` reads of it.
-    flavour = Model.load(copy).flavors["transformers"]
-    expect(flavour["pipeline_model_type"] == "LlamaForCausalLM" and flavour["task"] == "text-generation", str(flavour))
-    tokenizer = copy / "components/tokenizer/tokenizer.json"
-    expect((copy / flavour["model_binary"] / "config.json").is_file() and tokenizer.is_file(), str(list(copy.iterdir())))
-    # Again, under the same name and under another: nothing is trained.
-    before = batches(folder, "registered")
-    for name in ("main.models", "main.models.other"):
-        said = trained(folder, "registered", *keys(server.address, f"register_to={name}"))
-        expect("This run is finished" in said and batches(folder, "registered") == before, said)
-    expect(len(versions(server, "main.models.registered")) == 1, "it is registered twice")
-    only_version(folder, "registered", server, "main.models.other")
-
-
-def registry_killed(folder: Folder) -> None:
-    """a server that is away at the end leaves the run whole but not registered; the same command registers it"""
-    server = Server(folder.path)
-    with server:
-        register = keys(server.address, *LONG, "register_to=main.models")
-        run = start(folder, "unregistered", *register)
-        wait_for_batches(folder, "unregistered", 60)
-        server.kill()
-        said = ended(run, 4)
-        expect("is not registered as main.models: the MLflow server at" in said and "The same command" in said, said)
-        model = folder.run("unregistered") / "huggingface/ba600/model.safetensors"
-        before = model.read_bytes()
-        server.start()
-        said = trained(folder, "unregistered", *register)
-        expect("This run is finished" in said and model.read_bytes() == before, said)
-        only_version(folder, "unregistered", server, "main.models.unregistered")
-        holds_metrics(folder, "unregistered", server)
-
-
-def refused_registry(folder: Folder) -> None:
-    """a registry that is away, refuses, or is none is told before anything is tokenised"""
-    server = server_of_all()
-    nobody = f"http://127.0.0.1:{free_port()}"
-    refused = [
-        (["register_to=main.models.m", f"mlflow.registry_uri={nobody}"], 4, nobody),
-        (["register_to=main.models.m", "mlflow.registry_uri=databricks-uc"], 2, "DATABRICKS_"),
-        (["register_to=main.models.m", f"mlflow.registry_uri={Proxy(server, token='t').address}"], 2, "MLFLOW_TRACKING_TOKEN"),
-        (["register_to=main.mod/els"], 2, "catalog.schema.model"),
-    ]
-    for overrides, code, part in refused:
-        said = trained(folder, "refused", *keys(server.address, *overrides), code=code, DATABRICKS_TOKEN="")
-        expect(part in said, said)
-    said = trained(folder, "refused", "register_to=main.models", code=2)
-    expect("experiment_path beside it" in said, said)
-    expect(not (folder.path / "runs/.cache").exists(), "data was tokenised")
-
-
-def put_on_the_hub(folder: Folder) -> None:
-    """the model is put on the hub as one commit, by a token that may; a token that may not is refused before the run"""
-    hub = Hub("wr1te")
-    hub_is = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder.path / "hf")}
-    said = trained(folder, "hub", "register_to=hf://org/sums", code=2, HF_TOKEN="r3ad", **hub_is)
-    expect("org/sums on the Hugging Face hub" in said and "set HF_TOKEN" in said and "r3ad" not in said, said)
-    expect(not (folder.path / "runs/.cache").exists(), "data was tokenised")
-    for words in ("Registered as commit", "This run is finished"):
-        said = trained(folder, "hub", "register_to=hf://org/sums", HF_TOKEN="wr1te", **hub_is)
-        expect(words in said and f"{hub.address}/org/sums" in said, said)
-    expect(hub.repositories[0] == {"name": "sums", "private": True, "type": "model", "organization": "org"}, str(hub.repositories))
-    expect(len(hub.commits) == 1, f"{len(hub.commits)} commits")
-    [commit] = hub.commits
-    expect(commit["title"].startswith("Tessera run hub, batch 6 (") and "/org/sums/commit/main" in commit["path"], commit["title"])
-    model = {file.name: file.read_bytes() for file in (folder.run("hub") / "huggingface/ba6").iterdir()}
-    expect(commit["files"] == model, f"{sorted(commit['files'])} is not {sorted(model)}")
 
 
 def stopped_and_failed(folder: Folder) -> None:
@@ -433,19 +223,22 @@ def tensorboard(folder: Folder) -> None:
 
 if __name__ == "__main__":
     run_cases(
+        # Those that wait longest come first.
+        server_killed,
+        registry_killed,
+        server_gone,
+        away_at_start,
         whole_run,
         uploads,
         registered,
         put_on_the_hub,
-        registry_killed,
         refused_registry,
         stopped_and_failed,
         run_killed,
-        server_killed,
-        server_gone,
-        away_at_start,
         answers_lost,
         credentials,
         refused_experiment,
         tensorboard,
+        # They mostly wait: for servers that start, and runs that wait for servers.
+        beside=3,
     )
