@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tiny import BINARY, DEADLINE, SLACK, Folder, Wrong, expect
@@ -162,21 +163,24 @@ def kill(process: int, number: signal.Signals) -> bool:
         return False
 
 
-def run_cases(*cases: Callable[[Folder], None]) -> None:
-    """Runs each case, or those that the command line names, in a folder of its own, says what held and how long it took, and
-    ends with 1 if something did not. The case's first line of documentation is what it is called."""
+def run_cases(*cases: Callable[[Folder], None], beside: int = 1) -> None:
+    """Runs each case, or those that the command line names, in a folder of its own, so many at a time, says what held and how long
+    it took, and ends with 1 if something did not. The case's first line of documentation is what it is called."""
     chosen = [case for case in cases if case.__name__ in (sys.argv[1:] or [case.__name__])]
-    failed = 0
-    for case in chosen:
-        began, folder = time.monotonic(), Folder()
-        try:
-            case(folder)
-            verdict = "ok  "
-            folder.remove()
-        except (Wrong, OSError, subprocess.SubprocessError):
-            traceback.print_exc()
-            print(f"its files are left in {folder.path}")
-            verdict, failed = "FAIL", failed + 1
-        print(f"{verdict} {case.__doc__.splitlines()[0]} ({time.monotonic() - began:.1f} s)", flush=True)
-    print(f"{len(chosen) - failed} of {len(chosen)} cases held")
-    sys.exit(1 if failed or not chosen else 0)
+    with ThreadPoolExecutor(beside) as threads:
+        held = list(threads.map(holds, chosen))
+    print(f"{sum(held)} of {len(chosen)} cases held")
+    sys.exit(0 if held and all(held) else 1)
+
+
+def holds(case: Callable[[Folder], None]) -> bool:
+    began, folder, held = time.monotonic(), Folder(), False
+    try:
+        case(folder)
+        folder.remove()
+        held = True
+    except (Wrong, OSError, subprocess.SubprocessError):
+        print(f"{traceback.format_exc()}its files are left in {folder.path}")
+    seconds = time.monotonic() - began
+    print(f"{'ok  ' if held else 'FAIL'} {case.__doc__.splitlines()[0]} ({seconds:.1f} s)", flush=True)
+    return held

@@ -1,6 +1,9 @@
-"""An MLflow server that can be killed and started again, and a proxy before it that loses answers or asks for a token."""
+"""An MLflow server that can be killed and started again, a proxy before it that loses answers or asks for a token, and a hub that
+takes models."""
 
+import base64
 import http.client
+import json
 import os
 import random
 import signal
@@ -108,7 +111,58 @@ class Proxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-            do_GET = do_POST = do_PUT = handle_any
+            do_GET = do_POST = do_PUT = do_PATCH = handle_any
+
+        self.http = ThreadingHTTPServer((HOST, self.port), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+
+class Hub:
+    """As much of the Hugging Face Hub as a model is put into by: every file in the commit itself. It knows one token."""
+
+    def __init__(self, token: str):
+        self.port, self.repositories, self.commits = free_port(), [], []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+                path = self.path.split("?")[0]
+                if self.headers.get("Authorization") != f"Bearer {token}":
+                    self.answer(401, {"error": "Invalid credentials"})
+                elif path == "/api/whoami-v2":
+                    self.answer(200, {"name": "me", "type": "user"})
+                elif path == "/api/repos/create":
+                    hub.repositories.append(json.loads(body))
+                    self.answer(200 if len(hub.repositories) == 1 else 409, {"url": "here"})
+                elif "/commits/" in path:
+                    known = {"authors": [], "date": None, "message": ""}
+                    self.answer(200, [known | {"id": commit["id"], "title": commit["title"]} for commit in hub.commits])
+                elif "/preupload/" in path:
+                    files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+                    self.answer(200, {"files": files})
+                else:
+                    header, *files = map(json.loads, body.splitlines())
+                    contents = {file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files}
+                    commit = {"id": f"{len(hub.commits):040x}", "title": header["value"]["summary"], "path": path, "files": contents}
+                    hub.commits.append(commit)
+                    self.answer(200, {"commitOid": commit["id"]})
+
+            def answer(self, status: int, content: object) -> None:
+                content = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            do_GET = do_POST = handle_any
 
         self.http = ThreadingHTTPServer((HOST, self.port), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()

@@ -126,6 +126,7 @@ impl TrainArguments {
             ("Checkpoint", place(&finished.checkpoint)),
             ("Model", place(&finished.export)),
         ]);
+        rows.extend(finished.registered.as_ref().map(|registered| ("Registered", registered.to_string())));
         format!("{}\nNext:\n{}", labelled(paint, &rows), next_commands(finished, reporter))
     }
 }
@@ -176,6 +177,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
             "report": finished.folder.join("report.html"),
             "checkpoint": finished.checkpoint,
             "export": finished.export,
+            "registered": finished.registered,
             "first_evaluation": evaluation(finished.first_evaluation),
             "last_evaluation": evaluation(finished.last_evaluation),
         })

@@ -1,9 +1,10 @@
 //! `tessera validate`: everything that can be wrong with a run, and what is worth a second thought, before it starts.
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use tessera_data::LengthHistogram;
 use tessera_train::plan::advice::advise;
+use tessera_train::run::Contact;
 use tessera_train::state::checkpoints;
 
 use crate::failure::Failure;
@@ -19,7 +20,8 @@ const BAR: usize = 40;
 /// Checks a run file, its model and its data, and advises, without training.
 ///
 /// All weights to start from are read once, for values that are not finite. What is tokenised here is kept in the cache, so
-/// that `train` begins at once. No run folder is made.
+/// that `train` begins at once. No run folder is made. The tracking server, and the registry or hub that the model is to go to, are
+/// asked as `train` asks them: an experiment, registered model or repository that is not there is made.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tessera validate run.yaml context_length=2048")]
 pub struct ValidateArguments {
@@ -33,7 +35,7 @@ pub struct ValidateArguments {
 impl ValidateArguments {
     /// Checks, and prints what was found.
     pub fn run(self) -> Result<(), Failure> {
-        let prepared = self.run_file.prepare()?;
+        let (prepared, contacts) = self.run_file.prepare_with_services()?;
         let watcher = Watcher::default();
         let checked = prepared.check_first_weights(&watcher);
         watcher.clear();
@@ -44,8 +46,9 @@ impl ValidateArguments {
         if self.json {
             let mut json = plan_json(plan);
             json["train"] = data_json(train);
-            json["eval"] = eval.map_or(serde_json::Value::Null, data_json);
+            json["eval"] = eval.map_or(Value::Null, data_json);
             json["advice"] = json!(advice);
+            json["services"] = contacts.iter().map(service_json).collect();
             return print_json(&json);
         }
         let paint = Paint::of_stdout();
@@ -55,6 +58,16 @@ impl ValidateArguments {
         if !advice.is_empty() {
             text.push_str(&format!("\n{}\n", paint.paint(CAREFUL, "Worth a second thought")));
             advice.iter().for_each(|advice| text.push_str(&format!("- {advice}\n")));
+        }
+        if !contacts.is_empty() {
+            text.push_str(&format!("\n{}\n", paint.paint(HEADING, "Services")));
+            for contact in &contacts {
+                let (style, said) = match contact {
+                    Contact::There(said) => (GOOD, said),
+                    Contact::Away(said) => (CAREFUL, said),
+                };
+                text.push_str(&format!("- {}\n", paint.paint(style, said)));
+            }
         }
         let verdict = paint.paint(GOOD, "Run file, model and data fit together.");
         text.push_str(&format!("\n{verdict}{}\n", self.beginning(&prepared)?));
@@ -73,6 +86,14 @@ impl ValidateArguments {
             None => " Start with:".to_owned(),
         })
     }
+}
+
+fn service_json(contact: &Contact) -> Value {
+    let (is_there, said) = match contact {
+        Contact::There(said) => (true, said),
+        Contact::Away(said) => (false, said),
+    };
+    json!({"is_there": is_there, "said": said})
 }
 
 /// One line a bucket, its bar as long as its share of the fullest.

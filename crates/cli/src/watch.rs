@@ -75,6 +75,9 @@ impl Progress {
             Update::Exporting(path) => {
                 Some(Self::new(format!("exporting to {}", path.display()), Unit::Unknown, 0, 0))
             }
+            Update::Registering(place) => {
+                Some(Self::new(format!("registering as {place}"), Unit::Unknown, 0, 0))
+            }
             _ => None,
         }
     }

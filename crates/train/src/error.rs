@@ -190,6 +190,12 @@ pub enum TrainError {
     /// Another rank could not use a checkpoint that this one could.
     #[error("rank {rank}: {message}")]
     Elsewhere { rank: usize, message: String, attempt: Attempt },
+    #[error(
+        "all batches are done and the model is whole in {export}, but it is not registered as {place}: {source}. The same command \
+         registers it, without training again",
+        export = export.display()
+    )]
+    NotRegistered { place: String, export: PathBuf, source: Box<TrainError> },
     #[error("rank {rank} failed in its thread; its last words are above")]
     Panicked { rank: usize },
     #[error("{folder} is not there for rank {rank}: save_folder must be one folder that all nodes see", folder = folder.display())]
@@ -250,7 +256,7 @@ impl TrainError {
             Self::Store(tessera_stores::StoreError {
                 problem: tessera_stores::Problem::File(error), ..
             }) => Some(error),
-            Self::FinalSave { source } => source.file_error(),
+            Self::FinalSave { source } | Self::NotRegistered { source, .. } => source.file_error(),
             _ => None,
         }
     }
@@ -262,6 +268,7 @@ impl TrainError {
         }
         match self {
             Self::NotStarted { fault, .. } => *fault,
+            Self::NotRegistered { source, .. } => source.fault(),
             Self::Engine(error) if error.is_between_ranks() => Fault::Network,
             Self::Engine(DistError::NoRings { .. } | DistError::Ring { .. })
             | Self::Track(TrackError::NotARun { .. } | TrackError::RunFile { .. }) => Fault::Input,

@@ -96,6 +96,10 @@ pub enum Update<'a> {
     Exporting(&'a Path),
     /// The model is whole on disk in Hugging Face layout.
     Exported(&'a Path),
+    /// The model is being registered there.
+    Registering(&'a str),
+    /// The model has been registered as this.
+    Registered(&'a str),
     /// Something the user should know, which does not end the run.
     Warning(&'a str),
 }

@@ -68,6 +68,15 @@ pub enum HuggingFaceError {
         problem: String,
     },
 
+    /// The hub does not let this user write, or may not be asked.
+    #[error("{id} on the Hugging Face hub: {problem}")]
+    HubRefuses {
+        /// The repository.
+        id: String,
+        /// What the hub said, and what to do.
+        problem: String,
+    },
+
     /// A data set of the hub has not what was asked for.
     #[error("{id} on the Hugging Face hub: {problem}")]
     DataSet {

@@ -394,17 +394,8 @@ impl Remote {
         options: &HubOptions,
         staging: &Path,
     ) -> Result<(Self, String), HFError> {
-        let mut client = HFClient::builder().cache_dir(staging).retry_base_delay(options.retry_delay);
-        if let Some(endpoint) = &options.endpoint {
-            client = client.endpoint(endpoint);
-        }
-        if let Some(token) = &options.token {
-            client = client.token(token);
-        }
-        let client = client.build()?;
-        let endpoint = client.endpoint().to_owned();
+        let (client, endpoint) = connect(options, staging, ATTEMPTS as usize)?;
         let (owner, name) = hf_hub::split_id(id);
-        let client = HFClientSync::from_inner(client)?;
         let (commit, kind) = match kind {
             RepositoryKind::Model => {
                 (client.model(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Model)
@@ -428,6 +419,26 @@ impl Remote {
     }
 }
 
+/// A client of the hub, with the hub's address; what it keeps of downloads comes to `cache`.
+/// A request that failed in passing is repeated so often.
+pub(super) fn connect(
+    options: &HubOptions,
+    cache: &Path,
+    repetitions: usize,
+) -> Result<(HFClientSync, String), HFError> {
+    let builder = HFClient::builder().cache_dir(cache);
+    let mut client = builder.retry_base_delay(options.retry_delay).retry_max_attempts(repetitions);
+    if let Some(endpoint) = &options.endpoint {
+        client = client.endpoint(endpoint);
+    }
+    if let Some(token) = &options.token {
+        client = client.token(token);
+    }
+    let client = client.build()?;
+    let endpoint = client.endpoint().to_owned();
+    Ok((HFClientSync::from_inner(client)?, endpoint))
+}
+
 /// Whether a relative path leads to somewhere below where it starts.
 fn stays_below(path: &str) -> bool {
     Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
@@ -447,12 +458,12 @@ fn wait_for_lock(folder: &Path) -> Result<FolderLock, HuggingFaceError> {
     }
 }
 
-fn hub_error(id: &str, problem: String) -> HuggingFaceError {
+pub(super) fn hub_error(id: &str, problem: String) -> HuggingFaceError {
     HuggingFaceError::Hub { id: id.to_owned(), problem }
 }
 
 /// The innermost cause, which says more than its wrappings.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -1,4 +1,5 @@
-//! Models in Hugging Face's layout: opened from a folder, a `.gguf` file or the hub, and written as an export. Data sets of the
+//! Models in Hugging Face's layout: opened from a folder, a `.gguf` file or the hub, written as an export, and put into
+//! a repository of the hub. Data sets of the
 //! hub, as files, since they come the same way.
 //!
 //! A source gives its `config.json` and tokenizer as they are, and its weights as a [`WeightSource`] of tensors under
@@ -14,6 +15,7 @@ mod gguf;
 mod hub;
 mod model;
 mod safetensors;
+mod upload;
 
 pub use check::{Extras, TensorDifferences, TensorMismatch, TiedHead, check_tensors};
 pub use data_set::{HubSplit, SplitFiles};
@@ -23,3 +25,4 @@ pub use gguf::{GgufFile, GgufTokenizer, GgufWeights};
 pub use hub::{HubOptions, HubProgress, HubProgressCallback};
 pub use model::{ModelLocation, ModelSource};
 pub use safetensors::SafetensorsSource;
+pub use upload::HubTarget;

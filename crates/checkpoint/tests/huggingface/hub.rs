@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use safetensors::Dtype;
 use serde_json::json;
-use tessera_checkpoint::huggingface::{HubOptions, HubSplit, HuggingFaceError, ModelLocation, ModelSource};
+use tessera_checkpoint::huggingface::{
+    HubOptions, HubSplit, HubTarget, HuggingFaceError, ModelLocation, ModelSource,
+};
 use tessera_files::sha256_file;
 
 use crate::{TOKENIZER, f32_bytes, values, write_safetensors};
@@ -41,6 +43,10 @@ struct State {
     /// The status of the answer about the repository, if it is a refusal.
     refusal: Option<u16>,
     requests: Vec<String>,
+    /// The bodies of commits, by their titles.
+    commits: Vec<(String, String)>,
+    /// So many commits are made without an answer.
+    unconfirmed: usize,
 }
 
 struct Hub {
@@ -132,9 +138,13 @@ impl Hub {
 
 /// Answers one request of a connection and closes it.
 fn answer(stream: TcpStream, state: &Mutex<State>) {
-    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    let mut reader = BufReader::new(&stream);
+    let mut lines = reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let Some(request) = lines.next() else { return };
     let headers: Vec<String> = lines.map(|line| line.to_ascii_lowercase()).collect();
+    let length = headers.iter().find_map(|header| header.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    reader.read_exact(&mut body).unwrap();
     let mut parts = request.split(' ');
     let (method, path) = (parts.next().unwrap(), parts.next().unwrap());
     let mut state = state.lock().unwrap();
@@ -147,6 +157,15 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
         let body = if method == "HEAD" { &[][..] } else { &body[..sent] };
         let _ = (&stream).write_all(&[head.as_bytes(), body].concat());
     };
+    if let Some(answer) = written(&mut state, (method, path), &String::from_utf8(body).unwrap()) {
+        match (state.refusal, answer) {
+            (Some(status), _) => send(status, "", b"{\"error\": \"no\"}", 15),
+            (None, Some(answer)) => send(200, "", answer.as_bytes(), answer.len()),
+            // The connection is closed without a word.
+            (None, None) => {}
+        }
+        return;
+    }
     if path.starts_with("/api/") {
         let body = if path.contains("/tree/") {
             listing(&state)
@@ -174,6 +193,39 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
         }
         _ => send(200, &extra, &bytes, length),
     }
+}
+
+/// The answer to what a client asks who puts a model into the repository, if it is that; the answer may be lost.
+fn written(state: &mut State, (method, path): (&str, &str), body: &str) -> Option<Option<String>> {
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let answer = match (method, path.strip_prefix(&format!("/api/models/{ID}"))) {
+        (_, None) if path == "/api/whoami-v2" => json!({"name": "me", "type": "user"}),
+        (_, None) if path == "/api/repos/create" => {
+            let wanted = json!({"name": "tiny", "private": true, "type": "model", "organization": "entity"});
+            assert_eq!(json(body), wanted);
+            json!({"url": format!("http://hub/{ID}")})
+        }
+        ("GET", Some(rest)) if rest.starts_with("/commits/main") => {
+            let commit = |(title, _): &(String, String)| json!({"id": COMMIT, "authors": [], "date": null, "title": title, "message": ""});
+            state.commits.iter().map(commit).collect()
+        }
+        ("POST", Some("/preupload/main")) => {
+            let files = json(body)["files"].as_array().unwrap().clone();
+            let regular = |file: &serde_json::Value| json!({"path": file["path"], "uploadMode": "regular"});
+            json!({"files": files.iter().map(regular).collect::<Vec<_>>()})
+        }
+        ("POST", Some("/commit/main")) => {
+            let title = json(body.lines().next().unwrap())["value"]["summary"].as_str().unwrap().to_owned();
+            state.commits.push((title, body.to_owned()));
+            if state.unconfirmed > 0 {
+                state.unconfirmed -= 1;
+                return Some(None);
+            }
+            json!({"commitOid": COMMIT})
+        }
+        _ => return None,
+    };
+    Some(Some(answer.to_string()))
 }
 
 fn listing(state: &State) -> String {
@@ -337,4 +389,57 @@ fn a_name_that_leads_out_of_the_cache_is_no_file() {
         HubSplit::parse(&format!("{ID}/train")).unwrap().fetch(&hub.options()).unwrap_err().to_string();
     assert!(error.contains("there are: no files of data"), "{error}");
     assert_eq!(hub.requests("/resolve/"), 0);
+}
+
+/// A folder with a small model.
+fn model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    fs::write(folder.path().join("model.safetensors"), [7; 5000]).unwrap();
+    folder
+}
+
+#[test]
+fn a_model_is_put_into_a_repository_once() {
+    let (hub, model) = (Hub::start(), model());
+    let target = HubTarget::new(ID, hub.options()).unwrap();
+    target.check().unwrap();
+    assert_eq!(hub.requests("POST /api/repos/create"), 1);
+    for unconfirmed in [1, 0] {
+        hub.state.lock().unwrap().unconfirmed = unconfirmed;
+        assert_eq!(target.upload(model.path(), "run a").unwrap(), COMMIT);
+    }
+    let commits = hub.state.lock().unwrap().commits.clone();
+    let [(title, body)] = commits.as_slice() else { panic!("{} commits", commits.len()) };
+    assert!(title.starts_with("run a ("), "{title}");
+    let files: Vec<serde_json::Value> =
+        body.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut names: Vec<_> = files.iter().map(|file| file["value"]["path"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["config.json", "model.safetensors"]);
+    assert!(body.contains(r#""content":"e30=""#), "{body}");
+
+    // Another model is another commit.
+    fs::write(model.path().join("model.safetensors"), [8; 5000]).unwrap();
+    target.upload(model.path(), "run a").unwrap();
+    assert_eq!(hub.state.lock().unwrap().commits.len(), 2);
+}
+
+#[test]
+fn a_repository_that_may_not_be_written_is_told_with_what_helps() {
+    for status in [401, 403] {
+        let hub = Hub::start();
+        hub.state.lock().unwrap().refusal = Some(status);
+        let error = HubTarget::new(ID, hub.options()).unwrap().check().unwrap_err();
+        assert!(matches!(error, HuggingFaceError::HubRefuses { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(ID) && error.contains("set HF_TOKEN to a token that may write"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    let away = HubOptions { endpoint: Some("http://127.0.0.1:9".to_owned()), ..Hub::start().options() };
+    let error = HubTarget::new(ID, away).unwrap().check().unwrap_err().to_string();
+    assert!(error.contains("the hub at http://127.0.0.1:9 cannot be reached"), "{error}");
+    let offline = HubOptions { offline: true, ..Hub::start().options() };
+    let Err(error) = HubTarget::new(ID, offline) else { panic!("it is asked offline") };
+    assert!(error.to_string().contains("HF_HUB_OFFLINE is set"), "{error}");
 }

@@ -229,6 +229,9 @@ impl Observer for Reporter {
                 self.path("Exported", path);
                 self.back_to_batches();
             }
+            Update::Registered(registered) => {
+                self.say(&format!("{} as {registered}", self.paint.paint(HEADING, "Registered")))
+            }
             Update::Warning(warning) => self.bar.aside(|| complain("warning", warning)),
             // The ranks that wait cannot end the process.
             Update::Stalled(alarm) => last_words(format!("error: {alarm}"), NETWORK),
@@ -240,7 +243,8 @@ impl Observer for Reporter {
             | Update::LoadingWeights { .. }
             | Update::Evaluating { .. }
             | Update::Answering { .. }
-            | Update::Exporting(_) => {}
+            | Update::Exporting(_)
+            | Update::Registering(_) => {}
         }
     }
 }

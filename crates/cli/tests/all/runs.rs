@@ -50,6 +50,16 @@ fn a_run_is_shown_with_its_events() {
     let said = bench.tessera(&["runs", "events", "tiny", "--follow"]).printed();
     let lines: Vec<_> = said.lines().collect();
     assert!(lines[0].contains("CREATED") && lines.last().unwrap().contains("COMPLETED"), "{said}");
+    // The first batch is told of; the others come too soon after it.
+    let updates: Vec<_> = lines.iter().filter(|line| line.contains("TRAIN_UPDATED")).collect();
+    assert!(
+        updates.len() == 1 && updates[0].contains("batch 1 of 12, ") && updates[0].ends_with("s left"),
+        "{said}"
+    );
+    let events = bench.json_lines("runs/tiny/events.jsonl");
+    let update = events.iter().find(|event| event["type"] == "TRAIN_UPDATED").unwrap();
+    assert_eq!((&update["batch"], &update["batches"]), (&json!(1), &json!(12)));
+    assert!(update["estimated_end"].is_string() && update["loss"].is_number(), "{update}");
     let said = bench.tessera(&["runs", "events", "tiny", "--json"]).printed();
     assert_eq!(said, bench.text("runs/tiny/events.jsonl"));
     for command in ["show", "events", "cancel", "resume", "delete"] {

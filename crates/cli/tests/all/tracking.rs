@@ -53,10 +53,14 @@ fn event_files_are_written_where_they_are_asked_for() {
 fn a_tracking_server_that_cannot_be_used_is_refused_before_the_run() {
     let bench = Bench::new();
     let refused = |keys: &[&str], code, parts: &[&str]| {
-        let mut command = bench.command(&[&["train", "run.yaml"], keys].concat());
-        command.env_remove("MLFLOW_TRACKING_URI").env_remove("DATABRICKS_TOKEN");
-        crate::support::ended(command).failed(code, parts);
-        assert!(!bench.path("runs/.cache").exists(), "the data was tokenised");
+        for subcommand in ["train", "validate"] {
+            let mut command = bench.command(&[&[subcommand, "run.yaml"], keys].concat());
+            for variable in ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DATABRICKS_TOKEN"] {
+                command.env_remove(variable);
+            }
+            crate::support::ended(command).failed(code, parts);
+            assert!(!bench.path("runs/.cache").exists(), "the data was tokenised");
+        }
     };
     refused(&["experiment_path=/a"], 2, &["MLFLOW_TRACKING_URI", "mlflow.tracking_uri"]);
     refused(&["mlflow.unreachable=buffer"], 2, &["mlflow", "experiment_path"]);
@@ -65,4 +69,7 @@ fn a_tracking_server_that_cannot_be_used_is_refused_before_the_run() {
     refused(&["experiment_path=/a", &server("databricks")], 2, &["DATABRICKS_"]);
     let nobody = format!("http://127.0.0.1:{}", free_port());
     refused(&["experiment_path=/a", &server(&nobody)], 4, &[&nobody, "cannot be reached"]);
+    refused(&["register_to=main"], 2, &["register_to", "catalog.schema.model", "hf://org/name"]);
+    refused(&["register_to=main.models"], 2, &["register_to", "experiment_path beside it"]);
+    refused(&["register_to=hf://org/name"], 2, &["org/name", "HF_HUB_OFFLINE is set"]);
 }

@@ -10,18 +10,28 @@ use reqwest::Url;
 
 use super::MlflowError;
 
-/// The variable with the address.
-const ADDRESS: &str = "MLFLOW_TRACKING_URI";
-/// The key with the address.
-const KEY: &str = "mlflow.tracking_uri";
 /// The address that stands for a workspace.
 const WORKSPACE: &str = "databricks";
+/// The address that stands for a workspace's catalog of models.
+const UNITY_CATALOG: &str = "databricks-uc";
+
+/// A key and a variable that name a server.
+#[derive(Clone, Copy)]
+struct Name {
+    key: &'static str,
+    variable: &'static str,
+}
+
+const TRACKING: Name = Name { key: "mlflow.tracking_uri", variable: "MLFLOW_TRACKING_URI" };
+const REGISTRY: Name = Name { key: "mlflow.registry_uri", variable: "MLFLOW_REGISTRY_URI" };
 
 /// A tracking server as a run reaches it.
 #[derive(Clone)]
 pub struct Server {
     url: Url,
     credentials: Credentials,
+    /// It is a Databricks workspace.
+    is_workspace: bool,
 }
 
 #[derive(Clone)]
@@ -37,19 +47,51 @@ impl Server {
     /// # Errors
     /// When none is named, the address is none, or what it needs is not set.
     pub fn find(key: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Result<Self, MlflowError> {
+        Self::named(TRACKING, key, &variable)?.ok_or(MlflowError::NoServer)
+    }
+
+    /// The registry of models that the run file names, else the environment, else that of the tracking server.
+    ///
+    /// # Errors
+    /// When its address is none, what it needs is not set, or it is a kind that is not served.
+    pub fn find_registry(
+        key: Option<&str>,
+        tracking: &Self,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, MlflowError> {
+        let named = Self::named(REGISTRY, key, &variable)?;
+        let registry = named.unwrap_or_else(|| tracking.clone());
+        if registry.is_workspace { Err(MlflowError::UnityCatalog) } else { Ok(registry) }
+    }
+
+    /// The server that a key or variable names, if one does.
+    fn named(
+        name: Name,
+        key: Option<&str>,
+        variable: &impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<Self>, MlflowError> {
         let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
-        let (origin, text) = match key {
-            Some(text) => (KEY, text.to_owned()),
-            None => (ADDRESS, variable(ADDRESS).ok_or(MlflowError::NoServer)?),
+        let (origin, text) = match (key, variable(name.variable)) {
+            (Some(text), _) => (name.key, text.to_owned()),
+            (None, Some(text)) => (name.variable, text),
+            (None, None) => return Ok(None),
         };
         let text = text.trim();
-        if text == WORKSPACE || text.starts_with("databricks://") {
+        let kind = text.split("://").next().unwrap_or(text);
+        if name.key == REGISTRY.key && [WORKSPACE, UNITY_CATALOG].contains(&kind) {
+            return Err(MlflowError::UnityCatalog);
+        }
+        if kind == WORKSPACE {
             let needed =
                 |name: &'static str| variable(name).ok_or(MlflowError::NoCredentials { variable: name });
             let (host, token) = (needed("DATABRICKS_HOST")?, needed("DATABRICKS_TOKEN")?);
             let host = if host.contains("://") { host } else { format!("https://{host}") };
             let credentials = Credentials::Token { token, variable: "DATABRICKS_TOKEN" };
-            return Ok(Self { url: address("DATABRICKS_HOST", &host)?, credentials });
+            return Ok(Some(Self {
+                url: address("DATABRICKS_HOST", &host)?,
+                credentials,
+                is_workspace: true,
+            }));
         }
         let mut url = address(origin, text)?;
         let inside = (!url.username().is_empty() || url.password().is_some()).then(|| {
@@ -57,7 +99,7 @@ impl Server {
             (decoded(url.username()), decoded(url.password().unwrap_or_default()))
         });
         if key.is_some() && inside.is_some() {
-            return Err(MlflowError::CredentialsInFile);
+            return Err(MlflowError::CredentialsInFile { key: name.key });
         }
         // An address that has a host can be without a user.
         let _ = (url.set_username(""), url.set_password(None));
@@ -69,15 +111,11 @@ impl Server {
             let origin = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD";
             Credentials::Password { user, password, origin }
         } else if let Some((user, password)) = inside {
-            Credentials::Password {
-                user,
-                password,
-                origin: "the user name and password in MLFLOW_TRACKING_URI",
-            }
+            Credentials::Password { user, password, origin: "the user name and password in its address" }
         } else {
             Credentials::None
         };
-        Ok(Self { url, credentials })
+        Ok(Some(Self { url, credentials, is_workspace: false }))
     }
 
     /// The server's address as people and files may see it.
@@ -192,6 +230,28 @@ mod tests {
             find(None, &[]).unwrap_err().to_string().contains("MLFLOW_TRACKING_URI, or mlflow.tracking_uri")
         );
         assert!(find(None, &[("MLFLOW_TRACKING_URI", "")]).is_err());
+    }
+
+    #[test]
+    fn the_registry_is_that_of_the_tracking_server_unless_another_is_named() {
+        let tracking = find(Some("http://a"), &[]).unwrap();
+        let found = |key, variable: &'static str| {
+            let registry = Server::find_registry(key, &tracking, |name| {
+                (name == REGISTRY.variable).then(|| variable.to_owned())
+            });
+            registry.map(|server| server.place()).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(None, "").unwrap(), "http://a");
+        assert_eq!(found(None, "http://b").unwrap(), "http://b");
+        assert_eq!(found(Some("http://c/"), "http://b").unwrap(), "http://c");
+        assert!(found(Some("http://me:p4ss@c"), "").unwrap_err().contains("mlflow.registry_uri holds"));
+        for workspace in ["databricks", "databricks-uc", "databricks-uc://profile"] {
+            assert!(found(None, workspace).unwrap_err().contains("Unity Catalog, which is not served yet"));
+        }
+        let variables = [("DATABRICKS_HOST", "host"), ("DATABRICKS_TOKEN", "t")];
+        let workspace = find(Some("databricks"), &variables).unwrap();
+        let registry = Server::find_registry(None, &workspace, |_| None);
+        assert!(matches!(registry, Err(MlflowError::UnityCatalog)));
     }
 
     #[test]

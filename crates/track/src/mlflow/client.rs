@@ -1,7 +1,7 @@
 //! The calls of MLflow's REST interface that a run needs.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, StatusCode};
@@ -22,7 +22,7 @@ const STANDING: Duration = Duration::from_secs(60);
 /// The most parameters or tags of one call, and the longest value, as MLflow's documentation has them.
 pub(super) const MOST_PARAMETERS: usize = 100;
 const LONGEST_PARAMETER: usize = 6000;
-const LONGEST_TAG: usize = 5000;
+pub(super) const LONGEST_TAG: usize = 5000;
 /// The most metrics of one call.
 pub(super) const MOST_METRICS: usize = 1000;
 
@@ -44,10 +44,17 @@ pub(super) struct RunHandle {
     pub artifact_uri: String,
 }
 
+/// What an artifact is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    File(PathBuf),
+    Text(String),
+}
+
 /// A client of one server. Calls block: it belongs to a thread that has nothing else to do.
 pub(super) struct MlflowClient {
-    server: Server,
-    http: Client,
+    pub(super) server: Server,
+    pub(super) http: Client,
     runtime: Runtime,
 }
 
@@ -187,17 +194,38 @@ impl MlflowClient {
         self.post::<Value>("the run's status", "runs/update", &body).map(drop)
     }
 
-    /// Copies a file to a run's artifacts, under a name with `/` between its parts.
-    pub fn upload(&self, run: &RunHandle, name: &str, file: &Path) -> Result<(), MlflowError> {
+    /// Where the artifacts of an experiment's runs are kept.
+    pub fn artifact_location(&self, experiment: &str) -> Result<String, MlflowError> {
+        #[derive(Deserialize)]
+        struct Found {
+            experiment: Location,
+        }
+        #[derive(Deserialize)]
+        struct Location {
+            artifact_location: String,
+        }
+        let url = self.server.url("api/2.0/mlflow/experiments/get");
+        let request = self.http.get(url).query(&[("experiment_id", experiment)]);
+        Ok(self.answer::<Found>("the experiment", request)?.experiment.artifact_location)
+    }
+
+    /// Copies a file or a text to a run's artifacts, under a name with `/` between its parts.
+    pub fn upload(&self, run: &RunHandle, name: &str, content: &Content) -> Result<(), MlflowError> {
         let url = self.artifact_url(&run.artifact_uri, name)?;
-        let open = async { tokio::fs::File::open(file).await };
-        let content = self.runtime.block_on(open).context("open", file)?;
-        let length = file.metadata().context("read", file)?.len();
-        let request = self.http.put(url).header("content-length", length).body(content);
+        let request = match content {
+            Content::Text(text) => self.http.put(url).body(text.clone()),
+            Content::File(file) => {
+                let open = async { tokio::fs::File::open(file).await };
+                let content = self.runtime.block_on(open).context("open", file)?;
+                let length = file.metadata().context("read", file)?.len();
+                self.http.put(url).header("content-length", length).body(content)
+            }
+        };
         self.send(&format!("the artifact {name}"), request).map(drop)
     }
 
-    fn artifact_url(&self, root: &str, name: &str) -> Result<String, MlflowError> {
+    /// Where on the server an artifact of this name lies, below this root.
+    pub(super) fn artifact_url(&self, root: &str, name: &str) -> Result<String, MlflowError> {
         let path: Vec<_> = name.split('/').map(encoded).collect();
         let path = path.join("/");
         if let Some(rest) = root.strip_prefix("mlflow-artifacts:") {
@@ -214,7 +242,7 @@ impl MlflowClient {
         Err(MlflowError::NoArtifacts { uri: self.server.clean(root) })
     }
 
-    fn post<T: for<'de> Deserialize<'de>>(
+    pub(super) fn post<T: for<'de> Deserialize<'de>>(
         &self,
         call: &str,
         path: &str,
@@ -224,7 +252,8 @@ impl MlflowClient {
         self.answer(call, self.http.post(url).json(body))
     }
 
-    fn answer<T: for<'de> Deserialize<'de>>(
+    /// A request's answer, as MLflow gives it.
+    pub(super) fn answer<T: for<'de> Deserialize<'de>>(
         &self,
         call: &str,
         request: RequestBuilder,
@@ -296,7 +325,7 @@ struct Complaint {
 }
 
 /// Keys and values as MLflow wants them, values no longer than it takes.
-fn pairs(pairs: &[(String, String)], longest: usize) -> Vec<Value> {
+pub(super) fn pairs(pairs: &[(String, String)], longest: usize) -> Vec<Value> {
     let cut = |value: &str| value.chars().take(longest).collect::<String>();
     pairs.iter().map(|(key, value)| json!({"key": key, "value": cut(value)})).collect()
 }

@@ -5,8 +5,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::client::MlflowClient;
 use super::delivery::{Delivery, Progress};
-use super::{Ending, Job, MlflowError};
+use super::registering::Registering;
+use super::{Ending, Job, MlflowError, Model, Registration, Server};
 
 /// How long metrics gather before they are sent.
 const GATHERING: Duration = Duration::from_secs(2);
@@ -35,20 +37,39 @@ pub struct Courier {
 struct Shared {
     wishes: Mutex<Wishes>,
     changed: Condvar,
+    /// What became of the model that was to be registered.
+    registered: Mutex<Option<Result<Registration, MlflowError>>>,
 }
 
-#[derive(Default, Clone, Copy)]
+#[derive(Default, Clone)]
 struct Wishes {
     reads_metrics: bool,
-    end: Option<End>,
+    /// A model to register, and where.
+    model: Option<Arc<(Model, MlflowClient)>>,
+    end: Option<Ending>,
+    /// While the run waits.
+    wait: Option<Wait>,
+}
+
+impl Wishes {
+    fn are(&self, other: &Self) -> bool {
+        self.end.is_some() == other.end.is_some()
+            && self.model.is_some() == other.model.is_some()
+            && self.reads_metrics == other.reads_metrics
+    }
 }
 
 #[derive(Clone, Copy)]
-struct End {
-    ending: Ending,
-    asked: Instant,
+struct Wait {
+    since: Instant,
     /// How long is waited for a server that does not answer.
     patience: Duration,
+}
+
+impl Wait {
+    fn now(patience: Duration) -> Self {
+        Self { since: Instant::now(), patience }
+    }
 }
 
 impl Shared {
@@ -62,11 +83,14 @@ impl Shared {
     }
 
     /// Waits for so long, or until something else is wished than `known`.
-    fn wait(&self, known: Wishes, most: Duration) {
-        let same = |wishes: &mut Wishes| {
-            wishes.end.is_some() == known.end.is_some() && wishes.reads_metrics == known.reads_metrics
-        };
-        drop(self.changed.wait_timeout_while(self.wishes(), most, same));
+    fn wait(&self, known: &Wishes, most: Duration) {
+        drop(self.changed.wait_timeout_while(self.wishes(), most, |wishes| wishes.are(known)));
+    }
+
+    /// Says what became of the model.
+    fn answer(&self, registered: Result<Registration, MlflowError>) {
+        *self.registered.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered);
+        self.change(|wishes| (wishes.model, wishes.wait) = (None, None));
     }
 }
 
@@ -99,35 +123,70 @@ impl Courier {
         self.shared.change(|wishes| wishes.reads_metrics = true);
     }
 
+    /// Registers a model at the server of the registry, and waits for that as [`Self::finish`] waits.
+    ///
+    /// # Errors
+    /// What kept the model from being registered.
+    pub fn register(
+        &self,
+        model: Model,
+        registry: Server,
+        patience: Duration,
+    ) -> Result<Registration, MlflowError> {
+        let wish = Arc::new((model, MlflowClient::new(registry)?));
+        self.shared.change(|wishes| {
+            wishes.reads_metrics = true;
+            (wishes.model, wishes.wait) = (Some(wish), Some(Wait::now(patience)));
+        });
+        let mut wishes = self.shared.wishes();
+        while wishes.model.is_some() && !self.thread.is_finished() {
+            // Looked at now and then: a thread that has failed gives no answer.
+            let waited = self.shared.changed.wait_timeout(wishes, GATHERING);
+            wishes = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(wishes);
+        let answer = self.shared.registered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        answer.unwrap_or_else(|| Err(failed()))
+    }
+
     /// Waits until everything has arrived, as long as something does; gives up after `patience` without. What is left stays
     /// where it is.
     ///
     /// # Errors
     /// What kept the rest from arriving.
     pub fn finish(self, ending: Ending, patience: Duration) -> Result<(), MlflowError> {
-        let end = End { ending, asked: Instant::now(), patience };
         self.shared.change(|wishes| {
             wishes.reads_metrics = true;
-            wishes.end = Some(end);
+            (wishes.end, wishes.wait) = (Some(ending), Some(Wait::now(patience)));
         });
-        let failed =
-            || MlflowError::Start(std::io::Error::other("the thread has failed; its last words are above"));
         self.thread.join().unwrap_or_else(|_| Err(failed()))
     }
 }
 
+fn failed() -> MlflowError {
+    MlflowError::Start(std::io::Error::other("the thread has failed; its last words are above"))
+}
+
 fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) -> Result<(), MlflowError> {
     let (mut pause, mut told, mut is_tracked) = (FIRST_PAUSE, None, false);
-    let mut last_progress = Instant::now();
+    let (mut last_progress, mut registering) = (Instant::now(), Registering::default());
     loop {
-        let wishes = *shared.wishes();
+        let wishes = shared.wishes().clone();
         if wishes.reads_metrics {
             delivery.read_metrics();
         }
         if wishes.end.is_none() {
             delivery.look_at_machine();
         }
-        let advanced = delivery.advance(wishes.end.map(|end| end.ending));
+        let advanced = match &wishes.model {
+            Some(wish) => delivery.register(&wish.0, &wish.1, &mut registering).map(|registered| {
+                if let Some(registered) = registered {
+                    shared.answer(Ok(registered));
+                }
+                Progress::Some
+            }),
+            None => delivery.advance(wishes.end),
+        };
         if let (false, Some(address)) = (is_tracked, delivery.address()) {
             is_tracked = true;
             notify(Notice::Tracked(&address));
@@ -136,17 +195,21 @@ fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) ->
             Ok(Progress::Some) => {
                 (pause, told, last_progress) = (FIRST_PAUSE, None, Instant::now());
                 // A run that is quicker than its server shall not keep it busy with small calls.
-                if wishes.end.is_none() && wishes.reads_metrics {
-                    shared.wait(wishes, GATHERING / 4);
+                if wishes.wait.is_none() && wishes.reads_metrics {
+                    shared.wait(&wishes, GATHERING / 4);
                 }
             }
             Ok(Progress::All) if wishes.end.is_some() => return Ok(()),
-            Ok(Progress::All) => shared.wait(wishes, GATHERING),
+            Ok(Progress::All) => shared.wait(&wishes, GATHERING),
             Err(error) => {
-                if let Some(End { asked, patience, .. }) = wishes.end
-                    && !matches!(error, MlflowError::NoArtifacts { .. })
-                    && (!error.passes() || asked.max(last_progress).elapsed() >= patience)
-                {
+                let is_over = wishes.wait.is_some_and(|Wait { since, patience }| {
+                    !error.passes() || since.max(last_progress).elapsed() >= patience
+                });
+                if is_over && wishes.model.is_some() {
+                    shared.answer(Err(error));
+                    continue;
+                }
+                if is_over && !matches!(error, MlflowError::NoArtifacts { .. }) {
                     return Err(error);
                 }
                 let text = error.to_string();
@@ -154,7 +217,7 @@ fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) ->
                     notify(Notice::Trouble(&text));
                     told = Some(text);
                 }
-                shared.wait(wishes, if wishes.end.is_some() { pause.min(LAST_PAUSE) } else { pause });
+                shared.wait(&wishes, if wishes.wait.is_some() { pause.min(LAST_PAUSE) } else { pause });
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use tessera_files::{FileError, IoContext};
 
-use super::client::{MOST_METRICS, MOST_PARAMETERS, MlflowClient, RunHandle};
+use super::client::{Content, MOST_METRICS, MOST_PARAMETERS, MlflowClient, RunHandle};
 use super::ledger::Ledger;
 use super::machine::Machine;
 use super::tail::Tail;
@@ -20,8 +20,10 @@ use super::{Ending, Job, MlflowError};
 const MARK: &str = "tessera.mark";
 /// Files of the run folder that every finished run has among its artifacts.
 const FILES: [&str; 4] = ["report.html", "run.yaml", "generations.jsonl", "events.jsonl"];
+/// The folder of the run folder with models.
+pub(super) const MODELS: &str = "huggingface";
 /// Folders of the run folder whose folders are copied by choice.
-const FOLDERS: [&str; 2] = ["checkpoints", "huggingface"];
+const FOLDERS: [&str; 2] = ["checkpoints", MODELS];
 
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +146,7 @@ impl Delivery {
     }
 
     /// The run on the server, which is made if there is none.
-    fn run_exists(&mut self) -> Result<RunHandle, MlflowError> {
+    pub(super) fn run_exists(&mut self) -> Result<RunHandle, MlflowError> {
         if let Some(run) = &self.ledger.run {
             return Ok(run.clone());
         }
@@ -191,21 +193,15 @@ impl Delivery {
     fn end(&mut self, run: &RunHandle, ending: Ending) -> Result<Progress, MlflowError> {
         if self.takes_artifacts {
             for (name, file) in self.artifacts()? {
-                if self.ledger.uploaded.contains(&name) {
-                    continue;
-                }
-                return match self.client.upload(run, &name, &file) {
-                    Ok(()) => {
-                        self.ledger.uploaded.insert(name);
-                        self.ledger.write(&self.folder)?;
-                        Ok(Progress::Some)
-                    }
+                match self.copy(run, &name, &Content::File(file)) {
+                    Ok(false) => {}
+                    Ok(true) => return Ok(Progress::Some),
                     Err(error @ MlflowError::NoArtifacts { .. }) => {
                         self.takes_artifacts = false;
-                        Err(error)
+                        return Err(error);
                     }
-                    Err(error) => Err(error),
-                };
+                    Err(error) => return Err(error),
+                }
             }
         }
         let links = self.links()?;
@@ -216,6 +212,32 @@ impl Delivery {
         self.ledger.uploaded.retain(|name| !FILES.contains(&name.as_str()));
         self.ledger.write(&self.folder)?;
         Ok(Progress::All)
+    }
+
+    /// Copies an artifact, unless it is there.
+    pub(super) fn copy(
+        &mut self,
+        run: &RunHandle,
+        name: &str,
+        content: &Content,
+    ) -> Result<bool, MlflowError> {
+        if self.ledger.uploaded.contains(name) {
+            return Ok(false);
+        }
+        self.client.upload(run, name, content)?;
+        self.ledger.uploaded.insert(name.to_owned());
+        self.ledger.write(&self.folder)?;
+        Ok(true)
+    }
+
+    /// Gives the run a tag.
+    pub(super) fn tag(&self, run: &RunHandle, key: &str, value: String) -> Result<(), MlflowError> {
+        self.client.log(&run.run_id, &[], &[(key.to_owned(), value)], &[])
+    }
+
+    /// The run that is delivered.
+    pub(super) fn job(&self) -> &Job {
+        &self.job
     }
 
     /// What is to be copied: the artifact's name and the file.
@@ -233,7 +255,7 @@ impl Delivery {
                     entries(&self.folder.join(kind))?.into_iter().filter(|(_, path)| is_folder(path))
                 {
                     for (file, path) in entries(&stored.1)?.into_iter().filter(|(_, path)| path.is_file()) {
-                        artifacts.push((format!("{}/{kind}/{}/{file}", self.job.run_name, stored.0), path));
+                        artifacts.push((format!("{}/{file}", self.job.place(kind, &stored.0)), path));
                     }
                 }
             }
@@ -245,7 +267,7 @@ impl Delivery {
     fn links(&self) -> Result<Vec<(String, String)>, FileError> {
         let folder = fs::canonicalize(&self.folder).context("find", &self.folder)?;
         let mut links = vec![("tessera.run_folder".to_owned(), folder.display().to_string())];
-        for (tag, kind) in [("tessera.checkpoint", "checkpoints"), ("tessera.model", "huggingface")] {
+        for (tag, kind) in [("tessera.checkpoint", "checkpoints"), ("tessera.model", MODELS)] {
             let stored = entries(&folder.join(kind))?;
             let folders = stored.into_iter().filter(|(_, path)| is_folder(path));
             let newest = folders.max_by_key(|(name, _)| {

@@ -12,6 +12,9 @@ mod courier;
 mod delivery;
 mod ledger;
 mod machine;
+mod packaged;
+mod registering;
+mod registry;
 mod tail;
 
 use std::path::PathBuf;
@@ -22,6 +25,8 @@ use tessera_files::FileError;
 pub use address::Server;
 pub use courier::{Courier, Notice};
 pub use delivery::is_delivered;
+pub use packaged::Model;
+pub use registering::{Registration, check_registration};
 
 /// Makes sure that a server is there, lets this user in, and has the experiment, which is made if there is none.
 ///
@@ -52,6 +57,13 @@ pub struct Job {
     pub system_metrics: bool,
     /// Whether the run goes on from a checkpoint.
     pub resumes: bool,
+}
+
+impl Job {
+    /// The place of a checkpoint or model among the artifacts.
+    fn place(&self, kind: &str, name: &str) -> String {
+        format!("{}/{kind}/{name}", self.run_name)
+    }
 }
 
 /// A data set as an experiment shows it.
@@ -104,10 +116,13 @@ pub enum MlflowError {
     },
     /// A password in a file that is copied into the run folder.
     #[error(
-        "mlflow.tracking_uri holds a user name or password, which run.yaml would keep; give them in MLFLOW_TRACKING_USERNAME \
+        "{key} holds a user name or password, which run.yaml would keep; give them in MLFLOW_TRACKING_USERNAME \
          and MLFLOW_TRACKING_PASSWORD"
     )]
-    CredentialsInFile,
+    CredentialsInFile {
+        /// The key.
+        key: &'static str,
+    },
     /// A variable that the address needs is not set.
     #[error("the MLflow server as it is named needs {variable} too, which is not set")]
     NoCredentials {
@@ -154,6 +169,33 @@ pub enum MlflowError {
     NoArtifacts {
         /// The place.
         uri: String,
+    },
+    /// A version is made of artifacts, and there are none.
+    #[error(
+        "register_to makes a version of a run's artifacts, but the MLflow server keeps those at {uri}, which it does not take \
+         itself; start it with --serve-artifacts (and --artifacts-destination {uri})"
+    )]
+    NoArtifactsToRegister {
+        /// The place.
+        uri: String,
+    },
+    /// Models of a workspace are kept by Unity Catalog.
+    #[error(
+        "the models of a Databricks workspace are in Unity Catalog, which is not served yet; name an MLflow server in \
+         mlflow.registry_uri or MLFLOW_REGISTRY_URI, or a repository of the hub: register_to: hf://org/name"
+    )]
+    UnityCatalog,
+    /// The registry has the version, and it cannot be used.
+    #[error("version {version} of {name} is {status} in the registry {message}")]
+    NotReady {
+        /// The registered model.
+        name: String,
+        /// The version.
+        version: String,
+        /// Its state, in MLflow's words.
+        status: String,
+        /// The registry's words.
+        message: String,
     },
     /// A file of the run folder.
     #[error(transparent)]

@@ -20,8 +20,8 @@ use crate::error::TrainError;
 use crate::gpus;
 use crate::spec::{
     ActivationCheckpointing, CheckpointsToKeep, DataPath, Devices, GenerationSpec, HfSavePrecision, Init,
-    MicrobatchSize, MlflowSpec, Offload, OptimizerSpec, Packing, Parallel, Precision, ReshardAfterForward,
-    RunSpec, SchedulerSpec, ShardDegree, TargetResponses, TaskType,
+    MicrobatchSize, MlflowSpec, Offload, OptimizerSpec, Packing, Parallel, Precision, RegisterTo,
+    ReshardAfterForward, RunSpec, SchedulerSpec, ShardDegree, TargetResponses, TaskType,
 };
 use crate::time::{Interval, TrainingDuration};
 
@@ -89,6 +89,8 @@ pub struct Settings {
     pub experiment_path: Option<String>,
     /// None where there is no experiment.
     pub mlflow: Option<MlflowSpec>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub register_to: Option<RegisterTo>,
     pub tensorboard: bool,
     pub metrics_port: Option<u16>,
     pub template_date: Date,
@@ -114,7 +116,7 @@ struct Named {
 }
 
 /// Keys that a resumed run may change: they do not touch the numbers of training, or only their rounding.
-const FREE_KEYS: [&str; 25] = [
+const FREE_KEYS: [&str; 26] = [
     "eval_data_path",
     "eval_prompts",
     "eval_generation",
@@ -138,6 +140,7 @@ const FREE_KEYS: [&str; 25] = [
     "eval_interval",
     "experiment_path",
     "mlflow",
+    "register_to",
     "tensorboard",
     "metrics_port",
 ];
@@ -171,6 +174,14 @@ impl Settings {
                 "mlflow",
                 "a tracking server without an experiment",
                 "experiment_path beside it, such as /Shared/my-experiment".to_owned(),
+            ));
+        }
+        if let (Some(RegisterTo::Registry { .. }), None) = (&spec.register_to, &spec.experiment_path) {
+            return Err(TrainError::unsupported(
+                "register_to",
+                "a registered model without an experiment",
+                "experiment_path beside it, since a version is made of the artifacts of an MLflow run"
+                    .to_owned(),
             ));
         }
         let named = Named {
@@ -224,6 +235,7 @@ impl Settings {
             eval_interval: spec.eval_interval.unwrap_or(Interval::EACH_EPOCH),
             mlflow: spec.experiment_path.as_ref().map(|_| spec.mlflow.unwrap_or_default()),
             experiment_path: spec.experiment_path,
+            register_to: spec.register_to,
             tensorboard: spec.tensorboard.unwrap_or(false),
             metrics_port: spec.metrics_port,
             date_is_given: spec.template_date.is_some(),
@@ -310,6 +322,7 @@ impl Settings {
             // Who follows a run does not make it another.
             experiment_path: None,
             mlflow: None,
+            register_to: None,
             tensorboard: false,
             metrics_port: None,
             ..self.clone()

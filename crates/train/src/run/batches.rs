@@ -5,6 +5,7 @@ use tessera_track::{EventType, ResumePoint};
 
 use super::between::Between;
 use super::logs::{Logs, ResumePoints, Told};
+use super::progress::{Updates, update};
 use super::steps::Training;
 use super::{Outcome, RunPaths, SIGTERM, StopSignal};
 use crate::engine::Engine;
@@ -55,13 +56,17 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
     logs.event(EventType::TrainStarted, format!("batch {} of {total}", position.batch), &fields)?;
     stop.listen();
     observer.observe(Update::TrainingStarts { batch: position.batch, total });
-    let mut stopping = false;
+    let (mut stopping, mut updates) = (false, Updates::default());
     while position.batch < total {
         let before = position;
         let step = training.next(&mut position, &between, stop, stopping)?;
         deadline.set(prepared.plan.settings.timeout());
         between.append(&training.record(&step, &before, &position), &mut logs)?;
         observer.observe(Update::Step(&step.report));
+        if updates.is_due(position.batch, total) {
+            let (message, fields) = update(&step.report);
+            between.note(EventType::TrainUpdated, message, &fields, &mut logs);
+        }
         let skipped = step.outcome.skipped_in_a_row;
         if skipped >= MOST_SKIPPED_STEPS {
             return Err(between.give_up(skipped, before.batch, &mut logs));
@@ -95,6 +100,5 @@ pub(super) fn run(parts: Parts<'_>, engine: Engine, resumed: Option<Resumed>) ->
     deadline.set(prepared.plan.settings.startup_timeout());
     let checkpoint = between.finish(&training.engine, &position, &mut logs)?;
     logs.sync()?;
-    between.note(EventType::Completed, "everything is saved".into(), &fields, &mut logs);
     Ok(Outcome::Completed(folder.finished(total, checkpoint)?))
 }

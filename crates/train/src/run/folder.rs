@@ -80,6 +80,11 @@ impl RunPaths {
         self.path.join(Pins::FILE)
     }
 
+    /// Where the model was registered.
+    pub fn registered(&self) -> PathBuf {
+        self.path.join("registered.json")
+    }
+
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         checkpoints_in(&self.path)
@@ -131,6 +136,7 @@ impl RunPaths {
             batch,
             checkpoint,
             export: self.export(batch),
+            registered: None,
             first_evaluation,
             last_evaluation,
         })

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tessera_data::Summary;
-use tessera_track::mlflow::{self, Courier, DatasetEntry, Ending, Job, Notice, Server};
+use tessera_track::mlflow::{
+    self, Courier, DatasetEntry, Ending, Job, MlflowError, Model, Notice, Registration, Server,
+};
 use tessera_track::prometheus::Exporter;
 use tessera_track::tensorboard::EventFile;
 use tessera_track::{Record, TrackError, flattened};
 
-use super::Outcome;
+use super::{Contact, Outcome};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{Prepared, Settings};
@@ -27,16 +29,42 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// For a server that is not named, refuses, or does not answer where the run file says that it must.
-pub(super) fn check(settings: &Settings, observer: &dyn Observer) -> Result<(), TrainError> {
-    let Some((experiment, spec)) = tracked(settings) else { return Ok(()) };
-    match mlflow::check(server(spec)?, experiment) {
-        Err(error) if error.passes() && spec.unreachable == Unreachable::Buffer => {
-            let text = format!("{error}; the run is told to it when it is there");
-            observer.observe(Update::Warning(&text));
-            Ok(())
+pub(super) fn check(settings: &Settings) -> Result<Option<Contact>, TrainError> {
+    let Some((experiment, spec)) = tracked(settings) else { return Ok(None) };
+    let server = server(spec)?;
+    let place = server.place();
+    match mlflow::check(server, experiment) {
+        Err(error) if may_be_away(&error, spec) => {
+            Ok(Some(Contact::Away(format!("{error}; the run is told to it when it is there"))))
         }
-        checked => Ok(checked?),
+        checked => {
+            checked?;
+            Ok(Some(Contact::There(format!("MLflow at {place} takes runs of {experiment}"))))
+        }
     }
+}
+
+/// Makes sure that the run's model can be registered under this name.
+///
+/// # Errors
+/// For a registry that refuses, or does not answer where the run file says that servers must.
+pub(super) fn check_registration(settings: &Settings, name: &str) -> Result<Option<Contact>, TrainError> {
+    let Some((experiment, spec)) = tracked(settings) else { return Ok(None) };
+    let registry = registry(spec)?;
+    let place = registry.place();
+    match mlflow::check_registration(server(spec)?, experiment, registry, name) {
+        Err(error) if may_be_away(&error, spec) => {
+            Ok(Some(Contact::Away(format!("{error}; the model is registered if it is there at the end"))))
+        }
+        checked => {
+            checked?;
+            Ok(Some(Contact::There(format!("the registry at {place} takes versions of {name}"))))
+        }
+    }
+}
+
+fn may_be_away(error: &MlflowError, spec: &MlflowSpec) -> bool {
+    error.passes() && spec.unreachable == Unreachable::Buffer
 }
 
 /// Those who follow a run.
@@ -71,6 +99,46 @@ impl Followers {
             exporter,
             observer: Some(observer.clone()),
         })
+    }
+
+    /// Those who are still to be told of a run that is complete: MLflow, where it does not have all of it, or has to have it again
+    /// for the model to be registered.
+    ///
+    /// # Errors
+    /// When it cannot be told, and the model is to be registered; else that is a warning.
+    pub(super) fn of_complete(
+        prepared: &Prepared,
+        folder: &Path,
+        observer: &Arc<dyn Observer>,
+        registers: bool,
+    ) -> Result<Self, TrainError> {
+        let followers = Self { observer: Some(observer.clone()), ..Self::default() };
+        let courier = || -> Result<Option<Courier>, TrainError> {
+            let Some(job) = job(prepared)? else { return Ok(None) };
+            if !registers && mlflow::is_delivered(folder, &job, Ending::Finished)? {
+                return Ok(None);
+            }
+            Ok(Some(Courier::start(job, folder, false, notify(observer))?))
+        };
+        match courier() {
+            Err(error) if !registers => {
+                followers.warn(&format!("MLflow does not have all of this run: {error}"));
+                Ok(followers)
+            }
+            courier => Ok(Self { courier: courier?, ..followers }),
+        }
+    }
+
+    /// Registers the model in MLflow's registry.
+    ///
+    /// # Errors
+    /// What kept it from being registered.
+    pub(super) fn register(&self, settings: &Settings, model: Model) -> Result<Registration, TrainError> {
+        match (&self.courier, tracked(settings)) {
+            (Some(courier), Some((_, spec))) => Ok(courier.register(model, registry(spec)?, PATIENCE)?),
+            // The settings do not resolve without an experiment.
+            _ => Err(MlflowError::NoServer.into()),
+        }
     }
 
     /// The run's metrics are written from now on, after those of the `batch` batches that are done.
@@ -121,21 +189,6 @@ impl Followers {
     }
 }
 
-/// Delivers what an earlier process could not, of a run that is complete.
-pub(super) fn deliver_rest(prepared: &Prepared, folder: &Path, observer: &Arc<dyn Observer>) {
-    let rest = || -> Result<(), TrainError> {
-        let Some(job) = job(prepared)? else { return Ok(()) };
-        if mlflow::is_delivered(folder, &job, Ending::Finished)? {
-            return Ok(());
-        }
-        Ok(Courier::start(job, folder, false, notify(observer))?.finish(Ending::Finished, PATIENCE)?)
-    };
-    if let Err(error) = rest() {
-        let text = format!("MLflow does not have all of this run: {error}");
-        observer.observe(Update::Warning(&text));
-    }
-}
-
 fn courier(
     prepared: &Prepared,
     folder: &Path,
@@ -157,6 +210,12 @@ fn notify(observer: &Arc<dyn Observer>) -> impl Fn(Notice<'_>) + Send + 'static 
 
 fn tracked(settings: &Settings) -> Option<(&str, &MlflowSpec)> {
     Some((settings.experiment_path.as_deref()?, settings.mlflow.as_ref()?))
+}
+
+/// Where models are registered.
+fn registry(spec: &MlflowSpec) -> Result<Server, TrainError> {
+    let variable = |name: &str| std::env::var(name).ok();
+    Ok(Server::find_registry(spec.registry_uri.as_deref(), &server(spec)?, variable)?)
 }
 
 fn server(spec: &MlflowSpec) -> Result<Server, TrainError> {

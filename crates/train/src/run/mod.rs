@@ -6,10 +6,14 @@
 mod batches;
 mod between;
 mod cancel;
+mod completion;
+mod contact;
 mod folder;
 mod followers;
 mod logs;
+mod progress;
 mod rank;
+mod registration;
 mod steps;
 
 use std::path::PathBuf;
@@ -33,8 +37,10 @@ use crate::spec::RunSpec;
 use crate::state;
 
 use cancel::CancelWatch;
+pub use contact::{Contact, contact};
 pub use folder::{FLIGHT, RunFolder, RunPaths};
 use followers::Followers;
+pub use registration::Registered;
 
 /// The signal that a rank is taken to have been asked to stop by, where it was not asked itself.
 const SIGTERM: i32 = 15;
@@ -117,6 +123,8 @@ pub struct Finished {
     pub checkpoint: PathBuf,
     /// The model in Hugging Face layout.
     pub export: PathBuf,
+    /// What the model was registered as, if that was asked for.
+    pub registered: Option<Registered>,
     /// The first evaluation of this run's beginning, if it was evaluated then.
     pub first_evaluation: Option<EvaluationReport>,
     /// The last evaluation.
@@ -230,6 +238,12 @@ impl Run<'_> {
             let lead = rank::Lead { events: &mut events, followers: &mut followers, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
+        let result = result.and_then(|outcome| match outcome {
+            Outcome::Completed(finished) => {
+                self.complete(finished, &prepared, &folder, &mut events, &followers).map(Outcome::Completed)
+            }
+            outcome => Ok(outcome),
+        });
         self.note(&mut events, &folder, result.as_ref().err());
         followers.finish(result.as_ref());
         let uploaded = mirror.map_or(Ok(()), Mirror::finish);
@@ -286,7 +300,13 @@ impl Run<'_> {
         remove_leftovers(&folder.exports())?;
         let mirror = Mirror::start(&resolved.settings, observer)?;
         let mut events = EventLog::open(folder.path())?;
-        let checked = followers::check(&resolved.settings, observer.as_ref());
+        let checked = contact(&resolved.settings).map(|contacts| {
+            for contact in contacts {
+                if let Contact::Away(text) = contact {
+                    observer.observe(Update::Warning(&text));
+                }
+            }
+        });
         let prepared = match checked.and_then(|()| resolved.prepare(observer)) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -300,8 +320,8 @@ impl Run<'_> {
         for advice in advise(&prepared).iter().filter(|advice| advice.touches_every_example()) {
             observer.observe(Update::Warning(&advice.to_string()));
         }
-        if let Some(finished) = already_completed(&prepared, &folder, &mut events)? {
-            followers::deliver_rest(&prepared, folder.path(), observer);
+        if let Some(finished) = already_completed(&prepared, &folder)? {
+            let finished = self.complete_again(finished, &prepared, &folder, &mut events)?;
             mirror.map_or(Ok(()), Mirror::finish)?;
             return Ok(Start::Finished(finished));
         }
@@ -336,11 +356,7 @@ impl Run<'_> {
 
 /// Fails if the folder's checkpoints are not this run's to go on from; tells if nothing is left to do.
 /// Makes up for what a kill after the last rename left undone.
-fn already_completed(
-    prepared: &Prepared,
-    folder: &RunFolder,
-    events: &mut EventLog,
-) -> Result<Option<Finished>, TrainError> {
+fn already_completed(prepared: &Prepared, folder: &RunFolder) -> Result<Option<Finished>, TrainError> {
     let settings = &prepared.plan.settings;
     let Some(saved) = state::newest(&folder.checkpoints())? else { return Ok(None) };
     if !settings.autoresume {
@@ -357,12 +373,6 @@ fn already_completed(
         return Ok(None);
     }
     point_latest(&folder.checkpoints(), saved.position.checkpoint_name())?;
-    let completed =
-        read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
-    if !completed {
-        events.record(EventType::Completed, "everything is saved", &[("batch", total.into())])?;
-        write_report(folder.path())?;
-    }
     folder.finished(total, saved.folder).map(Some)
 }
 

@@ -10,6 +10,8 @@ use super::reader::{self, MapReader};
 pub struct MlflowSpec {
     /// The server's address; `MLFLOW_TRACKING_URI` where it is left out.
     pub tracking_uri: Option<String>,
+    /// The address of the registry of models; `MLFLOW_REGISTRY_URI` where it is left out, else that server too.
+    pub registry_uri: Option<String>,
     /// What becomes of a run whose server does not answer at its start.
     pub unreachable: Unreachable,
     /// What the server gets of checkpoints and models.
@@ -42,6 +44,7 @@ impl Default for MlflowSpec {
     fn default() -> Self {
         Self {
             tracking_uri: None,
+            registry_uri: None,
             unreachable: Unreachable::Fail,
             artifacts: Artifacts::Links,
             system_metrics: true,
@@ -55,6 +58,7 @@ impl MlflowSpec {
         let default = Self::default();
         Self {
             tracking_uri: map.optional("tracking_uri", reader::text),
+            registry_uri: map.optional("registry_uri", reader::text),
             unreachable: map.optional("unreachable", reader::keyword).unwrap_or(default.unreachable),
             artifacts: map.optional("artifacts", reader::keyword).unwrap_or(default.artifacts),
             system_metrics: map.optional("system_metrics", reader::boolean).unwrap_or(default.system_metrics),

@@ -19,6 +19,7 @@ mod optimizer;
 mod overrides;
 mod parallel;
 mod reader;
+mod register;
 mod scheduler;
 mod settings;
 #[cfg(test)]
@@ -39,6 +40,8 @@ pub use generation::GenerationSpec;
 pub use mlflow::{Artifacts, MlflowSpec, Unreachable};
 pub use optimizer::{AdamSettings, LionSettings, OptimizerSpec};
 pub use parallel::{Parallel, ReduceDType, ReshardAfterForward, ShardDegree};
+pub use register::RegisterTo;
+pub(crate) use register::registered_name;
 pub use scheduler::SchedulerSpec;
 pub use settings::{
     ActivationCheckpointing, CheckpointsToKeep, HfSavePrecision, Init, MicrobatchSize, Offload, Packing,
@@ -141,6 +144,8 @@ pub struct RunSpec {
     pub experiment_path: Option<String>,
     /// How it is told to MLflow.
     pub mlflow: Option<MlflowSpec>,
+    /// Where the finished run's model is registered.
+    pub register_to: Option<RegisterTo>,
     /// Whether event files are written for TensorBoard.
     pub tensorboard: Option<bool>,
     /// The port at which Prometheus finds the newest metrics.
@@ -247,6 +252,7 @@ impl RunSpec {
             eval_interval: map.optional("eval_interval", interval()),
             experiment_path: map.optional("experiment_path", reader::text),
             mlflow: map.map("mlflow", MlflowSpec::read),
+            register_to: map.optional("register_to", RegisterTo::read),
             tensorboard: map.optional("tensorboard", reader::boolean),
             metrics_port: map.optional("metrics_port", port),
             template_date: map.optional("template_date", date),
@@ -254,10 +260,6 @@ impl RunSpec {
         if spec.eval_data_path.is_some() && spec.eval_split.is_some() {
             map.refuse("eval_split", "this key or eval_data_path, not both".to_owned());
         }
-        map.refuse(
-            "register_to",
-            "the key left out: models are not registered yet; register what is in `huggingface` of the run's folder".to_owned(),
-        );
         let problems = map.finish();
         if problems.is_empty() { Ok(spec) } else { Err(problems) }
     }

@@ -52,7 +52,8 @@ dist_timeout: 60
 dist_startup_timeout: 120
 eval_interval: 30m
 experiment_path: /Shared/sums
-mlflow: {tracking_uri: 'http://localhost:5000', unreachable: buffer, artifacts: upload, system_metrics: false}
+mlflow: {tracking_uri: 'http://localhost:5000', registry_uri: 'http://localhost:5001', unreachable: buffer, artifacts: upload, system_metrics: false}
+register_to: main.models.sums
 tensorboard: true
 metrics_port: 9400
 template_date: 2026-08-14
@@ -432,7 +433,7 @@ fn sources_are_a_path_or_a_list_of_paths_with_weights() {
 }
 
 #[test]
-fn what_the_service_took_is_accepted_or_refused_by_name() {
+fn what_the_service_took_is_accepted() {
     let service = "\
 train_data_path: main.default.sums
 register_to: main.default
@@ -447,13 +448,5 @@ context_length: 8192
 validate_inputs: true
 data_prep_cluster_id: serverless
 ";
-    let error = parse(&format!("model: m\n{service}"), &[]).unwrap_err().to_string();
-    assert_eq!(error.lines().count(), 1, "{error}");
-    assert!(
-        error.contains(
-            "run.yaml:3: `register_to`: found the text `main.default`, expected the key left out: "
-        ),
-        "{error}"
-    );
-    parse(&format!("model: m\n{}", service.replace("register_to: main.default\n", "")), &[]).unwrap();
+    parse(&format!("model: m\n{service}"), &[]).unwrap();
 }

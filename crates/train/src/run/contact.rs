@@ -1,0 +1,25 @@
+//! The services that a run needs, asked before it begins.
+
+use super::{RunPaths, followers, registration};
+use crate::error::TrainError;
+use crate::plan::Settings;
+
+/// What a service said that a run will need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contact {
+    /// It is there, and takes what it will be told.
+    There(String),
+    /// It does not answer, and the run file says that this may be.
+    Away(String),
+}
+
+/// Asks every service that a run of these settings needs whether it is there and takes what it will be told: the tracking server,
+/// and where the model is to be registered. An experiment, a registered model or a repository that is not there is made.
+///
+/// # Errors
+/// For a service that refuses, or does not answer where it must.
+pub fn contact(settings: &Settings) -> Result<Vec<Contact>, TrainError> {
+    let tracking = followers::check(settings)?;
+    let registration = registration::check(settings, &RunPaths::new(settings.run_folder()))?;
+    Ok(tracking.into_iter().chain(registration).collect())
+}
