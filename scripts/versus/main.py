@@ -25,11 +25,9 @@ import tempfile
 from pathlib import Path
 
 import models
-from processes import ROOT, measured, median, table
+from processes import KEEP_MEMORY, ROOT, measured, median, table
 from torch_step import LEARNING_RATE
 
-# glibc's allocator otherwise gives large blocks back to the system after each operator.
-KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 ATTENTION = "attention"
 TORCH = {"torch eager": [], "torch tuned": ["tuned"], "torch compiled": ["tuned", "compiled"]}
 

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# glibc's allocator otherwise gives large blocks back to the system after each operator.
+KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 
 
 def measured(command: list, environment: dict | None = None) -> tuple[str, float]:

@@ -3,8 +3,8 @@
 
 All parameters of SmolLM2-135M-Instruct, on conversations of one question and one answer (`scripts/fetch` brings
 both), context 2048, on the CPU in fp32. Every contender trains a model folder with the same weights on the same
-conversations in the order of the same file; AdamW, clipping, the rate and about 2,048 tokens a step are the same;
-nothing is computed twice (no gradient checkpointing); the loss is on the assistant's turn alone.
+conversations in the order of the same file; AdamW, clipping and the rate are the same, and 2,048 tokens a step, but for padded
+batches, whose longer steps pay less for the optimizer; nothing is computed twice (no gradient checkpointing); the loss is on the assistant's turn alone.
 
 What counts is tokens with a target in a second of step time (forward, backward, clipping, update), the first
 step left out. Each contender runs in a process of its own, in rounds one after the other; the figures are medians
@@ -43,9 +43,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_torch import KEEP_MEMORY, measured
+from processes import KEEP_MEMORY, ROOT, measured
 
-ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = 2048
 LEARNING_RATE = 1e-5
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
