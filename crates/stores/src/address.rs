@@ -47,6 +47,13 @@ impl Address {
         let Some((_, scheme)) = SCHEMES.iter().find(|(known, _)| *known == name) else {
             return Err(wrong("nothing is known of its kind".to_owned()));
         };
+        if has_secrets(*scheme, rest) {
+            return Err(wrong(
+                "a name, a password or anything after a `?` or `#` would be written into the run's files; credentials come \
+                 from the environment"
+                    .to_owned(),
+            ));
+        }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         if authority.is_empty() {
             return Err(wrong("it names no bucket".to_owned()));
@@ -57,13 +64,6 @@ impl Address {
         };
         if *scheme == Scheme::Http {
             let url = Url::parse(text).map_err(|error| wrong(error.to_string()))?;
-            let is_signed = url.query().is_some() || !url.username().is_empty() || url.password().is_some();
-            if is_signed || url.fragment().is_some() {
-                return Err(wrong(
-                    "a name, a password or anything after a `?` or `#` would be written into the run's files"
-                        .to_owned(),
-                ));
-            }
             if name == "http" && !is_loopback(&url) {
                 return Err(wrong("without encryption only this machine is read".to_owned()));
             }
@@ -75,6 +75,20 @@ impl Address {
         let bucket = authority.split('@').next().unwrap_or(authority).to_owned();
         Ok(Self { scheme: *scheme, root, bucket, path })
     }
+}
+
+/// Whether what follows the protocol has a name, a password or a query in it. A container stands before an `@` in urls of Azure, and
+/// a `?` alone may be part of a pattern or a key of other stores.
+fn has_secrets(scheme: Scheme, rest: &str) -> bool {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (before, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let named = match scheme {
+        Scheme::Azure => before.contains(':') || host.contains(':'),
+        Scheme::Http => !before.is_empty(),
+        Scheme::S3 | Scheme::Google => authority.contains(['@', ':']),
+    };
+    let asks = rest.split_once('?').is_some_and(|(_, query)| scheme == Scheme::Http || query.contains('='));
+    named || asks || (scheme == Scheme::Http && rest.contains('#'))
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -124,6 +138,10 @@ mod tests {
             ("https://user:secret@host/x", "would be written"),
             ("https://host/x?sig=secret", "would be written"),
             ("http://example.com/x", "without encryption"),
+            ("s3://key:secret@bucket/x", "would be written"),
+            ("az://box/x?sv=1&sig=secret", "would be written"),
+            ("abfss://box@account.dfs.core.windows.net/x?sig=secret", "would be written"),
+            ("abfss://box:secret@account.dfs.core.windows.net/x", "would be written"),
         ];
         for (url, said) in cases {
             let error = Address::parse(url).unwrap_err().to_string();

@@ -59,6 +59,17 @@ pub enum Problem {
     /// The object is another than the one that was listed.
     #[error("it was changed while it was read; run the same command again")]
     Changed,
+    /// A web server tells nothing by which a change could be seen.
+    #[error(
+        "the server tells neither an ETag nor a time of last change, so that another content would not be noticed; download \
+         the file and name it where it lies here"
+    )]
+    Unversioned,
+    /// An object below it has a name that is no path.
+    #[error(
+        "an object there has a name that cannot be used ({0}); rename or remove it, or name another folder"
+    )]
+    ObjectName(String),
     /// A web server has no folders, and takes nothing.
     #[error("a web server has single files to read only; name one file, or use an object store")]
     SingleFile,

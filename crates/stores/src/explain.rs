@@ -80,7 +80,8 @@ pub(crate) fn problem(error: &Error, scheme: Scheme) -> Problem {
         Error::Precondition { .. } => Problem::Changed,
         Error::PermissionDenied { .. } => Problem::Forbidden(detail),
         Error::Unauthenticated { .. } => Problem::BadCredentials { detail, variables },
-        Error::InvalidPath { .. } => Problem::Url(detail),
+        // The url's own path has been understood, so it is that of something below.
+        Error::InvalidPath { .. } => Problem::ObjectName(detail),
         _ => Problem::Unreachable(detail),
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tessera_files::{Digest, FileError, FolderLock, IoContext, Sha256, replace_symlink, sha256_hex};
 
-use crate::error::StoreError;
+use crate::error::{Problem, StoreError};
 use crate::place::{Object, Place};
 
 /// Characters of a digest in the name of a folder.
@@ -40,8 +40,12 @@ impl Place {
         progress: &dyn Fn(&Object, u64),
     ) -> Result<Snapshot, StoreError> {
         let folder = cache.join("stores").join(digest(&self.to_string()));
-        let version = version(objects);
-        let snapshot = folder.join("snapshots").join(digest(&version));
+        if objects.iter().any(|object| object.etag.is_none() && object.modified == 0) {
+            return Err(self.error(Problem::Unversioned));
+        }
+        // By the names too: a file that was renamed must not lie beside its earlier self.
+        let listing = listing(objects);
+        let snapshot = folder.join("snapshots").join(&listing);
         let (blobs, at) = (folder.join("blobs"), |error: FileError| self.error(error));
         fs::create_dir_all(&blobs).context("create", &blobs).map_err(at)?;
         // One process fetches; the others find it there.
@@ -60,6 +64,10 @@ impl Place {
             }
             files.push(path);
         }
+        let version = match objects {
+            [only] => only.identity(),
+            _ => listing,
+        };
         Ok(Snapshot { folder: snapshot, files, version })
     }
 }
@@ -72,14 +80,10 @@ fn link(name: &str, blob: &str, path: &Path) -> Result<(), FileError> {
     replace_symlink(&Path::new(&up).join("blobs").join(blob), path)
 }
 
-fn version(objects: &[Object]) -> String {
-    match objects {
-        [only] => only.identity(),
-        several => {
-            let line = |object: &Object| format!("{:?} {} {}\n", object.name, object.identity(), object.size);
-            digest(&several.iter().map(line).collect::<String>())
-        }
-    }
+/// A digest of what tells the files from others.
+fn listing(objects: &[Object]) -> String {
+    let line = |object: &Object| format!("{:?} {} {}\n", object.name, object.identity(), object.size);
+    digest(&objects.iter().map(line).collect::<String>())
 }
 
 fn digest(text: &str) -> String {

@@ -90,10 +90,9 @@ pub(super) fn fetched(paths: &[PathBuf], task: Task) -> Result<Vec<DataFile>, Da
 /// folder were here.
 pub fn wanted_names(mut names: Vec<String>, task: Task) -> Vec<String> {
     names.retain(|name| !name.split('/').any(is_of_tools));
-    let has_index = names.iter().any(|name| name == mds::INDEX);
-    let is_shard =
-        |name: &str| has_index && name.rsplit('/').next().is_some_and(|name| name.contains(".mds"));
-    names.retain(|name| kind(Path::new(name)).is_some() || is_shard(name));
+    let is_shard = |name: &str| name.rsplit('/').next().is_some_and(mds::is_shard);
+    let has_index = names.iter().any(|name| name == mds::INDEX) && names.iter().any(|name| is_shard(name));
+    names.retain(|name| kind(Path::new(name)).is_some() || (has_index && is_shard(name)));
     let is_text = |name: &String| kind(Path::new(name)).is_some_and(|(format, _)| format == Format::Text);
     let (texts, rows): (Vec<_>, Vec<_>) = names.into_iter().partition(is_text);
     if task == Task::ContinuedPretrain && !has_index && !texts.is_empty() { texts } else { rows }

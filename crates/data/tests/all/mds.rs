@@ -217,6 +217,18 @@ fn no_byte_of_a_shard_makes_a_panic() {
 }
 
 #[test]
+fn an_index_that_is_cut_off_is_not_taken_for_none() {
+    let mut bench = bench(Task::ContinuedPretrain, "texts");
+    bench.path.push("1");
+    let index = bench.path.join("index.json");
+    let text = fs::read(&index).unwrap();
+    fs::write(&index, &text[..text.len() / 2]).unwrap();
+    fs::write(bench.path.join("notes.txt"), "beside the shards").unwrap();
+    let error = bench.error();
+    assert!(error.contains("index.json") && error.contains("the index"), "{error}");
+}
+
+#[test]
 fn packed_shards_that_end_early() {
     let bench = bench(Task::ChatCompletion, "conversations");
     let shard = bench.path.join("shard.00001.mds.zstd");

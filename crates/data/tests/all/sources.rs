@@ -350,4 +350,7 @@ fn names_of_a_folder_elsewhere_are_chosen_as_those_of_one_here() {
         wanted_names([shards.clone(), names(&["x.txt", "y.md"])].concat(), Task::ContinuedPretrain),
         shards
     );
+    // Without shards it is a file of rows like others.
+    let documents = names(&["index.json", "x.txt"]);
+    assert_eq!(wanted_names(documents, Task::ContinuedPretrain), names(&["x.txt"]));
 }

@@ -58,6 +58,8 @@ fn file_or_folder(url: &str, task: Task) -> Result<Found, TrainError> {
 
 /// The files whose paths match a pattern, whose first special character is at `first`.
 fn matching(url: &str, first: usize) -> Result<Found, TrainError> {
+    // All of it is looked at, also what would be part of the pattern.
+    Place::parse(url)?;
     let (folder, pattern) = url.split_at(url[..first].rfind('/').map_or(0, |slash| slash + 1));
     let wrong = |error: glob::PatternError| {
         TrainError::unsupported("the data", url, format!("a pattern that can be understood: {error}"))

@@ -107,14 +107,35 @@ pub(super) fn folder_with_index(files: &[PathBuf]) -> Result<Option<&Path>, Data
     Ok(None)
 }
 
-/// A folder's index, if it is one of shards: rows may be in a file of that name too, of which no more is read than shows it.
+/// A folder's index, if it is one of shards: rows may be in a file of that name too, of which no more is read than shows it. Beside
+/// shards it must be an index.
 fn index(folder: &Path) -> Result<Option<Index>, DataError> {
     let path = folder.join(INDEX);
     if !path.is_file() {
         return Ok(None);
     }
     let file = File::open(&path).context("open", &path)?;
-    Ok(serde_json::from_reader(BufReader::new(file)).ok())
+    match serde_json::from_reader(BufReader::new(file)) {
+        Ok(index) => Ok(Some(index)),
+        Err(error) if error.is_io() || has_shards(folder)? => {
+            Err(damaged(&path, "the index", error.to_string()))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+fn has_shards(folder: &Path) -> Result<bool, DataError> {
+    for entry in fs::read_dir(folder).context("list", folder)? {
+        if is_shard(&entry.context("list", folder)?.file_name().to_string_lossy()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a file's name is that of a shard, packed or not.
+pub(super) fn is_shard(name: &str) -> bool {
+    name.contains(".mds")
 }
 
 fn damaged(path: &Path, place: &str, problem: String) -> DataError {

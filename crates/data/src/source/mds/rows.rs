@@ -20,6 +20,9 @@ use crate::source::stream::Stream;
 /// Bytes of a count, an offset or a size.
 const WORD: usize = 4;
 
+/// Offsets that are read at a time.
+const WORDS: usize = 1 << 16;
+
 /// A column, and how it is read if it is wanted.
 struct Field {
     name: String,
@@ -70,36 +73,51 @@ impl Reader {
     }
 }
 
-/// The offsets of a shard, each held against the one before. The stream is then at the first sample.
+/// The offsets of a shard, each held against the one before as it is read, so that a shard which claims to have a great many is
+/// refused before they fill the memory. The stream is then at the first sample.
 fn offsets(stream: &mut Stream, path: &Path, shard: &Shard) -> Result<Vec<u32>, DataError> {
-    let begins = |problem: String| damaged(path, "its beginning", problem);
-    let mut words = |count: usize| -> Result<Vec<u32>, DataError> {
-        let bytes = exactly(stream, count.saturating_mul(WORD), || "its beginning".to_owned())?;
-        Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
-    };
-    let count = words(1)?.first().copied().unwrap_or_default();
-    if count as usize != shard.samples {
+    let beginning = || "its beginning".to_owned();
+    let begins = |problem: String| damaged(path, &beginning(), problem);
+    let count = words(stream, 1)?.first().copied().unwrap_or_default() as usize;
+    if count != shard.samples {
         return Err(begins(format!("it has {count} samples, but index.json says {}", shard.samples)));
     }
-    let offsets = words(count as usize + 1)?;
-    let header = WORD * (offsets.len() + 1);
-    let first = offsets.first().map_or(0, |&first| first as usize);
-    let columns = first.checked_sub(header).filter(|_| first as u64 <= shard.bytes);
-    let columns = columns.ok_or_else(|| begins(format!("row 1 is said to begin at byte {first}")))?;
-    let mut pairs = offsets.windows(2).enumerate();
-    if let Some((sample, pair)) =
-        pairs.find(|(_, pair)| pair[0] > pair[1] || u64::from(pair[1]) > shard.bytes)
-    {
-        let problem = format!("row {} is said to be from byte {} to {}", sample + 1, pair[0], pair[1]);
-        return Err(damaged(path, &format!("row {sample}"), problem));
+    let header = WORD as u64 * (count as u64 + 2);
+    let mut offsets = Vec::new();
+    while offsets.len() <= count {
+        for end in words(stream, (count + 1 - offsets.len()).min(WORDS))? {
+            let place = u64::from(end);
+            match offsets.last() {
+                None if place < header || place > shard.bytes => {
+                    return Err(begins(format!("row 1 is said to begin at byte {end}")));
+                }
+                Some(&begin) if begin > end || place > shard.bytes => {
+                    let number = offsets.len();
+                    let problem = format!("row {number} is said to be from byte {begin} to {end}");
+                    return Err(damaged(path, &format!("row {}", number - 1), problem));
+                }
+                _ => offsets.push(end),
+            }
+        }
     }
-    let end = offsets.last().map_or(0, |&end| u64::from(end));
+    let (first, end) = (
+        offsets.first().map_or(0, |&first| u64::from(first)),
+        offsets.last().map_or(0, |&end| u64::from(end)),
+    );
     if end != shard.bytes {
         let problem = format!("it is said to end at byte {end}, but index.json says {}", shard.bytes);
         return Err(damaged(path, &format!("row {count}"), problem));
     }
-    exactly(stream, columns, || "its beginning".to_owned())?;
+    let columns = usize::try_from(first - header).ok().filter(|&columns| columns <= LONGEST_ROW);
+    let columns = columns.ok_or_else(|| begins(format!("row 1 is said to begin at byte {first}")))?;
+    exactly(stream, columns, beginning)?;
     Ok(offsets)
+}
+
+/// The next `count` numbers.
+fn words(stream: &mut Stream, count: usize) -> Result<Vec<u32>, DataError> {
+    let bytes = exactly(stream, count * WORD, || "its beginning".to_owned())?;
+    Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
 }
 
 /// The next `size` bytes.
