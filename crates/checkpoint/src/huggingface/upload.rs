@@ -40,7 +40,8 @@ impl HubTarget {
             return Err(HuggingFaceError::HubRefuses { id: id.to_owned(), problem });
         }
         let connected = connect(&options, &options.cache, 0);
-        let (client, endpoint) = connected.map_err(|error| hub_error(id, error.to_string()))?;
+        let (client, _) = connected.map_err(|error| hub_error(id, error.to_string()))?;
+        let endpoint = options.address();
         Ok(Self { id: id.to_owned(), options, client, endpoint })
     }
 

@@ -37,12 +37,12 @@ impl Run<'_> {
         events: &mut EventLog,
     ) -> Result<Finished, TrainError> {
         let settings = &prepared.plan.settings;
-        let registers = settings.register_to.is_some() && registration::earlier(settings, folder)?.is_none();
+        let registered = registration::earlier(settings, folder, finished.batch)?;
+        let registers = settings.register_to.is_some() && registered.is_none();
         let followers = Followers::of_complete(prepared, folder.path(), self.observer, registers)?;
         let completed =
             read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
         let result = if completed && !registers {
-            let registered = registration::earlier(settings, folder)?;
             Ok(Finished { registered, ..finished })
         } else {
             let result = self.complete(finished, prepared, folder, events, &followers);

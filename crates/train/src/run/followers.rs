@@ -212,6 +212,15 @@ fn tracked(settings: &Settings) -> Option<(&str, &MlflowSpec)> {
     Some((settings.experiment_path.as_deref()?, settings.mlflow.as_ref()?))
 }
 
+/// The address of the registry of models, as people and files may see it.
+///
+/// # Errors
+/// When none is named, or it cannot be used.
+pub(super) fn registry_place(settings: &Settings) -> Result<String, TrainError> {
+    let (_, spec) = tracked(settings).ok_or(MlflowError::NoServer)?;
+    Ok(registry(spec)?.place())
+}
+
 /// Where models are registered.
 fn registry(spec: &MlflowSpec) -> Result<Server, TrainError> {
     let variable = |name: &str| std::env::var(name).ok();
