@@ -12,8 +12,8 @@ use crate::support::{Bench, Ended, ended, names};
 struct State {
     /// Whether the repository is there.
     has_repository: bool,
-    /// Whether every request is refused.
-    refuses: bool,
+    /// Whether commits are refused.
+    refuses_commits: bool,
     /// The titles of commits.
     commits: Vec<String>,
 }
@@ -60,10 +60,7 @@ fn answer(stream: &TcpStream, state: &mut State) {
     let length = headers.iter().find_map(|header| header.strip_prefix("content-length: "));
     let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
     reader.read_exact(&mut body).unwrap();
-    let (status, body) = match state.refuses {
-        true => (403, json!({"error": "no"})),
-        false => said(&request, &body, state),
-    };
+    let (status, body) = said(&request, &body, state);
     let body = body.to_string();
     let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     let _ = { stream }.write_all(&[head, body].concat().into_bytes());
@@ -90,6 +87,9 @@ fn said(request: &str, body: &[u8], state: &mut State) -> (u16, Value) {
             let regular = |file: &Value| json!({"path": file["path"], "uploadMode": "regular"});
             json!({"files": first_line()["files"].as_array().unwrap().iter().map(regular).collect::<Vec<_>>()})
         }
+        "POST /api/models/org/name/commit/main" if state.refuses_commits => {
+            return (403, json!({"error": "no"}));
+        }
         "POST /api/models/org/name/commit/main" => {
             state.commits.push(first_line()["value"]["summary"].as_str().unwrap().to_owned());
             json!({"commitOid": "0123"})
@@ -110,16 +110,27 @@ fn a_model_is_registered_once_at_each_place_and_again_when_it_is_another() {
     other.tessera(&bench, "train", &keys).printed();
     assert_eq!((hub.state().commits.len(), other.state().commits.len()), (1, 1));
 
-    // Gone on with, it has another model.
-    hub.tessera(&bench, "train", &["training_duration=3ba"]).printed();
-    assert_eq!(hub.state().commits.len(), 2);
-
     // Another run in the same folder, whose model has the same name.
     std::fs::remove_dir_all(bench.path("runs/tiny/checkpoints")).unwrap();
-    hub.tessera(&bench, "train", &["training_duration=3ba", "seed=7"]).printed();
-    assert_eq!(hub.state().commits.len(), 3);
+    hub.tessera(&bench, "train", &["training_duration=2ba", "seed=7"]).printed();
+    assert_eq!(hub.state().commits.len(), 2);
     let kept = names(&bench.path("runs/tiny"));
     for name in ["registered.json", "registered.earlier-1.json", "huggingface", "huggingface.earlier-1"] {
         assert!(kept.iter().any(|kept| kept == name), "{name} is not among {kept:?}");
     }
+}
+
+#[test]
+fn a_finished_run_that_cannot_be_registered_elsewhere_says_so_in_its_events() {
+    let (bench, hub) = (Bench::new(), Hub::start());
+    bench.tessera(&["train", "run.yaml", "training_duration=2ba"]).printed();
+    // Its answers to the check before the run are good ones.
+    hub.state().refuses_commits = true;
+    let last = || bench.json_lines("runs/tiny/events.jsonl").pop().unwrap();
+    hub.tessera(&bench, "train", &["training_duration=2ba"])
+        .failed(2, &["is not registered as hf://org/name"]);
+    assert!(last()["message"].as_str().unwrap().contains("is not registered as"), "{}", last());
+    hub.state().refuses_commits = false;
+    hub.tessera(&bench, "train", &["training_duration=2ba"]).printed();
+    assert_eq!((last()["type"].as_str(), hub.state().commits.len()), (Some("COMPLETED"), 1));
 }
