@@ -139,12 +139,18 @@ class Hub:
                 elif path == "/api/repos/create":
                     hub.repositories.append(json.loads(body))
                     self.answer(200 if len(hub.repositories) == 1 else 409, {"url": "here"})
+                elif self.command == "GET" and not hub.repositories:
+                    self.answer(404, {"error": "Repository not found"})
+                elif "/tree/" in path:
+                    self.answer(200, [])
                 elif "/commits/" in path:
                     known = {"authors": [], "date": None, "message": ""}
                     self.answer(200, [known | {"id": commit["id"], "title": commit["title"]} for commit in hub.commits])
                 elif "/preupload/" in path:
                     files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
                     self.answer(200, {"files": files})
+                elif self.command == "GET":
+                    self.answer(200, {"id": path.removeprefix("/api/models/")})
                 else:
                     header, *files = map(json.loads, body.splitlines())
                     contents = {file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files}

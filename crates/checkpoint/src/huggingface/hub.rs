@@ -33,6 +33,9 @@ const ATTEMPTS: u32 = 5;
 /// The branch that is meant when none is given.
 const DEFAULT_REVISION: &str = "main";
 
+/// The hub where none is named.
+const PUBLIC_HUB: &str = "https://huggingface.co";
+
 /// How far the download of a file has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HubProgress<'a> {
@@ -78,6 +81,22 @@ impl HubOptions {
             progress: None,
         }
     }
+
+    /// The hub's address as people and files may see it: without who is asking, and without a query.
+    pub fn address(&self) -> String {
+        let given = self.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok());
+        let given = given.unwrap_or_else(|| PUBLIC_HUB.to_owned());
+        shown_address(&given)
+    }
+}
+
+/// An address without who is asking, and without a query.
+pub(super) fn shown_address(address: &str) -> String {
+    let address = address.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or(host);
+    format!("{scheme}://{host}{path}")
 }
 
 impl fmt::Debug for HubOptions {

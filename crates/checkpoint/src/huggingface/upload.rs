@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use hf_hub::repository::RepoTreeEntry;
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use tessera_files::{Digest, IoContext, Sha256, sha256_file, sha256_hex};
 
@@ -17,6 +18,8 @@ use super::{HubOptions, HuggingFaceError};
 const RECENT: usize = 20;
 /// How often a hub is asked that does not answer: for half a minute, if the first pause is a quarter of a second.
 const ATTEMPTS: u32 = 8;
+/// The same before a run, where someone may be waiting: for two seconds.
+const FIRST_ATTEMPTS: u32 = 4;
 /// What helps against a refusal.
 const RIGHTS: &str =
     "set HF_TOKEN to a token that may write to this repository and make it if it is not there";
@@ -26,6 +29,8 @@ pub struct HubTarget {
     id: String,
     options: HubOptions,
     client: HFClientSync,
+    /// The hub's address as it was given, which may hold a password.
+    given: String,
     endpoint: String,
 }
 
@@ -40,11 +45,12 @@ impl HubTarget {
             return Err(HuggingFaceError::HubRefuses { id: id.to_owned(), problem });
         }
         let connected = connect(&options, &options.cache, 0);
-        let (client, endpoint) = connected.map_err(|error| hub_error(id, error.to_string()))?;
-        Ok(Self { id: id.to_owned(), options, client, endpoint })
+        let (client, given) = connected.map_err(|error| hub_error(id, error.to_string()))?;
+        let endpoint = options.address();
+        Ok(Self { id: id.to_owned(), options, client, given, endpoint })
     }
 
-    /// The hub's address.
+    /// The hub's address, as people and files may see it.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -52,47 +58,69 @@ impl HubTarget {
     /// Makes sure that the hub knows who asks, and that the repository is there; one that is not is made, private.
     ///
     /// # Errors
-    /// When the hub does not answer, or refuses.
+    /// When the hub does not answer, again and again, or refuses.
     pub fn check(&self) -> Result<(), HuggingFaceError> {
+        let repository = self.repository();
         let create = self.client.create_repository().repo_id(&self.id).repo_type(RepoTypeModel).private(true);
-        let known = self.client.whoami().send().and_then(|_| create.exist_ok(true).send());
-        known.map(drop).map_err(|error| self.explained(&error))
+        let create = create.exist_ok(true);
+        self.patiently(FIRST_ATTEMPTS, || {
+            self.client.whoami().send()?;
+            // Looked for first: a token may be allowed to write to a repository, but not to make one.
+            if !repository.exists().send()? {
+                create.clone().send()?;
+            }
+            Ok(())
+        })
     }
 
-    /// Puts the files of `folder` into the repository, whose other files stay, and gives the commit. Its title says whose model it
-    /// is, with what all files hash to, so that a commit which was made but not confirmed is found.
+    /// Puts the files of `folder` into the repository, and gives the commit. What an earlier model left there and this one lacks is
+    /// removed by the same commit; other files stay. Its title says whose model it is, with what all files hash to, so that a
+    /// commit which was made but not confirmed is found.
     ///
     /// # Errors
     /// When a file cannot be read; when the hub does not answer, again and again, or refuses.
     pub fn upload(&self, folder: &Path, whose: &str) -> Result<String, HuggingFaceError> {
         let title = format!("{whose} ({})", &digest(folder)?[..16]);
+        let repository = self.repository();
+        // hf-hub itself would send a commit again whose answer was lost, and so make it twice.
+        self.patiently(ATTEMPTS, || commit(&repository, folder, &title))
+    }
+
+    fn repository(&self) -> HFRepositorySync<RepoTypeModel> {
         let (owner, name) = hf_hub::split_id(&self.id);
-        let repository = self.client.repository(RepoTypeModel, owner, name);
+        self.client.repository(RepoTypeModel, owner, name)
+    }
+
+    /// Does what may fail in passing until it succeeds, or has failed so often.
+    fn patiently<T>(
+        &self,
+        attempts: u32,
+        attempt: impl Fn() -> Result<T, HFError>,
+    ) -> Result<T, HuggingFaceError> {
         let mut pause = self.options.retry_delay;
-        let mut attempt = 1;
-        loop {
-            match commit(&repository, folder, &title) {
-                Ok(commit) => return Ok(commit),
-                // hf-hub itself would send a commit again whose answer was lost, and so make it twice.
-                Err(error) if passes(&error) && attempt < ATTEMPTS => {}
-                Err(error) => return Err(self.explained(&error)),
+        for _ in 1..attempts {
+            match attempt() {
+                Err(error) if passes(&error) => {}
+                ended => return ended.map_err(|error| self.explained(&error)),
             }
             thread::sleep(pause);
-            (pause, attempt) = (pause * 2, attempt + 1);
+            pause *= 2;
         }
+        attempt().map_err(|error| self.explained(&error))
     }
 
     fn explained(&self, error: &HFError) -> HuggingFaceError {
+        let said = error.to_string().replace(&self.given, &self.endpoint);
         match error {
             HFError::AuthRequired { .. } | HFError::Forbidden { .. } | HFError::RepoNotFound { .. } => {
-                let problem = format!("{error}; {RIGHTS}");
+                let problem = format!("{said}; {RIGHTS}");
                 HuggingFaceError::HubRefuses { id: self.id.clone(), problem }
             }
             HFError::Request { source, .. } => {
                 let place = &self.endpoint;
                 hub_error(&self.id, format!("the hub at {place} cannot be reached: {}", root_cause(source)))
             }
-            error => hub_error(&self.id, error.to_string()),
+            _ => hub_error(&self.id, said),
         }
     }
 }
@@ -116,8 +144,42 @@ fn commit(
     if let Some(commit) = recent.into_iter().find(|commit| commit.title == title) {
         return Ok(commit.id);
     }
-    let made = repository.upload_folder().folder_path(folder).commit_message(title).send()?;
+    let stale = stale(repository, folder)?;
+    let upload = repository.upload_folder().folder_path(folder).commit_message(title);
+    let made = upload.maybe_delete_patterns((!stale.is_empty()).then_some(stale)).send()?;
     made.commit_oid.ok_or_else(|| HFError::malformed_response("the commit that was made"))
+}
+
+/// The names of the files of an earlier model in the repository that `folder` does not replace: a reader of the new model would
+/// take them for its own.
+fn stale(repository: &HFRepositorySync<RepoTypeModel>, folder: &Path) -> Result<Vec<String>, HFError> {
+    let listing = repository.list_tree().recursive(false).send()?;
+    let names = listing.into_iter().filter_map(|entry| match entry {
+        RepoTreeEntry::File { path, .. } => Some(path),
+        RepoTreeEntry::Directory { .. } => None,
+    });
+    // hf-hub takes patterns, which these names are not.
+    let is_plain = |name: &String| !name.contains(['*', '?', '[', '{', '\\']);
+    Ok(names.filter(|name| is_of_a_model(name) && is_plain(name) && !folder.join(name).exists()).collect())
+}
+
+/// Whether a file in a repository is part of a model as an export has it.
+fn is_of_a_model(name: &str) -> bool {
+    const NAMES: [&str; 11] = [
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    ];
+    let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    !name.contains('/') && (is_weights || NAMES.contains(&name))
 }
 
 /// What the names and contents of a folder's files hash to.

@@ -45,6 +45,10 @@ struct State {
     requests: Vec<String>,
     /// The bodies of commits, by their titles.
     commits: Vec<(String, String)>,
+    /// Whether the repository is still to be made.
+    lacks_repository: bool,
+    /// So many times the hub says 503 instead of who is asking.
+    busy: usize,
     /// So many commits are made without an answer.
     unconfirmed: usize,
 }
@@ -157,6 +161,13 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
         let body = if method == "HEAD" { &[][..] } else { &body[..sent] };
         let _ = (&stream).write_all(&[head.as_bytes(), body].concat());
     };
+    if path == "/api/whoami-v2" && state.busy > 0 {
+        state.busy -= 1;
+        return send(503, "", b"", 0);
+    }
+    if state.lacks_repository && path == format!("/api/models/{ID}") {
+        return send(404, "", b"", 0);
+    }
     if let Some(answer) = written(&mut state, (method, path), &String::from_utf8(body).unwrap()) {
         match (state.refusal, answer) {
             (Some(status), _) => send(status, "", b"{\"error\": \"no\"}", 15),
@@ -203,6 +214,7 @@ fn written(state: &mut State, (method, path): (&str, &str), body: &str) -> Optio
         (_, None) if path == "/api/repos/create" => {
             let wanted = json!({"name": "tiny", "private": true, "type": "model", "organization": "entity"});
             assert_eq!(json(body), wanted);
+            state.lacks_repository = false;
             json!({"url": format!("http://hub/{ID}")})
         }
         ("GET", Some(rest)) if rest.starts_with("/commits/main") => {
@@ -403,8 +415,15 @@ fn model() -> tempfile::TempDir {
 fn a_model_is_put_into_a_repository_once() {
     let (hub, model) = (Hub::start(), model());
     let target = HubTarget::new(ID, hub.options()).unwrap();
-    target.check().unwrap();
-    assert_eq!(hub.requests("POST /api/repos/create"), 1);
+    {
+        let mut state = hub.state.lock().unwrap();
+        (state.lacks_repository, state.busy) = (true, 2);
+    }
+    for _ in 0..2 {
+        // One that is there is not made: that may be forbidden.
+        target.check().unwrap();
+        assert_eq!(hub.requests("POST /api/repos/create"), 1);
+    }
     for unconfirmed in [1, 0] {
         hub.state.lock().unwrap().unconfirmed = unconfirmed;
         assert_eq!(target.upload(model.path(), "run a").unwrap(), COMMIT);
@@ -423,6 +442,33 @@ fn a_model_is_put_into_a_repository_once() {
     fs::write(model.path().join("model.safetensors"), [8; 5000]).unwrap();
     target.upload(model.path(), "run a").unwrap();
     assert_eq!(hub.state.lock().unwrap().commits.len(), 2);
+}
+
+#[test]
+fn what_an_earlier_model_left_in_the_repository_is_removed() {
+    let (mut hub, model) = (Hub::start(), model());
+    let stale = ["added_tokens.json", "chat_template.jinja", "model-00001-of-00002.safetensors"];
+    let index = "model.safetensors.index.json";
+    for name in
+        stale.into_iter().chain([index, "config.json", "model.safetensors", "README.md", "pictures.json"])
+    {
+        hub.add(name, b"{}");
+    }
+    HubTarget::new(ID, hub.options()).unwrap().upload(model.path(), "run a").unwrap();
+    let [(_, body)] = &hub.state.lock().unwrap().commits[..] else { panic!("not one commit") };
+    let lines = body.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let deleted: Vec<_> = lines.filter(|line| line["key"] == "deletedFile").collect();
+    let mut deleted: Vec<_> = deleted.iter().map(|line| line["value"]["path"].as_str().unwrap()).collect();
+    deleted.sort_unstable();
+    assert_eq!(deleted, [&stale[..], &[index]].concat());
+}
+
+#[test]
+fn an_address_is_shown_without_who_is_asking() {
+    let shown =
+        |address: &str| HubOptions { endpoint: Some(address.to_owned()), ..HubOptions::from_env() }.address();
+    assert_eq!(shown("https://me:secret@hub.example/p/?key=secret"), "https://hub.example/p");
+    assert_eq!(shown("http://127.0.0.1:9"), "http://127.0.0.1:9");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod launching;
 mod models;
 mod planning;
 mod ranks;
+mod registering;
 mod running;
 mod runs;
 mod showing;

@@ -16,8 +16,9 @@ use super::{DatasetEntry, Ending, MlflowError, Server};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a connection is.
 const CONNECTING: Duration = Duration::from_secs(5);
-/// How long one stands still in the middle of a file.
-const STANDING: Duration = Duration::from_secs(60);
+/// How long the answer to a file is, once that has been sent, and how many bytes of it are in a second at the least.
+const STORING: Duration = Duration::from_secs(60);
+const SLOWEST: u64 = 1 << 20;
 
 /// The most parameters or tags of one call, and the longest value, as MLflow's documentation has them.
 pub(super) const MOST_PARAMETERS: usize = 100;
@@ -61,7 +62,8 @@ pub(super) struct MlflowClient {
 impl MlflowClient {
     pub fn new(server: Server) -> Result<Self, MlflowError> {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(MlflowError::Start)?;
-        let http = Client::builder().connect_timeout(CONNECTING).read_timeout(STANDING).build();
+        // A timeout for reading would also run while a file is sent, so each request has its own.
+        let http = Client::builder().connect_timeout(CONNECTING).build();
         let http = http.map_err(|error| MlflowError::Start(std::io::Error::other(error)))?;
         Ok(Self { server, http, runtime })
     }
@@ -213,12 +215,12 @@ impl MlflowClient {
     pub fn upload(&self, run: &RunHandle, name: &str, content: &Content) -> Result<(), MlflowError> {
         let url = self.artifact_url(&run.artifact_uri, name)?;
         let request = match content {
-            Content::Text(text) => self.http.put(url).body(text.clone()),
+            Content::Text(text) => self.http.put(url).timeout(sending(text.len() as u64)).body(text.clone()),
             Content::File(file) => {
                 let open = async { tokio::fs::File::open(file).await };
                 let content = self.runtime.block_on(open).context("open", file)?;
                 let length = file.metadata().context("read", file)?.len();
-                self.http.put(url).header("content-length", length).body(content)
+                self.http.put(url).timeout(sending(length)).header("content-length", length).body(content)
             }
         };
         self.send(&format!("the artifact {name}"), request).map(drop)
@@ -324,6 +326,11 @@ struct Complaint {
     message: String,
 }
 
+/// How long a file of so many bytes may take.
+fn sending(length: u64) -> Duration {
+    STORING + Duration::from_secs(length / SLOWEST)
+}
+
 /// Keys and values as MLflow wants them, values no longer than it takes.
 pub(super) fn pairs(pairs: &[(String, String)], longest: usize) -> Vec<Value> {
     let cut = |value: &str| value.chars().take(longest).collect::<String>();
@@ -366,6 +373,12 @@ mod tests {
         for root in ["s3://bucket/1", "file:///tmp/x", "http://elsewhere/x"] {
             assert!(matches!(url(root), Err(MlflowError::NoArtifacts { .. })), "{root}");
         }
+    }
+
+    #[test]
+    fn a_large_file_has_time_to_be_sent_over_a_slow_line() {
+        assert_eq!(sending(0), STORING);
+        assert!(sending(5_000_000_000) > Duration::from_secs(4000));
     }
 
     #[test]

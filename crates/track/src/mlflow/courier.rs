@@ -149,7 +149,7 @@ impl Courier {
         answer.unwrap_or_else(|| Err(failed()))
     }
 
-    /// Waits until everything has arrived, as long as something does; gives up after `patience` without. What is left stays
+    /// Waits until everything has arrived, as long as something does; gives up after `patience` of failures in a row. What is left stays
     /// where it is.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ fn failed() -> MlflowError {
 
 fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) -> Result<(), MlflowError> {
     let (mut pause, mut told, mut is_tracked) = (FIRST_PAUSE, None, false);
-    let (mut last_progress, mut registering) = (Instant::now(), Registering::default());
+    let (mut failing_since, mut registering) = (None, Registering::default());
     loop {
         let wishes = shared.wishes().clone();
         if wishes.reads_metrics {
@@ -193,17 +193,22 @@ fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) ->
         }
         match advanced {
             Ok(Progress::Some) => {
-                (pause, told, last_progress) = (FIRST_PAUSE, None, Instant::now());
+                (pause, told, failing_since) = (FIRST_PAUSE, None, None);
                 // A run that is quicker than its server shall not keep it busy with small calls.
                 if wishes.wait.is_none() && wishes.reads_metrics {
                     shared.wait(&wishes, GATHERING / 4);
                 }
             }
             Ok(Progress::All) if wishes.end.is_some() => return Ok(()),
-            Ok(Progress::All) => shared.wait(&wishes, GATHERING),
+            Ok(Progress::All) => {
+                failing_since = None;
+                shared.wait(&wishes, GATHERING);
+            }
             Err(error) => {
+                // From the first failure in a row: one call with a large file may itself take longer than the patience.
+                let failing_since = *failing_since.get_or_insert_with(Instant::now);
                 let is_over = wishes.wait.is_some_and(|Wait { since, patience }| {
-                    !error.passes() || since.max(last_progress).elapsed() >= patience
+                    !error.passes() || since.max(failing_since).elapsed() >= patience
                 });
                 if is_over && wishes.model.is_some() {
                     shared.answer(Err(error));
@@ -221,5 +226,69 @@ fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) ->
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(300);
+    const HOLDING: Duration = Duration::from_millis(500);
+
+    /// A server that holds the first call which says how the run ended for longer than the patience, and then hangs up.
+    fn server() -> String {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let mut has_failed = false;
+            for stream in listener.incoming().flatten() {
+                answer(&stream, &mut has_failed);
+            }
+        });
+        address
+    }
+
+    fn answer(stream: &TcpStream, has_failed: &mut bool) {
+        let mut reader = BufReader::new(stream);
+        let mut lines = reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+        let Some(request) = lines.next() else { return };
+        let length = lines
+            .find_map(|line| Some(line.to_ascii_lowercase().strip_prefix("content-length: ")?.to_owned()));
+        lines.for_each(drop);
+        let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+        reader.read_exact(&mut body).unwrap();
+        if String::from_utf8_lossy(&body).contains("FINISHED") && !std::mem::replace(has_failed, true) {
+            return thread::sleep(HOLDING);
+        }
+        let said = match request.split([' ', '?']).nth(1).unwrap().rsplit('/').next().unwrap() {
+            "get-by-name" => r#"{"experiment": {"experiment_id": "1"}}"#,
+            "create" => r#"{"run": {"info": {"run_id": "r", "artifact_uri": "mlflow-artifacts:/1"}}}"#,
+            _ => "{}",
+        };
+        let head = format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", said.len());
+        let _ = { stream }.write_all((head + said).as_bytes());
+    }
+
+    #[test]
+    fn one_long_attempt_that_fails_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = Job {
+            server: Server::find(Some(&server()), |_| None).unwrap(),
+            experiment: "/e".into(),
+            run_name: "r".into(),
+            parameters: Vec::new(),
+            tags: Vec::new(),
+            datasets: Vec::new(),
+            uploads: false,
+            system_metrics: false,
+            resumes: false,
+        };
+        let courier = Courier::start(job, folder.path(), false, |_| {}).unwrap();
+        courier.finish(Ending::Finished, PATIENCE).unwrap();
     }
 }

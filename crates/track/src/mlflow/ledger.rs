@@ -68,11 +68,14 @@ impl Ledger {
     }
 
     /// Whether it tells of the run that the job is about: on the same server and in the same experiment, gone on with or started
-    /// over with the same plan.
+    /// over with the same plan. One that starts over when checkpoints or models of it have been copied, which its own would be taken
+    /// for, is another run.
     pub fn is_of(&self, job: &Job) -> bool {
+        let may_start_over =
+            || self.plan == plan(job) && self.uploaded.iter().all(|name| !name.contains('/'));
         self.server == job.server.place()
             && self.experiment == job.experiment
-            && (job.resumes || self.plan == plan(job))
+            && (job.resumes || may_start_over())
     }
 
     /// Puts it on disk.
@@ -92,4 +95,31 @@ fn plan(job: &Job) -> String {
         hash.update(format!("{key}={value}\n"));
     }
     sha256_hex(hash)[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::Server;
+    use super::*;
+
+    #[test]
+    fn a_run_that_starts_over_after_its_model_was_copied_is_another() {
+        let job = |resumes| Job {
+            server: Server::find(Some("http://a:1"), |_| None).unwrap(),
+            experiment: "/e".into(),
+            run_name: "r".into(),
+            parameters: vec![("seed".into(), "1".into())],
+            tags: Vec::new(),
+            datasets: Vec::new(),
+            uploads: false,
+            system_metrics: false,
+            resumes,
+        };
+        let mut ledger = Ledger::begin(&job(false), Path::new("r"), 0);
+        ledger.uploaded.insert("report.html".into());
+        assert!(ledger.is_of(&job(false)) && ledger.is_of(&job(true)));
+        ledger.uploaded.insert("r/huggingface/ba6/config.json".into());
+        assert!(!ledger.is_of(&job(false)) && ledger.is_of(&job(true)));
+    }
 }

@@ -1,6 +1,6 @@
 //! The end of a run whose batches are done and saved: its model is registered, and then it is COMPLETED.
 
-use tessera_track::{EventLog, EventType, TrackError, read_events, write_report};
+use tessera_track::{EventLog, EventType, TrackError, read_events};
 
 use super::followers::Followers;
 use super::{Finished, Outcome, Run, RunPaths, registration};
@@ -37,20 +37,27 @@ impl Run<'_> {
         events: &mut EventLog,
     ) -> Result<Finished, TrainError> {
         let settings = &prepared.plan.settings;
-        let registers = settings.register_to.is_some() && registration::earlier(settings, folder)?.is_none();
+        let registered = registration::earlier(settings, folder, finished.batch)?;
+        let registers = settings.register_to.is_some() && registered.is_none();
         let followers = Followers::of_complete(prepared, folder.path(), self.observer, registers)?;
-        let completed =
-            read_events(folder.path())?.last().is_some_and(|event| event.kind == EventType::Completed);
+        let earlier = read_events(folder.path())?;
+        let completed = earlier.last().is_some_and(|event| event.kind == EventType::Completed);
         let result = if completed && !registers {
-            let registered = registration::earlier(settings, folder)?;
             Ok(Finished { registered, ..finished })
         } else {
             let result = self.complete(finished, prepared, folder, events, &followers);
-            write_report(folder.path())?;
+            self.note(events, folder, result.as_ref().err());
             result
         };
-        let ending = result.as_ref().map(|finished| Outcome::AlreadyCompleted(finished.clone()));
-        followers.finish(ending.as_ref().map_err(|error| *error));
+        let last_session = earlier.iter().rev().take_while(|event| event.kind != EventType::Started);
+        match &result {
+            // It was told how the run ended, which another place for its model does not change.
+            Err(_) if last_session.into_iter().any(|event| event.kind == EventType::Completed) => {
+                followers.finish_again();
+            }
+            Err(error) => followers.finish(Err(error)),
+            Ok(finished) => followers.finish(Ok(&Outcome::AlreadyCompleted(finished.clone()))),
+        }
         result
     }
 }

@@ -100,17 +100,20 @@ impl RunPaths {
         self.exports().join(format!("ba{batch}"))
     }
 
-    /// Moves the models of an earlier run, which this one's would be taken for, to a name that is free.
+    /// Moves the models of an earlier run, which this one's would be taken for, and where they were registered, to names that are
+    /// free. Gives the one of the models.
     pub fn set_exports_aside(&self) -> Result<Option<PathBuf>, TrainError> {
-        let exports = self.exports();
-        if !exports.exists() {
-            return Ok(None);
-        }
-        let mut names = (1_u32..).map(|number| self.path.join(format!("huggingface.earlier-{number}")));
-        let aside =
-            names.find(|path| !path.exists()).unwrap_or_else(|| self.path.join("huggingface.earlier"));
-        std::fs::rename(&exports, &aside).map_err(|source| file_error("move", &exports, source))?;
-        Ok(Some(aside))
+        let named = |number: u32| {
+            let beside = |name: String| self.path.join(name);
+            (
+                beside(format!("huggingface.earlier-{number}")),
+                beside(format!("registered.earlier-{number}.json")),
+            )
+        };
+        let is_free = |(exports, registered): &(PathBuf, PathBuf)| !exports.exists() && !registered.exists();
+        let (exports, registered) = (1..).map(named).find(is_free).unwrap_or_else(|| named(0));
+        move_if_there(&self.registered(), &registered)?;
+        Ok(move_if_there(&self.exports(), &exports)?.then_some(exports))
     }
 
     /// Writes `run.yaml`.
@@ -141,4 +144,12 @@ impl RunPaths {
             last_evaluation,
         })
     }
+}
+
+fn move_if_there(from: &Path, to: &Path) -> Result<bool, TrainError> {
+    if !from.exists() {
+        return Ok(false);
+    }
+    std::fs::rename(from, to).map_err(|source| file_error("move", from, source))?;
+    Ok(true)
 }

@@ -167,12 +167,21 @@ impl Followers {
     }
 
     /// The run is over: waits until that is told.
-    pub(super) fn finish(mut self, outcome: Result<&Outcome, &TrainError>) {
+    pub(super) fn finish(self, outcome: Result<&Outcome, &TrainError>) {
         let (ending, patience) = match outcome {
             Ok(Outcome::Completed(_) | Outcome::AlreadyCompleted(_)) => (Ending::Finished, PATIENCE),
             Ok(Outcome::Stopped { .. }) => (Ending::Killed, SHORT_PATIENCE),
             Err(_) => (Ending::Failed, SHORT_PATIENCE),
         };
+        self.end(ending, patience);
+    }
+
+    /// The run had been finished before, and still is, whatever failed now.
+    pub(super) fn finish_again(self) {
+        self.end(Ending::Finished, SHORT_PATIENCE);
+    }
+
+    fn end(mut self, ending: Ending, patience: Duration) {
         if let Some(courier) = self.courier.take()
             && let Err(error) = courier.finish(ending, patience)
         {
@@ -210,6 +219,15 @@ fn notify(observer: &Arc<dyn Observer>) -> impl Fn(Notice<'_>) + Send + 'static 
 
 fn tracked(settings: &Settings) -> Option<(&str, &MlflowSpec)> {
     Some((settings.experiment_path.as_deref()?, settings.mlflow.as_ref()?))
+}
+
+/// The address of the registry of models, as people and files may see it.
+///
+/// # Errors
+/// When none is named, or it cannot be used.
+pub(super) fn registry_place(settings: &Settings) -> Result<String, TrainError> {
+    let (_, spec) = tracked(settings).ok_or(MlflowError::NoServer)?;
+    Ok(registry(spec)?.place())
 }
 
 /// Where models are registered.

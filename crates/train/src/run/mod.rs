@@ -266,7 +266,7 @@ impl Run<'_> {
     }
 
     /// Notes what the run ended for, if it failed, and writes the report.
-    fn note(&self, events: &mut EventLog, folder: &RunFolder, failure: Option<&TrainError>) {
+    fn note(&self, events: &mut EventLog, folder: &RunPaths, failure: Option<&TrainError>) {
         // What went wrong must not be hidden by a disk that is too full to note it.
         if let Some(error) = failure {
             let kind = match error.fault() {
@@ -321,8 +321,11 @@ impl Run<'_> {
             observer.observe(Update::Warning(&advice.to_string()));
         }
         if let Some(finished) = already_completed(&prepared, &folder)? {
-            let finished = self.complete_again(finished, &prepared, &folder, &mut events)?;
-            mirror.map_or(Ok(()), Mirror::finish)?;
+            let finished = self.complete_again(finished, &prepared, &folder, &mut events);
+            // Also of a failure: it is noted in the folder.
+            let uploaded = mirror.map_or(Ok(()), Mirror::finish);
+            let finished = finished?;
+            uploaded?;
             return Ok(Start::Finished(finished));
         }
         let followers = Followers::start(&prepared, folder.path(), observer)?;

@@ -1,6 +1,6 @@
 //! A finished run's model, registered where `register_to` says. Rank 0 does it, when nothing is left to train.
 //!
-//! `registered.json` in the run's folder says where the model has been registered, so that a run which is started again does not
+//! `registered.json` in the run's folder says which model has been registered where, so that a run which is started again does not
 //! register it twice. A run whose model could not be registered is not complete: its folder has everything, and the same command
 //! tries again.
 
@@ -13,6 +13,7 @@ use tessera_checkpoint::huggingface::{HubOptions, HubTarget};
 use tessera_data::Task;
 use tessera_files::write_atomic;
 use tessera_track::mlflow::{Model, Registration};
+use tessera_track::{EventType, read_events};
 
 use super::followers::{self, Followers};
 use super::{Contact, Finished, RunPaths};
@@ -20,6 +21,7 @@ use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::{Prepared, Settings, file_error};
 use crate::spec::{RegisterTo, registered_name};
+use crate::state;
 
 /// Where a model was registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,12 +53,24 @@ impl fmt::Display for Registered {
     }
 }
 
+/// What `registered.json` keeps of a registration.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    /// What the model is known by. An entry without it counts for none.
+    model: Option<String>,
+    #[serde(flatten)]
+    registered: Registered,
+}
+
 /// Makes sure, before anything slow is done, that the model can be registered when the run is done.
 ///
 /// # Errors
 /// When the registry or hub does not answer, or refuses.
 pub(super) fn check(settings: &Settings, folder: &RunPaths) -> Result<Option<Contact>, TrainError> {
-    if let Some(earlier) = earlier(settings, folder)? {
+    if folder.registered().is_file()
+        && let Some(saved) = state::newest(&folder.checkpoints())?
+        && let Some(earlier) = earlier(settings, folder, saved.position.batch)?
+    {
         return Ok(Some(Contact::There(format!("the model is registered as {earlier}"))));
     }
     match &settings.register_to {
@@ -76,25 +90,44 @@ pub(super) fn check(settings: &Settings, folder: &RunPaths) -> Result<Option<Con
     }
 }
 
-/// Where the model of this run was registered before, where that is where it is to be.
-pub(super) fn earlier(settings: &Settings, folder: &RunPaths) -> Result<Option<Registered>, TrainError> {
+/// Where the model after `batch` batches of this run was registered before, where that is where it is to be.
+pub(super) fn earlier(
+    settings: &Settings,
+    folder: &RunPaths,
+    batch: u64,
+) -> Result<Option<Registered>, TrainError> {
+    let Some(wanted) = &settings.register_to else { return Ok(None) };
     let path = folder.registered();
     let bytes = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|source| file_error("read", &path, source))?,
     };
-    let all: Vec<Registered> = serde_json::from_slice(&bytes)
+    let all: Vec<Entry> = serde_json::from_slice(&bytes)
         .map_err(|error| file_error("read", &path, io::Error::new(io::ErrorKind::InvalidData, error)))?;
-    let mut wanted = all.into_iter().filter(|registered| match (registered, &settings.register_to) {
-        (Registered::Version(version), Some(RegisterTo::Registry { schema, model })) => {
-            version.name == registered_name(schema, model.as_deref(), &settings.run_name)
+    let Some(model) = identity(folder, batch)? else { return Ok(None) };
+    let mut of_model = all.into_iter().filter(|entry| entry.model.as_ref() == Some(&model));
+    let place = match wanted {
+        RegisterTo::Hub { .. } => HubOptions::from_env().address(),
+        RegisterTo::Registry { .. } => followers::registry_place(settings)?,
+    };
+    let found = of_model.find(|entry| match (&entry.registered, wanted) {
+        (Registered::Version(version), RegisterTo::Registry { schema, model }) => {
+            version.registry == place
+                && version.name == registered_name(schema, model.as_deref(), &settings.run_name)
         }
-        (Registered::Commit { repository, .. }, Some(RegisterTo::Hub { repository: wanted })) => {
-            repository == wanted
+        (Registered::Commit { hub, repository, .. }, RegisterTo::Hub { repository: wanted }) => {
+            *hub == place && repository == wanted
         }
         _ => false,
     });
-    Ok(wanted.next())
+    Ok(found.map(|entry| entry.registered))
+}
+
+/// What the model after `batch` batches of the run in this folder is known by: one that is started over there is created anew.
+fn identity(folder: &RunPaths, batch: u64) -> Result<Option<String>, TrainError> {
+    let events = read_events(folder.path())?;
+    let created = events.iter().rfind(|event| event.kind == EventType::Created);
+    Ok(created.map(|event| format!("ba{batch} of the run created {}", event.time)))
 }
 
 /// Registers the model, if that is asked for and has not been done.
@@ -110,7 +143,7 @@ pub(super) fn register(
 ) -> Result<Option<Registered>, TrainError> {
     let settings = &prepared.plan.settings;
     let Some(wanted) = &settings.register_to else { return Ok(None) };
-    if let Some(earlier) = earlier(settings, folder)? {
+    if let Some(earlier) = earlier(settings, folder, finished.batch)? {
         return Ok(Some(earlier));
     }
     observer.observe(Update::Registering(&wanted.to_string()));
@@ -134,7 +167,7 @@ pub(super) fn register(
         export: finished.export.clone(),
         source: Box::new(source),
     })?;
-    note(folder, &registered)?;
+    note(folder, Entry { model: identity(folder, finished.batch)?, registered: registered.clone() })?;
     observer.observe(Update::Registered(&registered.to_string()));
     Ok(Some(registered))
 }
@@ -151,10 +184,10 @@ fn target(repository: &str) -> Result<HubTarget, TrainError> {
 }
 
 /// Adds to `registered.json`.
-fn note(folder: &RunPaths, registered: &Registered) -> Result<(), TrainError> {
+fn note(folder: &RunPaths, entry: Entry) -> Result<(), TrainError> {
     let path = folder.registered();
-    let mut all: Vec<Registered> =
+    let mut all: Vec<Entry> =
         fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    all.push(registered.clone());
+    all.push(entry);
     Ok(write_atomic(&path, &serde_json::to_vec(&all)?)?)
 }
