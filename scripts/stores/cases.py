@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from store import BUCKET, Door, Store
 from tiny import BINARY, Folder, conversation, expect
 
 LONG = ["training_duration=400ba", "save_interval=20ba"]
+# The last checkpoint of such a run, which has 6 batches an epoch.
+LAST = "ep66-ba400"
 SECRET = "a-secret-key"
 TORCH = """
 import sys
@@ -214,5 +217,123 @@ def store_away(folder: Folder) -> None:
     expect(store().get(f"{place}/metrics.jsonl") == (folder.run("run") / "metrics.jsonl").read_bytes(), "metrics differ")
 
 
+def content(place: str) -> dict[str, bytes]:
+    return {name: store().get(f"{place}/{name}") for name in store().names(place)}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")}
+
+
+def only_oldest_checkpoint(run: Path) -> None:
+    for checkpoint in sorted((run / "checkpoints").glob("ep*"), key=lambda path: int(path.name.split("-ba")[1]))[1:]:
+        shutil.rmtree(checkpoint)
+
+
+def another_run(folder: Folder) -> None:
+    """what a run of the same name left at the url is not touched by another, whichever has come further, nor is what is here; both are named"""
+    door, there = Door(store()), "shared/team"
+    lasting = ["training_duration=5ep", "save_num_checkpoints_to_keep=2"]
+    by_url = [f"save_folder={url('shared')}", *lasting]
+    trained(folder, door, "team", *by_url)
+    before = content(there)
+    other = ["learning_rate=0.02"]
+
+    def refused(machine: Folder, *overrides: str, says: str) -> None:
+        here = files(machine.run("team") / "checkpoints") if machine.run("team").exists() else {}
+        has(trained(machine, door, "team", *by_url, *overrides, code=2), "are not the same", says, "runs/team", url(there), "set another run_name")
+        time.sleep(0.2)
+        expect(content(there) == before, f"the url was changed: {overrides}")
+        if here:
+            expect(files(machine.run("team") / "checkpoints") == here, f"this machine's checkpoints were changed: {overrides}")
+
+    refused(Folder(), *other, says="learning_rate is 0.02 in the run file, and was 0.01 at the url")
+    # Its own run, as far as that at the url.
+    local = Folder()
+    local.train("team", *lasting, *other)
+    refused(local, *other, says="learning_rate")
+    refused(local, says="were not saved together")
+    # One that has not come as far.
+    only_oldest_checkpoint(local.run("team"))
+    logs = (local.run("team") / "metrics.jsonl").read_bytes()
+    refused(local, says="in the run file, and was 0.02 on this machine")
+    expect((local.run("team") / "metrics.jsonl").read_bytes() == logs, "the logs were replaced")
+    # The same settings do not make it the same run.
+    same = Folder()
+    same.train("team", *lasting)
+    refused(same, says="were not saved together")
+    for machine in (local, same):
+        machine.remove()
+
+
+def saved_by_two(folder: Folder) -> None:
+    """a checkpoint that somebody else puts at the url meanwhile is neither replaced nor removed, and the run says so at its end"""
+    door, place = Door(store()), "two/run"
+    overrides = [f"save_folder={url('two')}", *LONG, "save_num_checkpoints_to_keep=2"]
+    run = start(folder, door, "train", "run.yaml", "run_name=run", *overrides)
+    wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names(place)))
+    last = f"{place}/checkpoints/{LAST}"
+    store().put(f"{last}/__0_0.distcp", b"another's")
+    store().put(f"{last}/.metadata", b"another's")
+    said = ended(run, 2)
+    has(said, "were not saved together", f"runs/run/checkpoints/{LAST}", f"s3://{BUCKET}/{last}", "Nothing was replaced there")
+    expect(store().get(f"{last}/.metadata") == b"another's" and store().get(f"{last}/__0_0.distcp") == b"another's", "it was replaced")
+
+
+def exports(folder: Folder) -> None:
+    """what an earlier run exported is not taken for this one's; what is there is not uploaded again"""
+    door, place = Door(store()), "exports/run"
+    folder.train("run", "learning_rate=0.02")
+    earlier = folder.weights("run")
+    shutil.rmtree(folder.run("run") / "checkpoints")
+    by_url = f"save_folder={url('exports')}"
+    # As a run that was deleted but for its models has left it.
+    export = max((folder.run("run") / "huggingface").glob("ba*"))
+    store().put_folder(f"{place}/huggingface/{export.name}", export)
+    store().put(f"{place}/huggingface/{export.name}/model-00002-of-00002.safetensors", b"of more files")
+    trained(folder, door, "run", by_url)
+    there = content(f"{place}/huggingface/{export.name}")
+    expect(folder.weights("run") != earlier and there["model.safetensors"] == folder.weights("run"), "not this run's model")
+    expect(set(there) == {path.name for path in export.iterdir()}, f"other files: {sorted(there)}")
+    # The first to be deleted, by a request that names it in its body, is what makes the old one whole.
+    asked = [asked for asked in door.asked if asked.startswith("POST") and "delete" in asked or asked.startswith("PUT") and "/huggingface/" in asked]
+    expect("delete" in asked[0] and asked[-1].endswith("/config.json"), f"whole while it is replaced: {asked}")
+    puts = [asked for asked in door.asked if asked.startswith("PUT") and ("/huggingface/" in asked or "distcp" in asked)]
+    has(trained(folder, door, "run", by_url), "This run is finished")
+    again = [asked for asked in door.asked if asked.startswith("PUT") and ("/huggingface/" in asked or "distcp" in asked)]
+    expect(again == puts, f"uploaded again: {again[len(puts):]}")
+
+
+def broken_off(folder: Folder) -> None:
+    """what a process that was killed left undone at the url is done by the next: the latest is named, what is half removed goes"""
+    door, place = Door(store()), "broken/run"
+    overrides = [f"save_folder={url('broken')}", "learning_rate=1e-5", "training_duration=5ep", "save_num_checkpoints_to_keep=2"]
+    trained(folder, door, "run", *overrides)
+    latest = f"{place}/checkpoints/latest-sharded-rank0.symlink"
+    right, names = store().get(latest), store().names(place)
+    store().put(latest, b"broken/run/checkpoints/ep1-ba6")
+    store().put(f"{place}/checkpoints/ep1-ba6/__0_0.distcp", b"half removed")
+    trained(folder, door, "run", *overrides)
+    expect(store().get(latest) == right, store().get(latest).decode())
+    expect(store().names(place) == names, f"{store().names(place)}")
+
+
+def failure(folder: Folder) -> None:
+    """a run that fails does not wait for a store that is away"""
+    door = Door(store())
+    run = start(folder, door, "train", "run.yaml", "run_name=run", f"save_folder={url('failure')}", "training_duration=4000ba", "save_interval=20ba")
+    wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names("failure/run")))
+    door.shut = True
+    checkpoints = folder.run("run") / "checkpoints"
+    checkpoints.rename(folder.path / "taken-away")
+    checkpoints.write_text("in the way")
+    since = time.monotonic()
+    said, _ = run.communicate(timeout=120)
+    took = time.monotonic() - since
+    expect(run.returncode not in (0, -9), f"ended with {run.returncode}: {said[-2000:]}")
+    has(said, "not all of runs/run is at", "the same command uploads the rest")
+    expect(took < 12, f"it took {took:.1f} s: {said[-2000:]}")
+
+
 if __name__ == "__main__":
-    run_cases(data, side_by_side, model, whole_run, another_machine, refusals, store_away)
+    run_cases(data, side_by_side, model, whole_run, another_machine, refusals, store_away, another_run, saved_by_two, exports, broken_off, failure)

@@ -52,6 +52,12 @@ pub enum TrainError {
         folder = folder.display()
     )]
     NotUploaded { folder: PathBuf, url: String, problem: String },
+    #[error(
+        "{here} and {there} are not the same: {difference}. Nothing was replaced there; set another run_name, or move one of the \
+         two away",
+        here = here.display()
+    )]
+    OtherRun { here: PathBuf, there: String, difference: String },
     #[error("{place}: {mismatch}")]
     Tensors { place: String, mismatch: TensorMismatch },
     #[error(transparent)]

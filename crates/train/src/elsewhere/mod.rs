@@ -16,9 +16,9 @@ mod not_built;
 #[cfg(feature = "stores")]
 pub(crate) use fetch::{data, model, weights};
 #[cfg(feature = "stores")]
-pub(crate) use mirror::Mirror;
+pub(crate) use mirror::{Mirror, Mirroring};
 #[cfg(not(feature = "stores"))]
-pub(crate) use not_built::{Mirror, data, model, weights};
+pub(crate) use not_built::{Mirror, Mirroring, data, model, weights};
 
 /// Where runs are kept that do not say where, and where those work that are kept elsewhere.
 pub const DEFAULT_FOLDER: &str = "runs";

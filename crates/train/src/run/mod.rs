@@ -27,7 +27,7 @@ use tessera_checkpoint::dcp::{point_latest, remove_leftovers};
 use tessera_dist::{Deadline, Watchdog};
 use tessera_track::{EventLog, EventType, clear_cancel, read_events, write_report};
 
-use crate::elsewhere::Mirror;
+use crate::elsewhere::{Mirror, Mirroring};
 use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
 use crate::observe::{EvaluationReport, Observer, Silent, Update};
@@ -196,8 +196,8 @@ fn hear<T: DeserializeOwned>(ranks: &Ranks, label: &'static str) -> Result<T, Tr
 
 /// What the leading process has when a run can start.
 enum Start {
-    Ready(Box<Prepared>, RunFolder, EventLog, Followers, Option<Mirror>),
-    Finished(Finished),
+    Ready(Box<Prepared>, RunFolder, EventLog, Followers, Option<Mirroring>),
+    Finished(Finished, RunFolder, Option<Mirroring>),
 }
 
 /// A process's part in a run.
@@ -219,7 +219,9 @@ impl Run<'_> {
         let start = self.start(resolved, folder);
         let go = match &start {
             Ok(Start::Ready(prepared, ..)) => Ok(Go::Train(prepared.plan.settings.to_json()?)),
-            Ok(Start::Finished(finished)) => Ok(Go::Finished(finished.batch, finished.checkpoint.clone())),
+            Ok(Start::Finished(finished, ..)) => {
+                Ok(Go::Finished(finished.batch, finished.checkpoint.clone()))
+            }
             Err(error) => Err(error),
         };
         let told = tell(&ranks, START, go);
@@ -227,9 +229,10 @@ impl Run<'_> {
             Start::Ready(prepared, folder, events, followers, mirror) => {
                 (prepared, folder, events, followers, mirror)
             }
-            Start::Finished(finished) => {
+            Start::Finished(finished, _folder, mirror) => {
                 told?;
                 ranks.leave()?;
+                mirror.map_or(Ok(()), Mirroring::finish)?;
                 return Ok(Outcome::AlreadyCompleted(finished));
             }
         };
@@ -246,23 +249,38 @@ impl Run<'_> {
         });
         self.note(&mut events, &folder, result.as_ref().err());
         followers.finish(result.as_ref());
-        let uploaded = mirror.map_or(Ok(()), Mirror::finish);
-        let outcome = match (result, uploaded) {
-            (Ok(Outcome::Completed(_)), Err(error)) => return Err(error),
-            (result, uploaded) => {
-                // Whoever asked the run to stop, or has it fail, is told of that first.
-                if let Err(error) = uploaded {
+        // After the report: a launcher may end this process as soon as the others have left.
+        let result = result.and_then(|outcome| match ranks.leave() {
+            Ok(()) => Ok(outcome),
+            Err(error) => {
+                self.note(&mut events, &folder, Some(&error));
+                Err(error)
+            }
+        });
+        self.end_copy(mirror, result)
+    }
+
+    /// Has what is left of the run uploaded. The others have left, or wait in vain for a process that failed.
+    fn end_copy(
+        &self,
+        mirror: Option<Mirroring>,
+        result: Result<Outcome, TrainError>,
+    ) -> Result<Outcome, TrainError> {
+        let Some(mirror) = mirror else { return result };
+        match result {
+            Ok(outcome @ Outcome::Stopped { .. }) => {
+                // Whoever asked the run to stop is told of that first.
+                if let Err(error) = mirror.finish() {
                     self.observer.observe(Update::Warning(&error.to_string()));
                 }
-                result?
+                Ok(outcome)
             }
-        };
-        // After the report: a launcher may end this process as soon as the others have left.
-        if let Err(error) = ranks.leave() {
-            self.note(&mut events, &folder, Some(&error));
-            return Err(error);
+            Ok(outcome) => mirror.finish().map(|()| outcome),
+            Err(error) => {
+                mirror.finish_soon();
+                Err(error)
+            }
         }
-        Ok(outcome)
     }
 
     /// Notes what the run ended for, if it failed, and writes the report.
@@ -298,7 +316,7 @@ impl Run<'_> {
         // Under the lock, and before anything is read: what a killed run left may bring a checkpoint back.
         remove_leftovers(&folder.checkpoints())?;
         remove_leftovers(&folder.exports())?;
-        let mirror = Mirror::start(&resolved.settings, observer)?;
+        let mirror = Mirror::open(&resolved.settings, observer)?;
         let mut events = EventLog::open(folder.path())?;
         let checked = contact(&resolved.settings).map(|contacts| {
             for contact in contacts {
@@ -322,14 +340,22 @@ impl Run<'_> {
         }
         if let Some(finished) = already_completed(&prepared, &folder)? {
             let finished = self.complete_again(finished, &prepared, &folder, &mut events);
-            // Also of a failure: it is noted in the folder.
-            let uploaded = mirror.map_or(Ok(()), Mirror::finish);
-            let finished = finished?;
-            uploaded?;
-            return Ok(Start::Finished(finished));
+            let mirror = mirror.map(|mirror| mirror.start(true)).transpose();
+            return match finished {
+                Ok(finished) => Ok(Start::Finished(finished, folder, mirror?)),
+                Err(error) => {
+                    // The failure is noted in the folder.
+                    if let Ok(Some(mirror)) = mirror {
+                        mirror.finish_soon();
+                    }
+                    Err(error)
+                }
+            };
         }
         let followers = Followers::start(&prepared, folder.path(), observer)?;
         begin(&mut events, &folder, &prepared)?;
+        // Not before: until here it may turn out that the url has another run.
+        let mirror = mirror.map(|mirror| mirror.start(prepared.resumes)).transpose()?;
         Ok(Start::Ready(Box::new(prepared), folder, events, followers, mirror))
     }
 

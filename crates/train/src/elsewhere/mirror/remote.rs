@@ -1,70 +1,68 @@
-//! A run as it lies at a url, laid out as on this machine, and what it takes to make one like the other.
+//! A run as it lies at a url, laid out as on this machine, and what it takes to make it like the one here.
 //!
-//! The order of uploads is what makes the copy good at any moment: of a checkpoint its shards come first, then the logs that
-//! led to it, `.metadata` next to last, and the text that names the latest only once the store has confirmed them all.
+//! The order of uploads is what makes the copy good at any moment: checkpoints come before exports; of a checkpoint its shards
+//! come first, then the logs that led to it, `.metadata` next to last, and the text that names the latest only once the store has
+//! confirmed them all. What this run did not put there is neither replaced nor removed.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
 
-use tessera_checkpoint::dcp::{CheckpointName, list_checkpoints, point_latest};
+use tessera_checkpoint::dcp::{CheckpointName, list_checkpoints};
 use tessera_checkpoint::huggingface::HubProgress;
-use tessera_files::{AtomicFolder, FileError, IoContext};
 use tessera_stores::{Object, Place, Problem, StoreError};
 
+use super::local::{OpenCheckpoint, Opened, Stamp, entries, identity, open};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::Settings;
 use crate::spec::CheckpointsToKeep;
 
-const CHECKPOINTS: &str = "checkpoints";
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 const EXPORTS: &str = "huggingface";
 /// What makes a checkpoint whole.
-const METADATA: &str = ".metadata";
+pub(super) const METADATA: &str = ".metadata";
 /// What makes an export whole, for those who look at it at the url: it is uploaded last.
 const CONFIG: &str = "config.json";
 /// The text that names the latest checkpoint, by its path in the bucket, as Composer has it.
 const LATEST: &str = "latest-sharded-rank0.symlink";
 /// The most bytes of a `.metadata` that is compared.
-const MOST_METADATA: u64 = 1 << 30;
-
-/// A file's name, the file, and its size.
-type Opened = (String, (File, u64));
+pub(super) const MOST_METADATA: u64 = 1 << 30;
+/// By how much a store rounds the time of an object down.
+const ROUNDING: Duration = Duration::from_secs(1);
 
 /// The run at the url, as far as is known.
 pub(super) struct RemoteRun {
-    place: Place,
-    folder: PathBuf,
+    pub(super) place: Place,
+    pub(super) folder: PathBuf,
     keep: Option<usize>,
-    observer: Arc<dyn Observer>,
-    /// The run is over: uploads are told.
-    is_ending: Arc<AtomicBool>,
-    /// Size and time of each log as it was uploaded.
-    logs: HashMap<PathBuf, (u64, SystemTime)>,
+    pub(super) observer: Arc<dyn Observer>,
+    /// Whether the run is over, so that uploads are told. Gone when nobody waits for them any more.
+    is_ending: Weak<AtomicBool>,
+    /// Each log as it was uploaded.
+    logs: HashMap<PathBuf, Stamp>,
     /// Whole checkpoints that are there.
-    checkpoints: BTreeSet<CheckpointName>,
-    /// Those of them that are known to be this machine's.
-    confirmed: BTreeSet<CheckpointName>,
-    /// Exports that are there, by name.
-    exports: BTreeSet<String>,
+    pub(super) checkpoints: BTreeSet<CheckpointName>,
+    /// What tells the saves of this run, which it may replace.
+    pub(super) ours: HashSet<String>,
+    /// Checkpoints of this machine that need no upload, each by its `.metadata`.
+    pub(super) confirmed: HashMap<CheckpointName, Stamp>,
+    /// Exports of this machine that need no upload, each by its configuration.
+    exports: HashMap<String, Stamp>,
+    /// The checkpoint that is known to be named as the latest.
+    latest: Option<CheckpointName>,
+    /// Nothing is there that is no longer kept.
+    is_tidy: bool,
 }
 
 impl RemoteRun {
     /// Looks at what is there.
-    pub(super) fn open(
-        settings: &Settings,
-        observer: Arc<dyn Observer>,
-        is_ending: Arc<AtomicBool>,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn open(settings: &Settings, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
         let place = Place::parse(&settings.save_folder)?.join(&settings.run_name);
-        let whole = |object: &Object| {
-            let (folder, name) = object.name.split_once('/')?;
-            (name == METADATA).then(|| folder.parse().ok())?
-        };
-        let checkpoints = place.join(CHECKPOINTS).list()?.iter().filter_map(whole).collect();
+        let checkpoints = whole(&place.join(CHECKPOINTS).list()?);
         let keep = match settings.save_num_checkpoints_to_keep {
             CheckpointsToKeep::All => None,
             CheckpointsToKeep::Newest(count) => Some(count.get()),
@@ -74,235 +72,309 @@ impl RemoteRun {
             place,
             keep,
             observer,
-            is_ending,
+            is_ending: Weak::new(),
             logs: HashMap::new(),
             checkpoints,
-            confirmed: BTreeSet::new(),
-            exports: BTreeSet::new(),
+            ours: HashSet::new(),
+            confirmed: HashMap::new(),
+            exports: HashMap::new(),
+            latest: None,
+            is_tidy: false,
         })
+    }
+
+    /// Has uploads told once `is_ending`, and given up when it is dropped. What an earlier run that this one does not go on from
+    /// has exported is going to be moved, and is not uploaded.
+    pub(super) fn begin(&mut self, resumes: bool, is_ending: &Arc<AtomicBool>) -> Result<(), TrainError> {
+        if !resumes && !self.checkpoints.is_empty() {
+            return Err(self.other_run("training cannot go on from the checkpoints at the url".to_owned()));
+        }
+        self.is_ending = Arc::downgrade(is_ending);
+        let there = if resumes { self.place.join(EXPORTS).list()? } else { Vec::new() };
+        for name in entries(&self.folder.join(EXPORTS), Path::is_dir)? {
+            let stamp = self.stamp_of_export(&name);
+            if let Some(stamp) = stamp.filter(|stamp| !resumes || self.is_there(&name, stamp, &there)) {
+                self.exports.insert(name, stamp);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn url(&self) -> String {
         self.place.to_string()
     }
 
-    /// Fetches the newest checkpoint, and the files beside it, if this machine has none as new.
-    pub(super) fn bring_newest_here(&mut self, may_resume: bool) -> Result<(), TrainError> {
-        let Some(&newest) = self.checkpoints.last() else { return Ok(()) };
-        if !may_resume {
-            return Err(TrainError::AlreadyStarted { folder: self.url().into() });
-        }
-        let checkpoints = self.folder.join(CHECKPOINTS);
-        if list_checkpoints(&checkpoints)?.first().is_some_and(|here| *here >= newest) {
-            return Ok(());
-        }
-        fs::create_dir_all(&checkpoints).context("create", &checkpoints)?;
-        for object in self.place.list()?.iter().filter(|object| is_log(&object.name)) {
-            self.fetch(&self.place.join(&object.name), object, &self.folder.join(&object.name))?;
-        }
-        let name = newest.to_string();
-        let (place, folder) =
-            (self.place.join(CHECKPOINTS).join(&name), AtomicFolder::create(&checkpoints.join(&name))?);
-        for object in place.list()?.iter().filter(|object| !object.name.contains('/')) {
-            self.fetch(&place.join(&object.name), object, &folder.folder().join(&object.name))?;
-        }
-        folder.finish()?;
-        point_latest(&checkpoints, newest)?;
-        self.confirmed.insert(newest);
-        Ok(())
+    /// Whether nobody waits for uploads any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.is_ending.strong_count() == 0
     }
 
-    fn fetch(&self, place: &Place, object: &Object, path: &Path) -> Result<(), StoreError> {
-        place.download(object, path, &mut |done| {
-            let progress = HubProgress { file: &object.name, done, total: object.size };
-            self.observer.observe(Update::Downloading(progress));
-        })
+    /// The place of a checkpoint.
+    pub(super) fn checkpoint(&self, name: CheckpointName) -> Place {
+        self.place.join(CHECKPOINTS).join(&name.to_string())
+    }
+
+    pub(super) fn other_run(&self, difference: String) -> TrainError {
+        TrainError::OtherRun { here: self.folder.clone(), there: self.url(), difference }
+    }
+
+    pub(super) fn other_checkpoint(&self, name: CheckpointName) -> TrainError {
+        TrainError::OtherRun {
+            here: self.folder.join(CHECKPOINTS).join(name.to_string()),
+            there: self.checkpoint(name).to_string(),
+            difference: "they have the same name, but were not saved together".to_owned(),
+        }
     }
 
     /// Whether this machine has a checkpoint or an export that is not there.
     pub(super) fn is_behind(&self) -> bool {
-        let checkpoints = self.new_checkpoints().is_ok_and(|new| !new.is_empty());
-        checkpoints || self.new_exports().is_ok_and(|new| !new.is_empty())
+        let checkpoint = self.new_checkpoint().is_ok_and(|new| new.is_some());
+        checkpoint || self.new_export().is_ok_and(|new| new.is_some())
     }
 
     /// Uploads all that is new, and removes what is no longer kept.
-    pub(super) fn catch_up(&mut self) -> Result<(), StoreError> {
-        for name in self.new_exports().map_err(|error| self.here(error))? {
-            self.upload_export(&name)?;
-        }
-        // Of those that are not kept for long only the newest may be left when it comes to it.
-        while let Some(name) = self.new_checkpoints().map_err(|error| self.here(error))?.into_iter().next() {
-            self.upload_checkpoint(name)?;
-        }
-        self.upload_logs()
-    }
-
-    /// Whole checkpoints of this machine that are not there, the oldest first.
-    fn new_checkpoints(&self) -> Result<Vec<CheckpointName>, FileError> {
-        let mut names = list_checkpoints(&self.folder.join(CHECKPOINTS))?;
-        names.retain(|name| !self.confirmed.contains(name));
-        names.reverse();
-        Ok(names)
-    }
-
-    fn new_exports(&self) -> Result<Vec<String>, FileError> {
-        let folder = self.folder.join(EXPORTS);
-        if !folder.is_dir() {
-            return Ok(Vec::new());
-        }
-        let mut names = entries(&folder, Path::is_dir)?;
-        names.retain(|name| !self.exports.contains(name));
-        Ok(names)
-    }
-
-    /// Uploads an export, its configuration last.
-    fn upload_export(&mut self, name: &str) -> Result<(), StoreError> {
-        let folder = self.folder.join(EXPORTS).join(name);
-        let place = self.place.join(EXPORTS).join(name);
-        let mut files = entries(&folder, Path::is_file).map_err(|error| self.here(error))?;
-        files.sort_by_key(|file| file == CONFIG);
-        for file in files {
-            let path = folder.join(&file);
-            let opened = open(&path).map_err(|error| self.here(error))?;
-            self.upload(&place.join(&file), &path, opened)?;
-        }
-        self.exports.insert(name.to_owned());
-        Ok(())
-    }
-
-    fn upload_checkpoint(&mut self, name: CheckpointName) -> Result<(), StoreError> {
-        let folder = self.folder.join(CHECKPOINTS).join(name.to_string());
-        let place = self.place.join(CHECKPOINTS).join(&name.to_string());
-        // All are open before the first is sent: retention, which removes them meanwhile, then takes nothing away.
-        let Some(mut files) = open_all(&folder).map_err(|error| self.here(error))? else { return Ok(()) };
-        let metadata = place.join(METADATA);
-        if self.checkpoints.contains(&name) {
-            let here = fs::read(folder.join(METADATA)).ok();
-            if here.is_some() && here == metadata.read(MOST_METADATA).ok() {
-                self.confirmed.insert(name);
-                return Ok(());
+    pub(super) fn catch_up(&mut self) -> Result<(), TrainError> {
+        loop {
+            // Looked for anew each time: of those that are not kept for long only the newest may be left when it comes to it.
+            if let Some(name) = self.new_checkpoint()? {
+                self.upload_checkpoint(name)?;
+                self.name_latest()?;
+            } else if let Some((name, stamp)) = self.new_export()? {
+                self.upload_export(&name, stamp)?;
+            } else {
+                break;
             }
-            // Of another history: it is not whole while it is replaced.
-            metadata.delete()?;
-            self.checkpoints.remove(&name);
         }
-        files.sort_by_key(|(file, _)| file == METADATA);
-        let sizes: Vec<_> = files.iter().map(|(file, (_, size))| (file.clone(), *size)).collect();
-        for (file, opened) in files {
-            if file == METADATA {
-                self.upload_logs()?;
-            }
-            self.upload(&place.join(&file), &folder.join(&file), opened)?;
-        }
-        self.confirm(&place, &sizes)?;
-        self.checkpoints.insert(name);
-        self.confirmed.insert(name);
-        if self.checkpoints.last() == Some(&name) {
-            let latest = self.place.join(CHECKPOINTS).join(LATEST);
-            latest.write(place.key().as_bytes().to_vec())?;
-        }
+        self.upload_logs()?;
+        // Both were left undone where a process ended or the store was away.
+        self.name_latest()?;
         self.retain()
     }
 
-    /// Fails unless the store tells of all files as they are here.
-    fn confirm(&self, place: &Place, sizes: &[(String, u64)]) -> Result<(), StoreError> {
-        let there = place.list()?;
-        let is_there = |(file, size): &&(String, u64)| {
-            there.iter().any(|object| object.name == *file && object.size == *size)
-        };
-        match sizes.iter().find(|file| !is_there(file)) {
-            None => Ok(()),
-            Some((file, _)) => {
-                let problem = Problem::Unreachable("it was uploaded, but is not listed as it is".to_owned());
-                Err(StoreError { url: place.join(file).to_string(), problem })
-            }
-        }
+    /// The oldest whole checkpoint of this machine that is not there and would be kept.
+    fn new_checkpoint(&self) -> Result<Option<CheckpointName>, TrainError> {
+        let here = list_checkpoints(&self.folder.join(CHECKPOINTS))?;
+        let all: BTreeSet<_> = here.iter().chain(&self.checkpoints).copied().collect();
+        let oldest = self.keep.and_then(|keep| all.into_iter().nth_back(keep.max(1) - 1));
+        Ok(here.into_iter().rev().find(|name| {
+            let path = self.folder.join(CHECKPOINTS).join(name.to_string()).join(METADATA);
+            Some(*name) >= oldest
+                && Stamp::of(&path).is_some_and(|stamp| self.confirmed.get(name) != Some(&stamp))
+        }))
     }
 
-    /// Removes the checkpoints that are no longer kept, each in the order in which it stops being whole first.
-    fn retain(&mut self) -> Result<(), StoreError> {
-        let Some(keep) = self.keep else { return Ok(()) };
-        while self.checkpoints.len() > keep.max(1) {
-            let Some(&oldest) = self.checkpoints.first() else { break };
-            let place = self.place.join(CHECKPOINTS).join(&oldest.to_string());
-            place.join(METADATA).delete()?;
-            for object in place.list()? {
-                place.join(&object.name).delete()?;
+    fn new_export(&self) -> Result<Option<(String, Stamp)>, TrainError> {
+        let names = entries(&self.folder.join(EXPORTS), Path::is_dir)?;
+        let mut stamped = names.into_iter().filter_map(|name| {
+            let stamp = self.stamp_of_export(&name)?;
+            Some((name, stamp))
+        });
+        Ok(stamped.find(|(name, stamp)| self.exports.get(name) != Some(stamp)))
+    }
+
+    fn stamp_of_export(&self, name: &str) -> Option<Stamp> {
+        Stamp::of(&self.folder.join(EXPORTS).join(name).join(CONFIG))
+    }
+
+    /// Whether an export is `there` as it is here: whole, with the same files, and not older.
+    fn is_there(&self, name: &str, stamp: &Stamp, there: &[Object]) -> bool {
+        let folder = self.folder.join(EXPORTS).join(name);
+        let of_export = |object: &Object| {
+            let file = object.name.strip_prefix(name)?.strip_prefix('/')?;
+            Some((file.to_owned(), object.size))
+        };
+        let found: BTreeSet<_> = there.iter().filter_map(of_export).collect();
+        let here = entries(&folder, Path::is_file).unwrap_or_default().into_iter();
+        let here: BTreeSet<_> =
+            here.filter_map(|file| Some((file.clone(), Stamp::of(&folder.join(file))?.size))).collect();
+        let config = there.iter().find(|object| object.name == format!("{name}/{CONFIG}"));
+        let is_new = |object: &Object| {
+            let uploaded = Duration::from_millis(u64::try_from(object.modified).unwrap_or_default());
+            SystemTime::UNIX_EPOCH + uploaded + ROUNDING >= stamp.modified
+        };
+        found == here && config.is_some_and(is_new)
+    }
+
+    /// Uploads an export, its configuration last. One that it takes the place of is not whole meanwhile.
+    fn upload_export(&mut self, name: &str, stamp: Stamp) -> Result<(), TrainError> {
+        let folder = self.folder.join(EXPORTS).join(name);
+        let place = self.place.join(EXPORTS).join(name);
+        let mut files = entries(&folder, Path::is_file)?;
+        files.sort_by_key(|file| file == CONFIG);
+        place.join(CONFIG).delete()?;
+        for object in place.list()?.iter().filter(|object| !files.contains(&object.name)) {
+            place.join(&object.name).delete()?;
+        }
+        for file in files {
+            let path = folder.join(&file);
+            self.upload(&place.join(&file), &path, open(&path)?)?;
+        }
+        self.exports.insert(name.to_owned(), stamp);
+        Ok(())
+    }
+
+    fn upload_checkpoint(&mut self, name: CheckpointName) -> Result<(), TrainError> {
+        let folder = self.folder.join(CHECKPOINTS).join(name.to_string());
+        let place = self.checkpoint(name);
+        let Some(OpenCheckpoint { shards, metadata, stamp }) = OpenCheckpoint::open(&folder)? else {
+            return Ok(());
+        };
+        let own = identity(&metadata);
+        let there = match place.join(METADATA).read(MOST_METADATA) {
+            Err(error) if error.is_not_found() => None,
+            read => Some(identity(&read?)),
+        };
+        if there.as_ref() != Some(&own) {
+            if let Some(there) = there {
+                if !self.ours.contains(&there) {
+                    return Err(self.other_checkpoint(name));
+                }
+                // It is not whole while it is replaced.
+                place.join(METADATA).delete()?;
+                self.checkpoints.remove(&name);
             }
-            self.checkpoints.remove(&oldest);
+            let mut sizes: Vec<_> = shards.iter().map(|(file, (_, size))| (file.clone(), *size)).collect();
+            sizes.push((METADATA.to_owned(), metadata.len() as u64));
+            for (file, opened) in shards {
+                self.upload(&place.join(&file), &folder.join(&file), opened)?;
+            }
+            self.upload_logs()?;
+            // It may be there although the store's answer is lost.
+            self.ours.insert(own.clone());
+            place.join(METADATA).write(metadata)?;
+            confirm(&place, &sizes)?;
+        }
+        self.ours.insert(own);
+        self.checkpoints.insert(name);
+        self.confirmed.insert(name, stamp);
+        self.is_tidy = false;
+        Ok(())
+    }
+
+    /// Has the newest checkpoint named as the latest.
+    fn name_latest(&mut self) -> Result<(), TrainError> {
+        let newest = self.checkpoints.last().copied();
+        if let Some(name) = newest.filter(|_| self.latest != newest) {
+            let path = self.checkpoint(name).key().as_bytes().to_vec();
+            self.place.join(CHECKPOINTS).join(LATEST).write(path)?;
+            self.latest = newest;
         }
         Ok(())
     }
 
-    /// Uploads the files beside the checkpoints that have changed.
-    fn upload_logs(&mut self) -> Result<(), StoreError> {
-        for name in entries(&self.folder, Path::is_file).map_err(|error| self.here(error))? {
+    /// Removes the checkpoints that are no longer kept, each in the order in which it stops being whole first, and what is left of
+    /// those whose removal or upload was broken off.
+    fn retain(&mut self) -> Result<(), TrainError> {
+        let Some(keep) = self.keep.filter(|_| !self.is_tidy) else { return Ok(()) };
+        while self.checkpoints.len() > keep.max(1) {
+            let Some(oldest) = self.checkpoints.first().copied() else { break };
+            self.remove(oldest, &self.checkpoint(oldest).list()?)?;
+            self.checkpoints.remove(&oldest);
+        }
+        let listed = self.place.join(CHECKPOINTS).list()?;
+        let folders = listed.iter().filter_map(|object| object.name.split_once('/')?.0.parse().ok());
+        for name in &folders.collect::<BTreeSet<CheckpointName>>() - &whole(&listed) {
+            if Some(&name) < self.checkpoints.first() {
+                self.remove(name, &self.checkpoint(name).list()?)?;
+            }
+        }
+        self.is_tidy = true;
+        Ok(())
+    }
+
+    fn remove(&self, name: CheckpointName, objects: &[Object]) -> Result<(), StoreError> {
+        let place = self.checkpoint(name);
+        place.join(METADATA).delete()?;
+        objects.iter().try_for_each(|object| place.join(&object.name).delete())
+    }
+
+    /// Uploads the files beside the checkpoints that have changed. One that goes away or is cut meanwhile is left for the next
+    /// time.
+    fn upload_logs(&mut self) -> Result<(), TrainError> {
+        for name in entries(&self.folder, Path::is_file)? {
             let path = self.folder.join(&name);
-            let Ok(stamp) = stamp(&path) else { continue };
+            let Some(stamp) = Stamp::of(&path) else { continue };
             if !is_log(&name) || self.logs.get(&path) == Some(&stamp) {
                 continue;
             }
-            let opened = open(&path).map_err(|error| self.here(error))?;
-            self.upload(&self.place.join(&name), &path, opened)?;
-            self.logs.insert(path, stamp);
+            let opened = open(&path).map_err(TrainError::from);
+            match opened.and_then(|opened| self.upload(&self.place.join(&name), &path, opened)) {
+                Ok(()) => drop(self.logs.insert(path, stamp)),
+                Err(error) if is_in_motion(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
 
-    fn upload(&self, place: &Place, path: &Path, (mut file, size): (File, u64)) -> Result<(), StoreError> {
-        place.upload(&mut file, path, size, &mut |done| {
-            if self.is_ending.load(Ordering::Relaxed) {
-                let name = path.strip_prefix(&self.folder).unwrap_or(path).display().to_string();
+    fn upload(&self, place: &Place, path: &Path, (mut file, size): Opened) -> Result<(), TrainError> {
+        if self.is_abandoned() {
+            let (folder, problem) = (self.folder.clone(), "nobody waits for it".to_owned());
+            return Err(TrainError::NotUploaded { folder, url: self.url(), problem });
+        }
+        let name = path.strip_prefix(&self.folder).unwrap_or(path).display();
+        let name = format!("{name}; if this is interrupted the same command goes on with it");
+        Ok(place.upload(&mut file, path, size, &mut |done| {
+            if self.is_ending.upgrade().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
                 self.observer.observe(Update::Uploading(HubProgress { file: &name, done, total: size }));
             }
-        })
+        })?)
     }
+}
 
-    /// A failure of this machine's files.
-    fn here(&self, error: FileError) -> StoreError {
-        StoreError { url: self.url(), problem: Problem::File(error) }
+/// The checkpoints whose `.metadata` is among what was listed.
+fn whole(listed: &[Object]) -> BTreeSet<CheckpointName> {
+    let whole = listed.iter().filter_map(|object| {
+        let (folder, name) = object.name.split_once('/')?;
+        (name == METADATA).then(|| folder.parse().ok())?
+    });
+    whole.collect()
+}
+
+/// Fails unless the store tells of all files as they are here.
+fn confirm(place: &Place, sizes: &[(String, u64)]) -> Result<(), StoreError> {
+    let there = place.list()?;
+    let is_there = |(file, size): &&(String, u64)| {
+        there.iter().any(|object| object.name == *file && object.size == *size)
+    };
+    match sizes.iter().find(|file| !is_there(file)) {
+        None => Ok(()),
+        Some((file, _)) => {
+            let problem = Problem::Unreachable("it was uploaded, but is not listed as it is".to_owned());
+            Err(StoreError { url: place.join(file).to_string(), problem })
+        }
     }
 }
 
 /// Whether a file beside the checkpoints tells of the run.
-fn is_log(name: &str) -> bool {
+pub(super) fn is_log(name: &str) -> bool {
     !name.contains('/') && !name.starts_with('.')
 }
 
-/// The names of what lies in a folder and is `wanted`, but for what is hidden.
-fn entries(folder: &Path, wanted: fn(&Path) -> bool) -> Result<Vec<String>, FileError> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).context("list", folder)? {
-        let entry = entry.context("list", folder)?;
-        // A name that is not UTF-8 is not one of ours.
-        let name = entry.file_name().into_string().ok().filter(|name| !name.starts_with('.'));
-        names.extend(name.filter(|_| wanted(&entry.path())));
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn open(path: &Path) -> Result<(File, u64), FileError> {
-    let file = File::open(path).context("open", path)?;
-    let size = file.metadata().context("read", path)?.len();
-    Ok((file, size))
-}
-
-/// Opens all files of a checkpoint; `None` if it was removed meanwhile.
-fn open_all(folder: &Path) -> Result<Option<Vec<Opened>>, FileError> {
-    let open_entry = |entry: std::io::Result<fs::DirEntry>| {
-        let path = entry.context("list", folder)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok((name, open(&path)?))
+/// Whether a file was removed or cut while it was read.
+fn is_in_motion(error: &TrainError) -> bool {
+    let (TrainError::File(file) | TrainError::Store(StoreError { problem: Problem::File(file), .. })) = error
+    else {
+        return false;
     };
-    let entries = fs::read_dir(folder).context("list", folder);
-    match entries.and_then(|entries| entries.map(open_entry).collect()) {
-        Err(_) if !folder.is_dir() => Ok(None),
-        opened => opened.map(Some),
-    }
+    matches!(file.source.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof)
 }
 
-fn stamp(path: &Path) -> std::io::Result<(u64, SystemTime)> {
-    let found = fs::metadata(path)?;
-    Ok((found.len(), found.modified()?))
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tessera_files::{FileError, IoContext};
+
+    #[test]
+    fn a_file_that_goes_away_or_is_cut_is_told_from_one_that_cannot_be_read() {
+        let failed = |kind: ErrorKind| -> FileError {
+            Err::<(), _>(std::io::Error::from(kind)).context("read", Path::new("metrics.jsonl")).unwrap_err()
+        };
+        let stored = |problem| TrainError::from(StoreError { url: "s3://b/x".into(), problem });
+        assert!(is_in_motion(&open(Path::new("no-such-file")).unwrap_err().into()));
+        assert!(is_in_motion(&stored(Problem::File(failed(ErrorKind::UnexpectedEof)))));
+        assert!(!is_in_motion(&failed(ErrorKind::PermissionDenied).into()));
+        assert!(!is_in_motion(&stored(Problem::Unreachable("away".into()))));
+    }
 }
