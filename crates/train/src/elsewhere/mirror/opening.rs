@@ -147,7 +147,7 @@ mod tests {
 
     fn settings(learning_rate: &str) -> Settings {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/tied_gqa/config.json");
-        let text = "model: m\ntrain_data_path: [{path: a, weight: 0.1}, {path: b, weight: 3}]\nt_max: 1dur";
+        let text = "model: m\ntrain_data_path: [{path: a, weight: 0.1}, {path: b, weight: 3}]\nscheduler: {name: cosine_with_warmup, t_warmup: 0.1dur}";
         let arguments = [format!("learning_rate={learning_rate}")];
         let spec = RunSpec::parse(text, Path::new("run.yaml"), &arguments).unwrap();
         Settings::resolve(spec, &ModelConfig::load(&model).unwrap(), || None).unwrap()
