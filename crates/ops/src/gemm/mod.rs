@@ -1,8 +1,8 @@
-//! The matrix product, hidden behind one function over strided matrices: in fp32 or fp64 by the `gemm` crate with its AVX-512
-//! kernels, and with factors rounded to bf16 by kernels of our own.
+//! The matrix product, hidden behind one function over strided matrices. Kernels of our own multiply fp32 on processors with AVX2,
+//! where they outdo the `gemm` crate, and factors rounded to bf16 everywhere; the crate does the rest: fp64, and fp32 with AVX-512.
 
-mod bf16;
-mod exact;
+mod library;
+mod packed;
 
 use crate::dtype::{DType, Float};
 
@@ -109,17 +109,16 @@ pub(crate) fn product<T: Float>(
         span(b.rows, b.columns, b.row_stride, b.column_stride) <= b.data.len(),
         "b lies outside its slice"
     );
-    match factors {
-        Factors::Bf16 if T::DTYPE == DType::F32 => {
-            let c = MatrixMut {
-                data: bytemuck::cast_slice_mut(c.data),
-                rows: c.rows,
-                columns: c.columns,
-                row_stride: c.row_stride,
-            };
-            bf16::product(c, a.cast(), b.cast(), scale.to_f64() as f32, output, threads);
+    // One row is bound by reading the matrix, which packing would double.
+    let own = packed::Kernel::best(factors)
+        .filter(|_| T::DTYPE == DType::F32 && (c.rows > 1 || factors == Factors::Bf16));
+    match own {
+        Some(kernel) => {
+            let MatrixMut { data, rows, columns, row_stride } = c;
+            let c = MatrixMut { data: bytemuck::cast_slice_mut(data), rows, columns, row_stride };
+            packed::product(kernel, c, a.cast(), b.cast(), scale.to_f64() as f32, output, threads);
         }
-        _ => exact::product(c, a, b, scale, output, threads),
+        None => library::product(c, a, b, scale, output, threads),
     }
 }
 

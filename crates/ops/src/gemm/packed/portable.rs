@@ -1,5 +1,4 @@
 //! The micro-kernel of every other processor: factors widened to fp32 again, and multiplied in vectors of whatever width there is.
-//! A product of two bf16 is exact in fp32, so that a sum is the same whether or not the addition is fused with it.
 
 use pulp::{Simd, WithSimd};
 
@@ -10,11 +9,10 @@ use super::pack::{LINES, Tile};
 const ROWS: usize = 4;
 const VECTORS: usize = 2;
 
-/// Computes a block of one strip by one with the vectors that it is dispatched to, of at most eight elements. `FUSED`: the
-/// processor multiplies and adds in one instruction.
-pub(super) struct Multiply<'a, 'b, const FUSED: bool>(pub &'a Block<'b>);
+/// Computes a block of one strip by one with the vectors that it is dispatched to, of at most eight elements.
+pub(super) struct Multiply<'a, 'b>(pub &'a Block<'b>);
 
-impl<const FUSED: bool> WithSimd for Multiply<'_, '_, FUSED> {
+impl WithSimd for Multiply<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -24,7 +22,7 @@ impl<const FUSED: bool> WithSimd for Multiply<'_, '_, FUSED> {
         let mut sums = [0.0; LINES * LINES];
         for row in (0..block.rows).step_by(ROWS) {
             for column in (0..LINES).step_by(VECTORS * S::F32_LANES) {
-                multiply::<S, FUSED>(simd, left, right, row, column, &mut sums);
+                multiply::<S>(simd, left, right, row, column, &mut sums);
             }
         }
         // SAFETY: the block has its rows by the promise of who made it.
@@ -37,7 +35,7 @@ impl<const FUSED: bool> WithSimd for Multiply<'_, '_, FUSED> {
 
 /// The sums of `ROWS` rows from `row` on and `VECTORS` vectors of columns from `column` on.
 #[inline(always)]
-fn multiply<S: Simd, const FUSED: bool>(
+fn multiply<S: Simd>(
     simd: S,
     left: &[Tile],
     right: &[Tile],
@@ -49,10 +47,7 @@ fn multiply<S: Simd, const FUSED: bool>(
     let early = |word: S::u32s| simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(word, sixteen));
     let late = |word: S::u32s| simd.transmute_f32s_u32s(simd.and_u32s(word, upper_half));
     let add_product = |sum: &mut S::f32s, a: S::f32s, b: S::f32s| {
-        *sum = match FUSED {
-            true => simd.mul_add_f32s(a, b, *sum),
-            false => simd.add_f32s(*sum, simd.mul_f32s(a, b)),
-        };
+        *sum = simd.add_f32s(*sum, simd.mul_f32s(a, b));
     };
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     for (left, right) in left.iter().zip(right) {

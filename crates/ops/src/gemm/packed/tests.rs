@@ -1,12 +1,11 @@
-//! Every micro-kernel that the processor has against an fp64 product of the factors rounded by `half`.
+//! Every micro-kernel that the processor has against an fp64 product of the factors, rounded by `half` where the kernel rounds.
 
 use half::bf16;
 use rayon::ThreadPoolBuilder;
 
 use super::kernel::Kernel;
-use super::pack::{DEPTH, LINES, Lines, Packing, Side, Tile};
-use super::product_by;
-use crate::gemm::{Factors, Matrix, MatrixMut, Output, Threads, product};
+use super::pack::{LINES, Lines, PAIRED, Side, Tile};
+use crate::gemm::{self, Factors, Matrix, MatrixMut, Output, Threads};
 
 /// Numbers that look random, the same for the same seed (splitmix64).
 struct Seeded(u64);
@@ -83,7 +82,7 @@ impl Case {
             columns: self.columns,
             row_stride: stride,
         };
-        product_by(kernel, out, a, b, self.scale, self.output, Threads::Pool);
+        super::product(kernel, out, a, b, self.scale, self.output, Threads::Pool);
         c
     }
 
@@ -93,7 +92,10 @@ impl Case {
         let (a, b) = self.factors(seeded);
         let before = seeded.values(self.rows * self.columns);
         let c = self.run(kernel, (&a, &b), &before);
-        let rounded = |values: &[f32]| values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
+        let rounded = |values: &[f32]| match kernel.factors() {
+            Factors::Exact => values.to_vec(),
+            Factors::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>(),
+        };
         let (a, b) = (rounded(&a), rounded(&b));
         let a = self.factor(&a, [self.rows, self.depth], matches!(self.layout, Layout::TN));
         let b = self.factor(&b, [self.depth, self.columns], matches!(self.layout, Layout::NT));
@@ -130,7 +132,7 @@ impl Case {
 const LAYOUTS: [Layout; 3] = [Layout::NT, Layout::NN, Layout::TN];
 
 #[test]
-fn every_kernel_sums_the_products_of_rounded_factors() {
+fn every_kernel_sums_the_products_of_its_factors() {
     let sizes = [
         (5, 7, 0),
         (1, 1, 1),
@@ -185,7 +187,7 @@ fn every_kernel_does_so_for_any_shape() {
 fn nothing_times_something_is_nothing() {
     let factors = Factors::Bf16;
     let a = Matrix::new(&[], 0, 3);
-    product(
+    gemm::product(
         MatrixMut::new(&mut [], 0, 5),
         a,
         Matrix::new(&[1.0_f32; 15], 3, 5),
@@ -195,7 +197,7 @@ fn nothing_times_something_is_nothing() {
         factors,
     );
     let b = Matrix::new(&[], 3, 0);
-    product(
+    gemm::product(
         MatrixMut::new(&mut [], 5, 0),
         Matrix::new(&[1.0_f32; 15], 5, 3),
         b,
@@ -215,7 +217,7 @@ fn strides_may_be_anything() {
     let (mut found, mut expected) = ([1.0; 40 * 40], [2.0; 40 * 40]);
     for kernel in Kernel::available() {
         let product = |a: Matrix<'_, f32>, c: &mut [f32]| {
-            product_by(
+            super::product(
                 kernel,
                 MatrixMut::new(c, 40, 40),
                 a,
@@ -260,11 +262,21 @@ fn threads_do_not_show() {
 #[test]
 fn what_is_not_finite_spreads_no_further() {
     for kernel in Kernel::available() {
-        for wrong in [f32::NAN, f32::INFINITY, f32::MAX] {
+        // The largest number rounds to infinity.
+        let largest = if kernel.factors() == Factors::Bf16 { f32::MAX } else { f32::NEG_INFINITY };
+        for wrong in [f32::NAN, f32::INFINITY, largest] {
             let (mut a, b, mut c) = (vec![1.0; 20 * 33], vec![1.0; 33 * 20], vec![0.0; 20 * 20]);
             a[7 * 33 + 32] = wrong;
             let (a, b) = (Matrix::new(&a, 20, 33), Matrix::new(&b, 33, 20));
-            product_by(kernel, MatrixMut::new(&mut c, 20, 20), a, b, 1.0, Output::Replace, Threads::Current);
+            super::product(
+                kernel,
+                MatrixMut::new(&mut c, 20, 20),
+                a,
+                b,
+                1.0,
+                Output::Replace,
+                Threads::Current,
+            );
             for (place, &c) in c.iter().enumerate() {
                 assert_eq!(place / 20 == 7, !c.is_finite(), "{kernel:?}: {c} at {place} for {wrong}");
                 assert!(place / 20 == 7 || c == 33.0);
@@ -273,12 +285,12 @@ fn what_is_not_finite_spreads_no_further() {
     }
 }
 
-/// All packings round as `half` does, ties, NaN, infinity and overflow included, and lay pairs out alike. Numbers below the
-/// normal ones are left out, for the processor's conversion flushes them.
+/// All packings that round do so as `half` does, ties, NaN, infinity and overflow included, and all lay words out alike. Numbers
+/// below the normal ones are left out, for the processor's conversion flushes them.
 #[test]
 fn packings_round_to_nearest_even() {
     let mut seeded = Seeded(5);
-    let mut values: Vec<f32> = (0..LINES * DEPTH)
+    let mut values: Vec<f32> = (0..LINES * PAIRED)
         .map(|_| f32::from_bits(seeded.next() as u32))
         .map(|value| if value == 0.0 || value.is_subnormal() { 1.0 } else { value })
         .collect();
@@ -286,35 +298,39 @@ fn packings_round_to_nearest_even() {
     for (value, bits) in values.iter_mut().zip(ties) {
         *value = f32::from_bits(bits);
     }
-    let packings = [
-        Some(Packing::Portable),
-        #[cfg(target_arch = "x86_64")]
-        super::kernel::has_avx512().then_some(Packing::Avx512),
-    ];
-    for packing in packings.into_iter().flatten() {
+    for kernel in Kernel::available() {
         for (side, by_lines) in
             [(Side::Left, true), (Side::Left, false), (Side::Right, true), (Side::Right, false)]
         {
-            let lines = match by_lines {
-                true => Lines::rows(Matrix::new(&values, LINES, DEPTH)),
-                false => Lines::columns(Matrix::new(&values, DEPTH, LINES)),
-            };
-            let mut tile = [Tile::ZERO];
-            lines.pack(packing, side, 0, 0..DEPTH, &mut tile);
-            for (line, pair) in (0..LINES).flat_map(|line| (0..LINES).map(move |pair| (line, pair))) {
-                let at =
-                    |depth: usize| values[if by_lines { line * DEPTH + depth } else { depth * LINES + line }];
-                let [early, late] = [2 * pair, 2 * pair + 1].map(|depth| bf16::from_f32(at(depth)));
-                let word = match side {
-                    Side::Left => tile[0].words(line)[pair],
-                    Side::Right => tile[0].words(pair)[line],
-                };
-                for (expected, found) in [(early, word as u16), (late, (word >> 16) as u16)] {
-                    let found = bf16::from_bits(found);
-                    let same = expected == found || expected.is_nan() && found.is_nan();
-                    assert!(same, "{packing:?} {side:?} {by_lines}: {found} instead of {expected}");
-                }
-            }
+            check_packing(kernel, side, by_lines, &values);
         }
+    }
+}
+
+/// Packs the first tile of a matrix whose lines lie in memory as such, or side by side, and looks at each of its elements.
+fn check_packing(kernel: Kernel, side: Side, by_lines: bool, values: &[f32]) {
+    let (packing, depth) = (kernel.packing(), kernel.packing().depth());
+    let lines = match by_lines {
+        true => Lines::rows(Matrix::new(values, LINES, PAIRED)),
+        false => Lines::columns(Matrix::new(values, PAIRED, LINES)),
+    };
+    let mut tile = [Tile::ZERO];
+    lines.pack(packing, side, 0, 0..depth, &mut tile);
+    for (line, place) in (0..LINES).flat_map(|line| (0..depth).map(move |place| (line, place))) {
+        let value = values[if by_lines { line * PAIRED + place } else { place * LINES + line }];
+        let word = |index: usize| match side {
+            Side::Left => tile[0].words(line)[index],
+            Side::Right => tile[0].words(index)[line],
+        };
+        let found = match depth {
+            PAIRED => f32::from_bits(word(place / 2) >> (16 * (place % 2)) << 16),
+            _ => f32::from_bits(word(place)),
+        };
+        let expected = match kernel.factors() {
+            Factors::Exact => value,
+            Factors::Bf16 => bf16::from_f32(value).to_f32(),
+        };
+        let same = expected == found || expected.is_nan() && found.is_nan();
+        assert!(same, "{packing:?} {side:?} {by_lines}: {found} instead of {expected} at {line}, {place}");
     }
 }

@@ -3,7 +3,8 @@
 use super::pack::{LINES, Packing, Tile};
 use super::portable;
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512};
+use super::{amx, avx2, avx512};
+use crate::gemm::Factors;
 
 /// A block of the output and the strips that it is the product of.
 pub(super) struct Block<'a> {
@@ -51,43 +52,68 @@ pub(super) fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512bf16")
 }
 
+/// Whether the processor has AVX2 and multiplies and adds in one instruction.
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
 /// A micro-kernel.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Kernel {
+pub(in crate::gemm) enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// In fp32, of factors that are rounded to bf16 or not.
     #[cfg(target_arch = "x86_64")]
-    Avx2(pulp::x86::V3),
+    Avx2 {
+        rounded: bool,
+    },
     Portable,
 }
 
 impl Kernel {
-    /// All that run on this processor, the fastest first.
+    /// All that run on this processor, of those for equal factors the fastest first.
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let special = [
             amx::is_available().then_some(Self::Amx),
             has_avx512().then_some(Self::Avx512),
-            pulp::x86::V3::try_new().map(Self::Avx2),
+            has_avx2().then_some(Self::Avx2 { rounded: true }),
+            has_avx2().then_some(Self::Avx2 { rounded: false }),
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let special = [];
         special.into_iter().flatten().chain([Self::Portable])
     }
 
-    /// The fastest.
-    pub(super) fn best() -> Self {
-        Self::available().next().unwrap_or(Self::Portable)
+    /// The fastest for such factors, unless the library is faster.
+    pub(in crate::gemm) fn best(factors: Factors) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if factors == Factors::Exact && is_x86_feature_detected!("avx512f") {
+            return None;
+        }
+        Self::available().find(|kernel| kernel.factors() == factors)
+    }
+
+    /// How it takes its factors.
+    pub(super) fn factors(self) -> Factors {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 { rounded: false } => Factors::Exact,
+            _ => Factors::Bf16,
+        }
     }
 
     /// How its factors are packed.
     pub(super) fn packing(self) -> Packing {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Amx | Self::Avx512 => Packing::Avx512,
-            _ => Packing::Portable,
+            Self::Amx | Self::Avx512 => Packing::PairsByAvx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 { rounded } => Packing::Singles { rounded },
+            Self::Portable => Packing::Pairs,
         }
     }
 
@@ -97,8 +123,8 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::Amx => (2, 2),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => (1, 3),
-            _ => (1, 1),
+            Self::Avx512 | Self::Avx2 { .. } => (1, 3),
+            Self::Portable => (1, 1),
         }
     }
 
@@ -139,12 +165,13 @@ impl Kernel {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512::multiply(block) },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(simd) => pulp::Simd::vectorize(simd, portable::Multiply::<true>(block)),
+            Self::Avx2 { .. } => unsafe { avx2::multiply(block) },
             #[cfg(target_arch = "x86_64")]
-            Self::Portable => pulp::Simd::vectorize(pulp::Scalar128b, portable::Multiply::<false>(block)),
+            Self::Portable => pulp::Simd::vectorize(pulp::Scalar128b, portable::Multiply(block)),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Portable => pulp::Arch::new().dispatch(portable::Multiply::<false>(block)),
+            Self::Portable => pulp::Arch::new().dispatch(portable::Multiply(block)),
         }
     }
 }

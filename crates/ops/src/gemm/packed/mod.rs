@@ -1,4 +1,4 @@
-//! The product whose factors are rounded to bf16 as they are packed, and whose sums are fp32.
+//! The product of fp32 factors packed for kernels of our own, rounded to bf16 on the way or not, with sums in fp32.
 //!
 //! Both factors are packed block by block into a buffer that its thread keeps, each element once for as many blocks of the output
 //! as the buffer allows; then tasks compute pieces of the output from it with the best micro-kernel that the processor has. How all
@@ -7,6 +7,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod kernel;
@@ -21,8 +23,9 @@ use std::thread::LocalKey;
 
 use rayon::prelude::*;
 
-use self::kernel::{Block, Kernel};
-use self::pack::{DEPTH, LINES, Lines, Side, Tile};
+use self::kernel::Block;
+pub(super) use self::kernel::Kernel;
+use self::pack::{LINES, Lines, Side, Tile};
 use super::{Matrix, MatrixMut, Output, Threads};
 
 /// Tiles of the buffer for the right factor, which all tasks read: 4 MiB.
@@ -40,18 +43,6 @@ const SMALL: usize = 1 << 19;
 
 /// c = scale·a·b, or c += scale·a·b, of matrices that lie in their slices; c is not empty.
 pub(super) fn product(
-    c: MatrixMut<'_, f32>,
-    a: Matrix<'_, f32>,
-    b: Matrix<'_, f32>,
-    scale: f32,
-    output: Output,
-    threads: Threads,
-) {
-    product_by(Kernel::best(), c, a, b, scale, output, threads);
-}
-
-/// The same by a given micro-kernel.
-fn product_by(
     kernel: Kernel,
     c: MatrixMut<'_, f32>,
     a: Matrix<'_, f32>,
@@ -144,14 +135,15 @@ impl Product<'_> {
     fn run(&self, output: Output) {
         let (columns, depth) = (self.b.count(), self.a.depth());
         let (row_strips, column_strips) = self.kernel.strips();
-        let depth_step = even_step(depth, MOST_DEPTH, DEPTH);
-        let strip = depth_step / DEPTH;
+        let tile = self.kernel.packing().depth();
+        let depth_step = even_step(depth, MOST_DEPTH, tile);
+        let strip = depth_step / tile;
         let column_step = even_step(columns, RIGHT_TILES / strip * LINES, column_strips * LINES);
         let most_rows = LEFT_TILES / strip / row_strips * row_strips * LINES;
         with_buffer(&RIGHT, RIGHT_TILES, |buffer| {
             for depth in pieces(depth, depth_step) {
                 for columns in pieces(columns, column_step) {
-                    let strip = depth.len().div_ceil(DEPTH);
+                    let strip = depth.len().div_ceil(tile);
                     let right = &mut buffer[..columns.len().div_ceil(LINES) * strip];
                     self.pack_right(columns.clone(), depth.clone(), strip, right);
                     let adds = output == Output::Add || depth.start > 0;
