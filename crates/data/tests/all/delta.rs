@@ -263,6 +263,20 @@ fn what_is_not_known_or_no_log_is_refused_by_name() {
 }
 
 #[test]
+fn a_table_of_which_only_a_catalogue_knows_the_newest_version_is_refused() {
+    let bench = bench(Task::ContinuedPretrain, "deleted", 1, "deleted.jsonl");
+    edit(&bench, 0, "\"deletionVectors\"]", "\"deletionVectors\", \"catalogManaged\"]");
+    edit(&bench, 0, "\"writerFeatures\": [", "\"writerFeatures\": [\"inCommitTimestamp\", ");
+    let enabled = "\"delta.enableDeletionVectors\": \"true\"";
+    edit(&bench, 0, enabled, &format!("{enabled}, \"delta.enableInCommitTimestamps\": \"true\""));
+    let error = bench.error();
+    assert!(
+        error.contains("it needs what is not known here") && error.contains("catalog-managed"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_damaged_checkpoint_or_data_file_is_an_error() {
     let bench = bench(Task::ChatCompletion, "conversations", 6, "conversations.jsonl");
     let checkpoint = table(&bench).join("_delta_log/00000000000000000004.checkpoint.parquet");
