@@ -54,7 +54,7 @@ class Door:
 
     def __init__(self, store: Store):
         door = self
-        self.shut, self.answer, self.asked = False, None, []
+        self.shut, self.answer, self.asked, self.askers = False, None, [], set()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -68,6 +68,7 @@ class Door:
             def pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 door.asked.append(f"{self.command} {self.path}")
+                door.askers.add(self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0])
                 if door.shut:
                     self.close_connection = True
                     return

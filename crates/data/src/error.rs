@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use tessera_files::FileError;
 
+use crate::delta::TableProblem;
 use crate::settings::Task;
 use crate::source::Unit;
 
@@ -112,6 +113,15 @@ pub enum DataError {
         task: Task,
         /// What the task reads.
         expected: &'static str,
+    },
+
+    /// A Delta table cannot be read.
+    #[error("{name}: {problem}")]
+    Table {
+        /// The table as the settings name it.
+        name: String,
+        /// What is wrong with it.
+        problem: TableProblem,
     },
 
     /// Nothing is at the path.

@@ -107,10 +107,19 @@ impl Task {
 pub struct Fetched {
     /// The folder that their names are told from.
     pub folder: PathBuf,
-    /// Their paths, in the order in which they are read; a folder means the files of a kind that is read below it.
-    pub files: Vec<PathBuf>,
+    /// What is read there.
+    pub contents: Contents,
     /// The version of the source that they are of; `None`: it has none, being read where it is.
     pub version: Option<String>,
+}
+
+/// What is read of a source that was brought to this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// Files by their paths, in the order in which they are read; a folder means the files of a kind that is read below it.
+    Files(Vec<PathBuf>),
+    /// This version of the Delta table that the folder is.
+    Table(u64),
 }
 
 /// One place that rows come from.

@@ -38,6 +38,11 @@ pub enum TrainError {
     Model(#[from] HuggingFaceError),
     #[error("{path} is neither a file nor a folder here, and cannot be had as a data set: {source}")]
     DataSet { path: String, source: HuggingFaceError },
+    #[error(
+        "Delta table input to train_data_path or eval_data_path must be in the format catalog.schema.table, but got {path}, and no \
+         file or folder of that name is here"
+    )]
+    NoTableName { path: String },
     /// Something in an object store or on a server.
     #[cfg(feature = "stores")]
     #[error(transparent)]

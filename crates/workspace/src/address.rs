@@ -6,7 +6,6 @@ use std::time::Duration;
 use reqwest::{RequestBuilder, Url};
 
 use crate::error::WorkspaceError;
-use crate::path::VolumePath;
 
 /// How much of what a workspace says is shown.
 const LONGEST: usize = 400;
@@ -21,17 +20,15 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The workspace for `path` that `DATABRICKS_HOST` and `DATABRICKS_TOKEN` name, of which `variable` gives the values.
+    /// The workspace that `DATABRICKS_HOST` and `DATABRICKS_TOKEN` name, of which `variable` gives the values. `why` says what it is
+    /// needed for.
     ///
     /// # Errors
     /// When one of them is not set, or the host is none.
-    pub fn find(
-        path: &VolumePath,
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, WorkspaceError> {
+    pub fn find(why: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, WorkspaceError> {
         let needed = |name: &'static str| {
             let value = variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-            value.ok_or(WorkspaceError::NoCredentials { path: path.to_string(), variable: name })
+            value.ok_or(WorkspaceError::NoCredentials { why: why.to_owned(), variable: name })
         };
         let (host, token) = (needed("DATABRICKS_HOST")?, needed("DATABRICKS_TOKEN")?);
         let address = if host.contains("://") { host.clone() } else { format!("https://{host}") };
@@ -71,7 +68,7 @@ impl Workspace {
 }
 
 /// A path as an address has it: every byte that could mean something else is escaped.
-fn encoded(path: &str) -> String {
+pub(crate) fn encoded(path: &str) -> String {
     let byte = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
             char::from(byte).to_string()
@@ -94,8 +91,9 @@ mod tests {
     use super::*;
 
     fn find(host: &str, token: &str) -> Result<Workspace, WorkspaceError> {
-        let path = VolumePath::parse("dbfs:/Volumes/c/s/v").unwrap().unwrap();
-        Workspace::find(&path, |name| Some(if name == "DATABRICKS_HOST" { host } else { token }.to_owned()))
+        Workspace::find("data is asked for", |name| {
+            Some(if name == "DATABRICKS_HOST" { host } else { token }.to_owned())
+        })
     }
 
     #[test]

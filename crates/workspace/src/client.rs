@@ -47,6 +47,10 @@ impl Client {
         self.workspace.sign(self.http.get(url))
     }
 
+    pub(crate) fn post(&self, url: &str) -> RequestBuilder {
+        self.workspace.sign(self.http.post(url))
+    }
+
     pub(crate) fn head(&self, url: &str) -> RequestBuilder {
         self.workspace.sign(self.http.head(url))
     }

@@ -17,12 +17,11 @@ pub enum WorkspaceError {
 
     /// Who is asking is not said.
     #[error(
-        "{path} is on a workspace, and /Volumes is not mounted here; {variable} is not set: DATABRICKS_HOST and \
-         DATABRICKS_TOKEN tell where the workspace is and who asks"
+        "{why}; {variable} is not set: DATABRICKS_HOST and DATABRICKS_TOKEN tell where the workspace is and who asks"
     )]
     NoCredentials {
-        /// The path.
-        path: String,
+        /// What the workspace is needed for.
+        why: String,
         /// The variable that is not set.
         variable: &'static str,
     },
@@ -83,6 +82,54 @@ pub enum WorkspaceError {
         place: String,
         /// What was asked for.
         path: String,
+    },
+
+    /// There is no such table.
+    #[error("could not find table {name} on the workspace {place}; look at its name in Catalog Explorer")]
+    NoTable {
+        /// Its address.
+        place: String,
+        /// What was asked for.
+        name: String,
+    },
+
+    /// The token is taken, but may not read the table.
+    #[error(
+        "the owner of DATABRICKS_TOKEN does not have permission to access table {name} on the workspace {place} from outside \
+         (403): {message}. It takes SELECT on the table, USE CATALOG and USE SCHEMA on what it is in, EXTERNAL USE SCHEMA, which the \
+         catalogue's owner grants, and external data access switched on for the metastore"
+    )]
+    TableNotAllowed {
+        /// Its address.
+        place: String,
+        /// What was asked for.
+        name: String,
+        /// What the workspace said.
+        message: String,
+    },
+
+    /// It is no table whose files are a Delta table.
+    #[error(
+        "{name} is {found}, no Delta table of its own, and cannot be read; write its rows into one (CREATE TABLE … AS SELECT), and \
+         name that"
+    )]
+    NoDeltaTable {
+        /// What was asked for.
+        name: String,
+        /// What it is.
+        found: String,
+    },
+
+    /// Credentials came, but of no kind that serves.
+    #[error(
+        "the workspace grants no credentials that are known here for {name} ({kinds}); copy the table to this machine or to a store, \
+         and name it as delta:<path or url>"
+    )]
+    NoKnownAccess {
+        /// What was asked for.
+        name: String,
+        /// The kinds that it granted.
+        kinds: String,
     },
 
     /// Something else is refused.

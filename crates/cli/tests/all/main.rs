@@ -19,5 +19,7 @@ mod showing;
 mod signals;
 mod support;
 mod sweep;
+#[cfg(feature = "delta")]
+mod tables;
 mod tracking;
 mod volumes;

@@ -1,8 +1,8 @@
 //! Data in volumes of a workspace, of which a stand-in listens here.
 
-#[path = "../../../workspace/tests/server/mod.rs"]
+#[path = "../../../workspace/tests/workspace/server.rs"]
 #[allow(dead_code)]
-mod server;
+pub mod server;
 
 use crate::signals::numbers;
 use crate::support::{Bench, Ended, ended};

@@ -8,23 +8,30 @@ use tessera_files::{FileError, IoContext};
 
 use super::expected;
 use super::mds::{self, Shard};
+use crate::delta::LOG_FOLDER;
 use crate::error::DataError;
 use crate::settings::Task;
 
 /// What a file is written in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     JsonLines,
     Json,
     Csv,
     Parquet,
     Text,
     Mds(Shard),
+    /// A file of a Delta table: which one, and what its log says of all its rows.
+    #[cfg(feature = "delta")]
+    Table {
+        file: usize,
+        constants: String,
+    },
 }
 
 /// How its bytes are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
+pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
@@ -32,11 +39,11 @@ pub(super) enum Compression {
 
 /// A file of a source.
 #[derive(Debug)]
-pub(super) struct DataFile {
-    pub(super) path: PathBuf,
-    pub(super) format: Format,
-    pub(super) compression: Compression,
-    pub(super) size: u64,
+pub(crate) struct DataFile {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+    pub(crate) compression: Compression,
+    pub(crate) size: u64,
 }
 
 /// The files in the order in which they are read: that of their paths.
@@ -74,6 +81,11 @@ fn at(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
     if !path.is_dir() {
         return Ok(vec![named(path, task)?]);
     }
+    if path.join(LOG_FOLDER).is_dir() {
+        // Its folder also has files of other versions.
+        let found = format!("a Delta table, which is read by the name delta:{}", path.display());
+        return Err(DataError::WrongKind { path: path.to_owned(), found, task, expected: expected(task) });
+    }
     match mds::find(path, task)? {
         Some(shards) => Ok(shards),
         None => in_folder(path, task),
@@ -106,17 +118,7 @@ fn is_of_tools(name: &str) -> bool {
 /// Where the service's users also have data, if that is what a path which is not there looks like.
 fn elsewhere(path: &Path) -> Option<&'static str> {
     let text = path.to_str()?;
-    if text.contains("://") {
-        Some("in an object store or on a server")
-    } else if text.starts_with("delta:") {
-        Some("a Delta table")
-    } else if kind(path).is_some() || text.starts_with(['/', '.', '~']) || text.contains(['*', '?', '[']) {
-        None
-    } else if !text.contains('/') && text.split('.').filter(|part| !part.is_empty()).count() == 3 {
-        Some("a table of Unity Catalog")
-    } else {
-        None
-    }
+    if text.contains("://") { Some("in an object store or on a server") } else { None }
 }
 
 /// A file that was asked for by its name.
@@ -182,6 +184,11 @@ fn collect(folder: &Path, seen: &mut HashSet<PathBuf>, paths: &mut Vec<PathBuf>)
         }
     }
     Ok(())
+}
+
+/// Whether a name is that of a file which is read, by its ending.
+pub fn is_file_name(name: &str) -> bool {
+    kind(Path::new(name)).is_some()
 }
 
 /// What a file's name says of its content.

@@ -26,14 +26,21 @@ use sha2::Digest;
 use tessera_files::{Sha256, sha256_hex};
 
 pub(crate) use document::Document;
-pub use files::wanted_names;
-use files::{Compression, DataFile, Format};
+pub(crate) use files::{Compression, DataFile, Format};
+pub use files::{is_file_name, wanted_names};
+#[cfg(feature = "delta")]
+pub(crate) use parquet_rows::{damaged, found_rows, guarded, rows_at_once};
+#[cfg(feature = "delta")]
+pub(crate) use record::Found;
 pub use record::Unit;
 pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};
 
+use crate::delta::Table;
+#[cfg(feature = "delta")]
+use crate::delta::TableReader;
 use crate::error::DataError;
 use crate::pin::Pin;
-use crate::settings::{Columns, Fetched, SourceSettings, Task};
+use crate::settings::{Columns, Contents, SourceSettings, Task};
 
 /// Bytes of the source that are worked on at once, for each thread.
 const BYTES_PER_THREAD: usize = 1 << 20;
@@ -55,6 +62,8 @@ pub(crate) struct Source {
     /// The version of a source that is elsewhere.
     version: Option<String>,
     files: Vec<DataFile>,
+    /// The table that they are of.
+    table: Option<Arc<Table>>,
     pub(crate) columns: Columns,
     pub(crate) weight: f64,
     task: Task,
@@ -64,14 +73,20 @@ impl Source {
     /// Finds the files that a source of `task` means.
     pub(crate) fn open(settings: &SourceSettings, task: Task) -> Result<Self, DataError> {
         let path = PathBuf::from(&settings.path);
-        let (files, folder, version) = match &settings.fetched {
-            Some(Fetched { folder, files, version }) => {
-                (files::fetched(files, task)?, folder.clone(), version.clone())
-            }
-            None => (files::find(&path, task)?, path.clone(), None),
-        };
         let (columns, weight) = (settings.columns.clone(), settings.weight);
-        let source = Self { path, folder, version, files, columns, weight, task };
+        let (folder, version) = match &settings.fetched {
+            Some(fetched) => (fetched.folder.clone(), fetched.version.clone()),
+            None => (path.clone(), None),
+        };
+        let (files, table) = match settings.fetched.as_ref().map(|fetched| &fetched.contents) {
+            Some(Contents::Files(files)) => (files::fetched(files, task)?, None),
+            Some(&Contents::Table(version)) => {
+                let table = Table::open(&settings.path, &folder, version, columns.wanted(task).as_deref())?;
+                (table.data_files()?, Some(Arc::new(table)))
+            }
+            None => (files::find(&path, task)?, None),
+        };
+        let source = Self { path, folder, version, files, table, columns, weight, task };
         if source.size() == 0 {
             return Err(source.empty());
         }
@@ -113,7 +128,7 @@ impl Source {
     /// A digest of the content: equal for equal content, whatever the path, file times or number of threads. Where there
     /// are several files their names within the folder are part of it, since their order follows from them.
     pub(crate) fn content_digest(&self) -> Result<String, DataError> {
-        let mut listing = String::new();
+        let mut listing = self.table.as_ref().map_or(String::new(), |table| table.identity().to_owned());
         for file in &self.files {
             let name = match self.files.len() {
                 1 => Path::new(""),
@@ -143,6 +158,11 @@ impl Source {
                 let (path, task) = (&file.path, self.task);
                 let refuse = |found| DataError::WrongKind { path: path.clone(), found, task, expected };
                 Box::new(mds::Reader::open(file, shard, wanted.as_deref(), refuse)?)
+            }
+            #[cfg(feature = "delta")]
+            Format::Table { file: index, .. } => {
+                let table = self.table.as_ref().ok_or_else(|| self.empty())?;
+                Box::new(TableReader::open(table, *index, &file.path, file.size)?)
             }
             #[cfg(feature = "parquet")]
             Format::Parquet => {

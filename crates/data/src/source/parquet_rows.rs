@@ -17,6 +17,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use parquet::file::metadata::ParquetMetaData;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 use tessera_files::IoContext;
@@ -47,10 +48,7 @@ impl Reader {
         let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))
             .map_err(damaged)?
             .map_err(|error| damaged(error.to_string()))?;
-        let groups = builder.metadata().row_groups();
-        let rows: u64 = groups.iter().map(|group| group.num_rows().max(0) as u64).sum();
-        let unpacked: u64 = groups.iter().map(|group| group.total_byte_size().max(0) as u64).sum();
-        let fitting = bytes_at_once() as u64 / (unpacked / rows.max(1)).max(1);
+        let (rows, at_once) = rows_at_once(builder.metadata());
         let mask = match wanted {
             None => ProjectionMask::all(),
             Some(wanted) => {
@@ -60,19 +58,28 @@ impl Reader {
                 ProjectionMask::roots(schema, roots.collect::<Vec<_>>())
             }
         };
-        let builder = builder.with_projection(mask).with_batch_size((fitting as usize).clamp(1, MOST_ROWS));
+        let builder = builder.with_projection(mask).with_batch_size(at_once);
         let batches =
             guarded(|| builder.build()).map_err(damaged)?.map_err(|error| damaged(error.to_string()))?;
         Ok(Self { batches, path: path.to_owned(), size, rows, behind: 0 })
     }
 }
 
+/// How many rows a file has, and how many of them are read at once.
+pub(crate) fn rows_at_once(metadata: &ParquetMetaData) -> (u64, usize) {
+    let groups = metadata.row_groups();
+    let rows: u64 = groups.iter().map(|group| group.num_rows().max(0) as u64).sum();
+    let unpacked: u64 = groups.iter().map(|group| group.total_byte_size().max(0) as u64).sum();
+    let fitting = bytes_at_once() as u64 / (unpacked / rows.max(1)).max(1);
+    (rows, (fitting as usize).clamp(1, MOST_ROWS))
+}
+
 /// The parquet crate trusts some of what a file says of itself: what a damaged one makes it do ends here.
-fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(read)).map_err(|_| "its content contradicts itself".to_owned())
 }
 
-fn damaged(path: &Path, rows: u64, problem: String) -> DataError {
+pub(crate) fn damaged(path: &Path, rows: u64, problem: String) -> DataError {
     let place = if rows == 0 { "its beginning".to_owned() } else { format!("row {rows}") };
     DataError::Damaged { path: path.to_owned(), place, problem }
 }
@@ -91,15 +98,23 @@ impl RecordReader for Reader {
         };
         let before = self.behind as usize;
         self.behind += batch.num_rows() as u64;
-        let rows = (0..batch.num_rows()).into_par_iter();
-        Ok(rows
-            .map(|row| Found { unit: Unit::Row, number: before + row + 1, content: content(&batch, row) })
-            .collect())
+        Ok(found_rows(&batch, before, |_| true))
     }
 
     fn bytes_read(&self) -> u64 {
         (u128::from(self.size) * u128::from(self.behind) / u128::from(self.rows.max(1))) as u64
     }
+}
+
+/// The rows of a batch, `before` which there are so many, of which some are `kept`.
+pub(crate) fn found_rows(
+    batch: &RecordBatch,
+    before: usize,
+    kept: impl Fn(usize) -> bool + Sync,
+) -> Vec<Found> {
+    let rows = (0..batch.num_rows()).into_par_iter().filter(|row| kept(before + row));
+    rows.map(|row| Found { unit: Unit::Row, number: before + row + 1, content: content(batch, row) })
+        .collect()
 }
 
 fn content(batch: &RecordBatch, row: usize) -> Content {

@@ -230,17 +230,12 @@ fn paths_that_hold_no_data() {
         "{}",
         bench.error()
     );
-    for (path, place) in [
-        ("s3://bucket/a.jsonl", "in an object store or on a server"),
-        ("delta:table@3", "a Delta table"),
-        ("main.default.table", "a table of Unity Catalog"),
-    ] {
-        bench.path = path.into();
-        assert!(
-            bench.error().contains(&format!("{path} is {place}, from which nothing is read yet")),
-            "{path}"
-        );
-    }
+    bench.path = "s3://bucket/a.jsonl".into();
+    assert!(
+        bench.error().contains("is in an object store or on a server, from which nothing is read yet"),
+        "{}",
+        bench.error()
+    );
     for path in ["a/missing/file.jsonl", "a.b.jsonl", "./a/b", "/a/b/c"] {
         bench.path = path.into();
         assert!(bench.error().contains("no such file or folder"), "{path}");

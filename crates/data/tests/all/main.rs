@@ -4,6 +4,8 @@
 mod bad_input;
 mod cache;
 mod damaged;
+#[cfg(feature = "delta")]
+mod delta;
 mod documents;
 mod masks;
 mod mds;

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use glob::{MatchOptions, Pattern};
 use tessera_checkpoint::dcp::CheckpointName;
 use tessera_checkpoint::huggingface::{HubProgress, ModelLocation};
-use tessera_data::{Fetched, Task, wanted_names};
-use tessera_stores::{Object, Place, Problem, Snapshot, StoreError};
+use tessera_data::delta::{LOG_FOLDER, Log, TableProblem, names_of_version};
+use tessera_data::{Contents, Fetched, Task, wanted_names};
+use tessera_stores::{Credentials, Object, Place, Problem, Snapshot, StoreError};
+use tessera_workspace::Access;
 
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
@@ -34,7 +36,50 @@ pub(crate) fn data(
     let Snapshot { folder, files, version } = fetch(&place, &objects, cache, Some(observer))?;
     // A folder is read as one of this machine is: it may have an index.
     let files = if is_folder { vec![folder.clone()] } else { files };
-    Ok(Fetched { folder, files, version: Some(version) })
+    Ok(Fetched { folder, contents: Contents::Files(files), version: Some(version) })
+}
+
+/// A version of the Delta table at a url, or the newest: its log, then the files that this tells of. `name` is what the run file
+/// calls it.
+pub(crate) fn table(
+    name: &str,
+    url: &str,
+    access: Access,
+    version: Option<u64>,
+    cache: &Path,
+    observer: &Arc<dyn Observer>,
+) -> Result<Fetched, TrainError> {
+    let place = Place::with_credentials(url, &credentials(access))?;
+    let objects = folder(&place)?;
+    let pick = |names: &[String]| -> Vec<Object> {
+        let names: HashSet<_> = names.iter().map(String::as_str).collect();
+        objects.iter().filter(|object| names.contains(object.name.as_str())).cloned().collect()
+    };
+    let names: Vec<_> = objects.iter().map(|object| object.name.clone()).collect();
+    let log = Log::choose(&names, version).map_err(|problem| problem.of(name))?;
+    let Log { version, newest, names: log } = log;
+    let snapshot = fetch(&place, &pick(&log), cache, Some(observer))?;
+    let data = names_of_version(name, &snapshot.folder, version)?;
+    let there: HashSet<_> = names.iter().collect();
+    if let Some(file) = data.iter().find(|file| !there.contains(file)) {
+        return Err(TableProblem::missing(version, newest, file.clone()).of(name).into());
+    }
+    let Snapshot { folder, .. } = fetch(&place, &pick(&[log, data].concat()), cache, Some(observer))?;
+    Ok(Fetched { folder, contents: Contents::Table(version), version: Some(version.to_string()) })
+}
+
+/// Whom a table's store is asked as.
+fn credentials(access: Access) -> Credentials {
+    match access {
+        Access::Local => Credentials::Environment,
+        Access::Aws { access_key_id, secret_access_key, session_token } => {
+            // A catalogue does not tell where the bucket is.
+            let (region, endpoint) = (None, None);
+            Credentials::Aws { access_key_id, secret_access_key, session_token, region, endpoint }
+        }
+        Access::AzureSas(signature) => Credentials::AzureSas(signature),
+        Access::GoogleToken(token) => Credentials::GoogleToken(token),
+    }
 }
 
 /// A place, files below it, and whether they are what a folder holds.
@@ -46,6 +91,11 @@ fn file_or_folder(url: &str, task: Task) -> Result<Found, TrainError> {
         return Ok((folder, file, false));
     }
     let mut objects = folder(&place)?;
+    if objects.iter().any(|object| object.name.starts_with(LOG_FOLDER)) {
+        // Its folder also has files of other versions.
+        let expected = format!("a Delta table to be named as one: delta:{url}");
+        return Err(TrainError::unsupported("the data", url, expected));
+    }
     let names = objects.iter().map(|object| object.name.clone()).collect();
     let wanted: HashSet<_> = wanted_names(names, task).into_iter().collect();
     objects.retain(|object| wanted.contains(&object.name));

@@ -14,11 +14,11 @@ mod mirror;
 mod not_built;
 
 #[cfg(feature = "stores")]
-pub(crate) use fetch::{data, model, weights};
+pub(crate) use fetch::{data, model, table, weights};
 #[cfg(feature = "stores")]
 pub(crate) use mirror::{Mirror, Mirroring};
 #[cfg(not(feature = "stores"))]
-pub(crate) use not_built::{Mirror, Mirroring, data, model, weights};
+pub(crate) use not_built::{Mirror, Mirroring, data, model, table, weights};
 
 /// Where runs are kept that do not say where, and where those work that are kept elsewhere.
 pub const DEFAULT_FOLDER: &str = "runs";

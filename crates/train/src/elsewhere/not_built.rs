@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tessera_checkpoint::huggingface::ModelLocation;
 use tessera_data::{Fetched, Task};
+use tessera_workspace::Access;
 
 use super::is_url;
 use crate::error::TrainError;
@@ -16,6 +17,17 @@ fn refused<T>(key: &'static str, url: &str) -> Result<T, TrainError> {
 }
 
 pub(crate) fn data(url: &str, _: Task, _: &Path, _: &Arc<dyn Observer>) -> Result<Fetched, TrainError> {
+    refused("the data", url)
+}
+
+pub(crate) fn table(
+    _: &str,
+    url: &str,
+    _: Access,
+    _: Option<u64>,
+    _: &Path,
+    _: &Arc<dyn Observer>,
+) -> Result<Fetched, TrainError> {
     refused("the data", url)
 }
 

@@ -6,6 +6,7 @@ mod memory;
 mod pins;
 mod settings;
 mod sources;
+mod tables;
 
 use std::num::NonZeroU64;
 use std::path::Path;

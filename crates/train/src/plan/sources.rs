@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tessera_checkpoint::huggingface::{HubProgress, HubSplit, SplitFiles};
-use tessera_data::{DataSettings, Fetched, Task, wanted_names};
+use tessera_data::{Contents, DataSettings, Fetched, Task, wanted_names};
 use tessera_workspace::{FetchedVolume, Request, VolumePath, Workspace, cached};
 
 use super::Pins;
-use super::hub_options;
+use super::{hub_options, tables};
 use crate::elsewhere;
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
@@ -30,6 +30,10 @@ pub(super) fn fetch(
             continue;
         }
         let version = pins.and_then(|pins| pins.version(&source.path));
+        if let Some(fetched) = tables::fetch(&source.path, version, cache, observer)? {
+            source.fetched = Some(fetched);
+            continue;
+        }
         source.fetched = match VolumePath::parse(&source.path)? {
             Some(path) => Some(volume(&path, data.task, version, &cache.join("volumes"), observer)?),
             None => split(&source.path, version, observer)?,
@@ -51,7 +55,7 @@ fn split(
     let fetched = split.fetch(&hub_options(Some(observer.clone())));
     let SplitFiles { commit, folder, files } =
         fetched.map_err(|source| TrainError::DataSet { path: path.to_owned(), source })?;
-    Ok(Some(Fetched { folder, files, version: Some(commit) }))
+    Ok(Some(Fetched { folder, contents: Contents::Files(files), version: Some(commit) }))
 }
 
 /// A file or folder of a volume, which is mounted where the workspace's own machines have it, or else fetched from there.
@@ -63,7 +67,8 @@ fn volume(
     observer: &Arc<dyn Observer>,
 ) -> Result<Fetched, TrainError> {
     if let Some(mounted) = path.mounted(Path::new("/")) {
-        return Ok(Fetched { folder: mounted.clone(), files: vec![mounted], version: None });
+        let contents = Contents::Files(vec![mounted.clone()]);
+        return Ok(Fetched { folder: mounted, contents, version: None });
     }
     let here = version.and_then(|version| cached(path, cache, version));
     let fetched = here.map_or_else(
@@ -73,10 +78,11 @@ fn volume(
                 observer.observe(Update::Downloading(HubProgress { file, done, total }));
             };
             let request = Request { path, cache, choose: &choose, version, progress: &progress };
-            Workspace::find(path, |name| std::env::var(name).ok())?.fetch(&request)
+            let why = format!("{path} is on a workspace, and /Volumes is not mounted here");
+            Workspace::find(&why, |name| std::env::var(name).ok())?.fetch(&request)
         },
         Ok,
     )?;
     let FetchedVolume { folder, path, version } = fetched;
-    Ok(Fetched { folder, files: vec![path], version: Some(version) })
+    Ok(Fetched { folder, contents: Contents::Files(vec![path]), version: Some(version) })
 }

@@ -29,7 +29,7 @@ pub(super) const INDEX: &str = "index.json";
 
 /// What an index says of one of its shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Shard {
+pub(crate) struct Shard {
     columns: Vec<Column>,
     samples: usize,
     /// Bytes of it, unpacked.

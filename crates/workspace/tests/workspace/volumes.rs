@@ -1,14 +1,11 @@
 //! Volumes fetched from a stand-in for a workspace, which listens on this machine and answers as the Files API does. Methods,
 //! paths, escapes and the query for a page are those that PyPI's `databricks-sdk` 0.162.0 was seen to send.
-#![allow(clippy::unwrap_used, missing_docs)]
-
-mod server;
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use server::{Fault, Server};
+use super::server::{Fault, Server};
 use tessera_workspace::{FetchedVolume, Request, VolumePath, Workspace, WorkspaceError, cached};
 
 const TOKEN: &str = "dapi-s3cret";
@@ -31,7 +28,7 @@ impl Bench {
         let host = self.server.address();
         let variable =
             |name: &str| Some(if name == "DATABRICKS_HOST" { host.clone() } else { token.to_owned() });
-        let mut workspace = Workspace::find(path, variable).unwrap();
+        let mut workspace = Workspace::find(&format!("{path} is wanted"), variable).unwrap();
         workspace.pause = Duration::from_millis(1);
         workspace
     }

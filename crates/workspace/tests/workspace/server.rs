@@ -1,7 +1,8 @@
-//! A stand-in for the Files API of a workspace: files in memory, pages of ten entries, ranges, a token, faults on demand.
+//! A stand-in for a workspace. Of its Files API: files in memory, pages of ten entries, ranges, a token, faults on demand. Of Unity
+//! Catalog: answers that were put there.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +26,9 @@ struct State {
     /// Bytes and version by path.
     files: BTreeMap<String, (Vec<u8>, u64)>,
     written: u64,
+    /// What Unity Catalog answers, by path.
+    catalog: BTreeMap<String, String>,
+    bodies: Vec<String>,
     requests: Vec<String>,
     ranges: Vec<String>,
     faults: Vec<(String, Fault)>,
@@ -58,6 +62,15 @@ impl Server {
         self.state.lock().unwrap().write(path, bytes);
     }
 
+    /// What Unity Catalog has at a path.
+    pub fn catalog(&self, path: &str, answer: &str) {
+        self.state.lock().unwrap().catalog.insert(path.to_owned(), answer.to_owned());
+    }
+
+    pub fn bodies(&self) -> Vec<String> {
+        self.state.lock().unwrap().bodies.clone()
+    }
+
     /// The next requests that begin so get these answers.
     pub fn fail(&self, request: &str, faults: Vec<Fault>) {
         let faults = faults.into_iter().map(|fault| (request.to_owned(), fault));
@@ -87,16 +100,22 @@ impl State {
 }
 
 fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    let request = lines.next().transpose()?.unwrap_or_default();
-    let headers: BTreeMap<String, String> = lines
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut request = String::new();
+    reader.read_line(&mut request)?;
+    let headers: BTreeMap<String, String> = (&mut reader)
+        .lines()
         .map_while(Result::ok)
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
         .collect();
-    let mut words = request.split(' ');
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = String::new();
+    reader.take(length).read_to_string(&mut body)?;
+    let mut words = request.trim_end().split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let mut state = state.lock().unwrap();
+    state.bodies.extend((!body.is_empty()).then_some(body));
     let request = format!("{method} {target}");
     state.requests.push(request.clone());
     let range = headers.get("range").cloned();
@@ -112,6 +131,14 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     if let Some(path) = path.strip_prefix("/api/2.0/fs/directories") {
         return list(stream, &state, &decoded(path), query);
+    }
+    if let Some((_, path)) = path.split_once("/unity-catalog/") {
+        return match state.catalog.get(&decoded(path)) {
+            Some(answer) => {
+                send(stream, "200 OK", &format!("content-length: {}", answer.len()), answer.as_bytes())
+            }
+            None => complain(stream, 404, "there is no such table"),
+        };
     }
     let path = decoded(path.strip_prefix("/api/2.0/fs/files").unwrap_or_default());
     let Some((bytes, version)) = state.files.get(&path).cloned() else {
