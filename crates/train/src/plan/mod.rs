@@ -202,10 +202,10 @@ impl Resolved {
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
         }
-        if let (None, Some(url)) = (&saved, settings.custom_weights_path.as_ref())
-            && elsewhere::is_url(url)
-        {
-            settings.fetched_weights = Some(elsewhere::weights(url, &settings.cache(), observer)?);
+        if let (None, Some(given)) = (&saved, settings.custom_weights_path.as_ref()) {
+            let (given, cache) = (Path::new(given), settings.cache());
+            let here = elsewhere::checkpoint("custom_weights_path", given, &cache, observer)?;
+            settings.fetched_weights = Some(here);
         }
         if settings.validate_inputs && saved.is_none() {
             state::check(&settings, &source, &config)?;
