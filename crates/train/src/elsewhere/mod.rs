@@ -1,5 +1,7 @@
 //! What a run has in object stores and on servers, named by urls: data, a model, weights to start from, and its own results.
 //!
+//! Models and weights on a Databricks workspace, as the service's runs name them, are sorted out here too.
+//!
 //! A run always reads and writes files of this machine. What it reads by a url is brought into the cache first; where
 //! `save_folder` is a url the run works in `runs`, and a mirror carries what appears there to the url, and back to
 //! a machine that has less of it.
@@ -18,6 +20,7 @@ mod mirror;
 mod not_built;
 #[cfg(feature = "stores")]
 mod runs;
+mod workspace;
 
 #[cfg(feature = "stores")]
 use fetch::weights;
@@ -60,7 +63,7 @@ pub(crate) fn cache(save_folder: &str) -> PathBuf {
     local_folder(save_folder).join(".cache")
 }
 
-/// Where a checkpoint that is named by its path or a url lies on this machine. What comes by a url is kept
+/// Where a checkpoint that is named by its path, a url, or its path on a workspace lies on this machine. What comes by a url is kept
 /// in `cache`; `key` is what named it.
 pub(crate) fn checkpoint(
     key: &'static str,
@@ -71,7 +74,12 @@ pub(crate) fn checkpoint(
     if let Some(url) = url_of(given) {
         return weights(key, url, cache, observer);
     }
-    Ok(given.to_owned())
+    Ok(on_workspace(key, &given.to_string_lossy())?.unwrap_or_else(|| given.to_owned()))
+}
+
+/// Where what is named by its path on a workspace is mounted on this machine; `None`: it names something else.
+pub(crate) fn on_workspace(key: &'static str, given: &str) -> Result<Option<PathBuf>, TrainError> {
+    workspace::mounted(key, given, Path::new("/"))
 }
 
 #[cfg(test)]

@@ -129,7 +129,10 @@ impl OpenedModel {
     pub fn open(model: &str, cache: &Path, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
         let location = match elsewhere::is_url(model) {
             true => elsewhere::model(model, cache, observer.as_ref())?,
-            false => ModelLocation::parse(model)?,
+            false => match elsewhere::on_workspace("model", model)? {
+                Some(mounted) => ModelLocation::parse(&mounted.to_string_lossy())?,
+                None => ModelLocation::parse(model)?,
+            },
         };
         let source = ModelSource::open(&location, &hub_options(observer))?;
         let place = Path::new(model).join("config.json");
