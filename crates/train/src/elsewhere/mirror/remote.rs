@@ -114,8 +114,7 @@ impl RemoteRun {
         let place = self.place.join(CANCEL);
         match place.read(0) {
             Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error),
-            Ok(_) => place.delete().map(|()| true),
+            read => read.and_then(|_| place.delete()).map(|()| true),
         }
     }
 
