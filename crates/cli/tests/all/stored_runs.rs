@@ -102,7 +102,7 @@ fn runs_at_a_url_are_told_of_as_those_of_a_folder() {
 }
 
 #[test]
-fn a_run_is_canceled_by_its_url_and_resumed_on_another_machine() {
+fn a_run_is_canceled_by_its_url() {
     let (bench, server) = (Bench::new(), Server::new());
     let long = ["training_duration=4000ba", "save_interval=1dur", "eval_prompts=[]"];
     let save_folder = format!("save_folder={RUNS}");
