@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Runs that read from and write to an object store. `scripts/test-stores` starts it."""
 
+import atexit
 import functools
 import json
 import os
@@ -9,21 +10,26 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clusters"))
 
-from jobs import run_cases
+from blobs import Azure
 from catalog import Catalog
-from store import BUCKET, Door, Store
-from tiny import BINARY, Folder, conversation, expect
+from jobs import run_cases
+from running import ended, has, moves_on, start, trained, wait_for_checkpoint
+from store import BUCKET, SECRET, Door, Google, Store
+from tiny import Folder, conversation, expect
 
 LONG = ["training_duration=400ba", "save_interval=20ba"]
 # The last checkpoint of such a run, which has 6 batches an epoch.
 LAST = "ep66-ba400"
-SECRET = "a-secret-key"
 TABLES = Path(__file__).resolve().parents[2] / "crates/data/tests/fixtures/delta"
 NOBODY = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
+# A model whose checkpoints are uploaded in parts, and a run of it; 48 batches are an epoch.
+LARGE = {"vocab_size": 20000, "hidden_size": 96}
+PARTS = ["global_train_batch_size=2", "training_duration=60ba", "save_interval=6ba", "save_num_checkpoints_to_keep=2"]
 TORCH = """
 import sys
 from torch.distributed.checkpoint import FileSystemReader
@@ -42,36 +48,6 @@ def store() -> Store:
 
 def url(name: str) -> str:
     return f"s3://{BUCKET}/{name}"
-
-
-def start(folder: Folder, door: Door, *arguments: str, **environment: str | None) -> subprocess.Popen:
-    variables = os.environ | door.environment | environment
-    variables = {name: value for name, value in variables.items() if value is not None}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([BINARY, *arguments], cwd=folder.path, env=variables, **pipes)
-
-
-def ended(process: subprocess.Popen, code: int = 0) -> str:
-    said, _ = process.communicate(timeout=300)
-    expect(process.returncode == code, f"ended with {process.returncode}, not {code}: {said[-3000:]}")
-    expect(SECRET not in said, "a secret is printed")
-    return said
-
-
-def trained(folder: Folder, door: Door, name: str, *overrides: str, code: int = 0, **environment: str | None) -> str:
-    return ended(start(folder, door, "train", "run.yaml", f"run_name={name}", *overrides, **environment), code)
-
-
-def wait_for(what: str, holds) -> None:
-    patience = time.monotonic() + 90
-    while not holds():
-        expect(time.monotonic() < patience, f"waited in vain for {what}")
-        time.sleep(0.02)
-
-
-def has(words: str, *parts: str) -> None:
-    for part in parts:
-        expect(part in words, f"{part!r} is not in: {words}")
 
 
 def data(folder: Folder) -> None:
@@ -158,19 +134,10 @@ def whole_run(folder: Folder) -> None:
 
 def another_machine(folder: Folder) -> None:
     """a run that is killed goes on in an empty folder with what the store has, and ends with the same numbers and weights"""
-    door, place = Door(store()), url("killed")
+    place, machines = url("killed"), [Folder(), Folder(), Folder()]
     folder.train("straight", *LONG)
     overrides = [f"save_folder={place}", *LONG, "save_num_checkpoints_to_keep=2"]
-    machines = [Folder(), Folder(), Folder()]
-    for round_, machine in enumerate(machines[:2]):
-        before = store().names("killed/moving")
-        run = start(machine, door, "train", "run.yaml", "run_name=moving", *overrides)
-        wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names("killed/moving")) and store().names("killed/moving") != before)
-        run.kill()
-        run.communicate()
-        expect(run.returncode == -9, f"round {round_} ended by itself")
-    said = trained(machines[2], door, "moving", *overrides)
-    has(said, "Going on from")
+    door = moves_on(store(), "killed", machines, *overrides[1:])
     machines[2].run("moving").rename(folder.run("moving"))
     folder.same_run("moving", "straight")
     # Whole runs that are looked at from elsewhere are whole.
@@ -206,7 +173,7 @@ def store_away(folder: Folder) -> None:
     door, place = Door(store()), "away/run"
     overrides = [f"save_folder={url('away')}", *LONG]
     run = start(folder, door, "train", "run.yaml", "run_name=run", *overrides)
-    wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names(place)))
+    wait_for_checkpoint(store(), place, run)
     door.shut = True
     said = ended(run, 4)
     has(said, "Training goes on", "the run is whole in runs/run", "the same command uploads the rest")
@@ -274,7 +241,7 @@ def saved_by_two(folder: Folder) -> None:
     door, place = Door(store()), "two/run"
     overrides = [f"save_folder={url('two')}", *LONG, "save_num_checkpoints_to_keep=2"]
     run = start(folder, door, "train", "run.yaml", "run_name=run", *overrides)
-    wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names(place)))
+    wait_for_checkpoint(store(), place, run)
     last = f"{place}/checkpoints/{LAST}"
     store().put(f"{last}/__0_0.distcp", b"another's")
     store().put(f"{last}/.metadata", b"another's")
@@ -325,7 +292,7 @@ def failure(folder: Folder) -> None:
     """a run that fails does not wait for a store that is away"""
     door = Door(store())
     run = start(folder, door, "train", "run.yaml", "run_name=run", f"save_folder={url('failure')}", "training_duration=4000ba", "save_interval=20ba")
-    wait_for("a checkpoint at the url", lambda: any("latest" in name for name in store().names("failure/run")))
+    wait_for_checkpoint(store(), "failure/run", run)
     door.shut = True
     checkpoints = folder.run("run") / "checkpoints"
     checkpoints.rename(folder.path / "taken-away")
@@ -424,5 +391,77 @@ def catalog(folder: Folder) -> None:
     folder.same_run("jsonl", "lines")
 
 
+@functools.cache
+def undisturbed() -> Folder:
+    """A folder with the run that the next function's are held against."""
+    folder = Folder(LARGE)
+    folder.train("straight", *PARTS)
+    atexit.register(folder.remove)
+    return folder
+
+
+def speaks_well(place: Store, part: str) -> None:
+    """Data by url, and a run that is killed and goes on elsewhere, its checkpoints uploaded in parts and named last."""
+    machines = [Folder(LARGE), Folder(LARGE)]
+    place.put("data/a/train.jsonl", (machines[0].path / "train.jsonl").read_bytes())
+    by_url = f"train_data_path={place.url('data/a')}"
+    door = moves_on(place, "moved", machines, *PARTS, by_url)
+    shutil.copytree(undisturbed().run("straight"), machines[-1].run("straight"))
+    machines[-1].same_run("moving", "straight")
+    checkpoints = {name.split("/")[1] for name in place.names("moved/moving") if name.startswith("checkpoints/ep")}
+    expect(checkpoints == {"ep1-ba54", "ep1-ba60"}, str(checkpoints))
+    asked = [urllib.parse.unquote(asked) for asked in door.asked]
+    written = [asked for asked in asked if asked.startswith(("PUT", "POST")) and "/checkpoints/" in asked]
+    expect(sum("ep1-ba60/__0_0.distcp" in asked and part in asked for asked in written) >= 2, f"not in parts: {written}")
+    expect("latest-sharded-rank0.symlink" in written[-1] and "ep1-ba60/.metadata" in written[-2], f"not named last: {written[-3:]}")
+    latest = place.get("moved/moving/checkpoints/latest-sharded-rank0.symlink").decode()
+    expect(latest == "moved/moving/checkpoints/ep1-ba60", latest)
+    downloaded = machines[0].path / "downloaded"
+    place.download(latest, downloaded)
+    machines[0].tessera("checkpoint", "verify", downloaded)
+    has(ended(start(machines[0], door, "runs", "list", place.url("moved"))), "moving", "COMPLETED")
+    has(ended(start(machines[0], door, "runs", "delete", place.url("moved/moving"), "--yes")), "deleted")
+    expect(place.names("moved") == [], str(place.names("moved")))
+    said = trained(machines[0], door, "none", f"train_data_path={place.url('data/none.jsonl')}", code=2)
+    has(said, "nothing is there; check the path")
+    said = trained(machines[0], door, "none", f"save_folder={place.scheme}://missing/x", code=2)
+    has(said, "no such bucket or container")
+    for machine in machines:
+        machine.remove()
+
+
+def azure(folder: Folder) -> None:
+    """Azure: data by url, a run killed and gone on with elsewhere, bit for bit, its checkpoints in blocks; Azurite has them"""
+    speaks_well(Azure(), "comp=block&")
+
+
+def google(folder: Folder) -> None:
+    """Google's XML interface: the same, in parts, each version by its generation; moto has them"""
+    speaks_well(Google(), "partNumber=")
+
+
+def ranks(folder: Folder) -> None:
+    """a run of two ranks is killed and goes on elsewhere as one of two, bit for bit, and as one of four, but for rounding"""
+    # Slow enough that rounding stays small.
+    long = ["training_duration=400ba", "save_interval=50ba", "learning_rate=1e-5", "devices=cpu:2"]
+    folder.train("straight", *long)
+    for count in (2, 4):
+        name, machines = f"ranks-{count}", [Folder(), Folder()]
+        moves_on(store(), name, machines, *long, last=(f"devices=cpu:{count}",))
+        last = store().names(f"{name}/moving/checkpoints/{LAST}")
+        expect(last == [".metadata", *(f"__{rank}_0.distcp" for rank in range(count))], f"{count} ranks saved {last}")
+        machines[-1].run("moving").rename(folder.run(name))
+        if count == 2:
+            folder.same_run(name, "straight")
+        else:
+            folder.close_run(name, "straight", 1e-4)
+        for machine in machines:
+            machine.remove()
+
+
 if __name__ == "__main__":
-    run_cases(data, side_by_side, model, whole_run, another_machine, refusals, store_away, another_run, saved_by_two, exports, broken_off, failure, delta, catalog)
+    # Before several ask for it at once.
+    store()
+    first = (azure, google, ranks, another_machine)
+    rest = (data, side_by_side, model, whole_run, refusals, store_away, another_run, saved_by_two, exports, broken_off, failure, delta, catalog)
+    run_cases(*first, *rest, beside=3)

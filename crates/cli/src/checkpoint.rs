@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
+use tessera_train::TrainError;
 use tessera_train::observe::Observer;
 use tessera_train::spec::HfSavePrecision;
 use tessera_train::state::checkpoints::{
@@ -39,7 +40,7 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tessera checkpoint list runs/my-run")]
 struct ListArguments {
-    /// A run's folder, or its folder `checkpoints`
+    /// A run's folder, or its folder `checkpoints`, also by url
     #[arg(value_name = "RUN_FOLDER")]
     folder: PathBuf,
     /// Print the list as JSON
@@ -51,7 +52,7 @@ struct ListArguments {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tessera checkpoint show runs/my-run/checkpoints/ep1-ba10 --json")]
 struct ShowArguments {
-    /// A folder ep#-ba#, of this engine or of Composer
+    /// A folder ep#-ba#, of this engine or of Composer, also by url
     #[arg(value_name = "CHECKPOINT")]
     folder: PathBuf,
     /// Print everything as JSON
@@ -63,7 +64,7 @@ struct ShowArguments {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tessera checkpoint verify runs/my-run/checkpoints/ep1-ba10")]
 struct VerifyArguments {
-    /// A folder ep#-ba#, of this engine or of Composer
+    /// A folder ep#-ba#, of this engine or of Composer, also by url
     #[arg(value_name = "CHECKPOINT")]
     folder: PathBuf,
     /// Print the result as JSON
@@ -77,10 +78,10 @@ struct VerifyArguments {
     after_help = "Example:\n  tessera checkpoint export runs/my-run/checkpoints/ep1-ba10 \\\n    --model HuggingFaceTB/SmolLM2-135M-Instruct --output my-model"
 )]
 struct ExportArguments {
-    /// A folder ep#-ba# of this engine or of Composer, a latest-sharded-rank0.symlink, or a Composer .pt file
+    /// A folder ep#-ba# of this engine or of Composer, a latest-sharded-rank0.symlink, or a Composer .pt file, also by url
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// Where config.json and tokenizer come from: a hub id, a model folder, or a .gguf file
+    /// Where config.json and tokenizer come from: a hub id, a model folder, or a .gguf file, the last two also by url
     #[arg(long)]
     model: String,
     /// The folder to make
@@ -123,6 +124,15 @@ impl CheckpointArguments {
     }
 }
 
+/// Does something with its progress on standard error.
+fn watched<T>(work: impl FnOnce(&Arc<dyn Observer>) -> Result<T, TrainError>) -> Result<T, TrainError> {
+    let watcher = Arc::new(Watcher::default());
+    let observer: Arc<dyn Observer> = watcher.clone();
+    let done = work(&observer);
+    watcher.clear();
+    done
+}
+
 impl ListArguments {
     fn run(self) -> Result<(), Failure> {
         let found = checkpoints::list(&self.folder)?;
@@ -144,7 +154,7 @@ impl ListArguments {
 
 impl ShowArguments {
     fn run(self) -> Result<(), Failure> {
-        let description = describe(&self.folder)?;
+        let description = watched(|observer| describe(&self.folder, observer))?;
         if self.json {
             return print_json(&description);
         }
@@ -206,7 +216,7 @@ fn tensor_table(tensors: &BTreeMap<String, StoredTensor>) -> String {
 
 impl VerifyArguments {
     fn run(self) -> Result<(), Failure> {
-        let verified = verify(&self.folder)?;
+        let verified = watched(|observer| verify(&self.folder, observer))?;
         if self.json {
             return print_json(&verified);
         }
@@ -221,17 +231,10 @@ impl VerifyArguments {
 
 impl ExportArguments {
     fn run(self) -> Result<(), Failure> {
-        let watcher = Arc::new(Watcher::default());
-        let observer: Arc<dyn Observer> = watcher.clone();
-        let exported = checkpoints::export(
-            &self.checkpoint,
-            &self.model,
-            &self.output,
-            self.precision.into(),
-            &observer,
-        );
-        watcher.clear();
-        exported?;
+        watched(|observer| {
+            let precision = self.precision.into();
+            checkpoints::export(&self.checkpoint, &self.model, &self.output, precision, observer)
+        })?;
         if self.json {
             return print_json(&json!({"output": self.output}));
         }

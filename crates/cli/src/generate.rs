@@ -23,12 +23,12 @@ Examples:
   tessera generate runs/my-run/huggingface/ba30 --prompt 'Who are you?' --greedy
   tessera generate HuggingFaceTB/SmolLM2-135M-Instruct --weights runs/my-run/checkpoints/ep0-ba10 --prompt Hello")]
 pub struct GenerateArguments {
-    /// A hub id, a model folder, or a .gguf file
+    /// A hub id, a model folder, or a .gguf file, the last two also by url
     model: String,
     /// What to answer; give it several times for several answers
     #[arg(long, required = true)]
     prompt: Vec<String>,
-    /// A checkpoint whose weights replace the model's: ep#-ba#, latest-sharded-rank0.symlink, or a Composer .pt
+    /// A checkpoint whose weights replace the model's: ep#-ba#, latest-sharded-rank0.symlink, or a Composer .pt, also by url
     #[arg(long, value_name = "CHECKPOINT")]
     weights: Option<PathBuf>,
     /// What a prompt is: a user message in the chat template, or text to go on from [default: a message if the model brings

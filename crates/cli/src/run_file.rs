@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use tessera_train::TrainError;
+use tessera_train::elsewhere::{run_file, url_of};
 use tessera_train::observe::Observer;
 use tessera_train::plan::{Prepared, resolve};
 use tessera_train::run::{Contact, contact};
@@ -18,7 +19,7 @@ use crate::watch::Watcher;
 /// A run file and what is changed of it.
 #[derive(Debug, Clone, Args)]
 pub struct RunFile {
-    /// The run file
+    /// The run file, also by url
     #[arg(value_name = "RUN.yaml")]
     path: PathBuf,
     /// Keys laid over the run file, such as learning_rate=2e-5 or optimizer.weight_decay=0.1
@@ -34,7 +35,11 @@ impl RunFile {
 
     /// The run as it was written.
     pub fn load(&self) -> Result<RunSpec, Failure> {
-        Ok(RunSpec::load(&self.path, &self.overrides).map_err(TrainError::from)?)
+        let spec = match url_of(&self.path) {
+            Some(url) => RunSpec::parse(&run_file(url)?, &self.path, &self.overrides),
+            None => RunSpec::load(&self.path, &self.overrides),
+        };
+        Ok(spec.map_err(TrainError::from)?)
     }
 
     /// Everything up to the start of the run, with progress on standard error.

@@ -1,8 +1,9 @@
 //! `tessera runs`: the runs of a folder, and what can be asked of one that is there.
 //!
-//! Everything is read from the run folders, which the runs themselves write: there is no list beside them that could say
-//! something else.
+//! Everything is read from the run folders, which the runs themselves write, or from their copies at a url: there is no list beside
+//! them that could say something else.
 
+mod asked;
 mod compare;
 mod control;
 mod events;
@@ -15,11 +16,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use tessera_dist::explain;
 use tessera_train::TrainError;
+use tessera_train::elsewhere::url_of;
 use tessera_train::run::FLIGHT;
 
 use crate::failure::Failure;
 use crate::output::{print, print_json};
 
+use asked::folder_of;
 use list::ListArguments;
 
 /// Where runs are kept if nothing else is said.
@@ -31,7 +34,7 @@ const SAVE_FOLDER: &str = "runs";
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  tessera runs runs\n  tessera runs list --status RUNNING,FAILED --after 2026-11-01\n  \
                   tessera runs show my-run\n  tessera runs events my-run --follow\n  tessera runs compare my-run other-run\n\n\
-                  A RUN is a run's folder, or the name of one in the folder `runs`."
+                  A RUN is a run's folder, the name of one in the folder `runs`, or a url: s3://bucket/runs/my-run."
 )]
 pub struct RunsArguments {
     #[command(subcommand)]
@@ -43,7 +46,7 @@ pub struct RunsArguments {
 /// One run that is there.
 #[derive(Debug, Args)]
 struct Run {
-    /// The run's folder, or its name where that is in `runs`
+    /// The run's folder, its name where that is in `runs`, or its url
     #[arg(value_name = "RUN")]
     run: PathBuf,
 }
@@ -51,7 +54,7 @@ struct Run {
 /// Some runs that are there.
 #[derive(Debug, Args)]
 struct Runs {
-    /// The runs' folders, or their names where those are in `runs`
+    /// The runs' folders, their names where those are in `runs`, or their urls
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
 }
@@ -136,41 +139,25 @@ impl RunsArguments {
         match self.command {
             None => self.list.run(),
             Some(RunsCommand::List(list)) => list.run(),
-            Some(RunsCommand::Show { run, json }) => show::show(&run.folder(), json),
-            Some(RunsCommand::Events { run, follow, json }) => {
-                events::print_events(&run.folder(), follow, json)
-            }
-            Some(RunsCommand::Cancel { runs }) => control::cancel(&runs.folders()),
-            Some(RunsCommand::Resume { run, json }) => return control::resume(&run.folder(), json),
-            Some(RunsCommand::Delete { runs, yes }) => control::delete(&runs.folders(), yes),
-            Some(RunsCommand::Why { run, json }) => why(&run.folder(), json),
-            Some(RunsCommand::Compare { first, second, json }) => {
-                compare::compare([&folder_of(&first), &folder_of(&second)], json)
-            }
+            Some(RunsCommand::Show { run, json }) => show::show(&run.run, json),
+            Some(RunsCommand::Events { run, follow, json }) => events::print_events(&run.run, follow, json),
+            Some(RunsCommand::Cancel { runs }) => control::cancel(&runs.runs),
+            Some(RunsCommand::Resume { run, json }) => return control::resume(&run.run, json),
+            Some(RunsCommand::Delete { runs, yes }) => control::delete(&runs.runs, yes),
+            Some(RunsCommand::Why { run, json }) => why(&run.run, json),
+            Some(RunsCommand::Compare { first, second, json }) => compare::compare([&first, &second], json),
         }
         .map(|()| std::process::ExitCode::SUCCESS)
     }
 }
 
-impl Run {
-    fn folder(&self) -> PathBuf {
-        folder_of(&self.run)
+fn why(run: &Path, json: bool) -> Result<(), Failure> {
+    if let Some(url) = url_of(run) {
+        return Err(Failure::Argument(format!(
+            "{url}: what each rank did last is not uploaded; run `tessera runs why` on a machine that sees the folder in which the \
+             run works, runs/<run_name> where it was started"
+        )));
     }
-}
-
-impl Runs {
-    fn folders(&self) -> Vec<PathBuf> {
-        self.runs.iter().map(|run| folder_of(run)).collect()
-    }
-}
-
-/// The folder itself where there is one, else that of the run of this name.
-fn folder_of(run: &Path) -> PathBuf {
-    let named = Path::new(SAVE_FOLDER).join(run);
-    if !run.exists() && named.is_dir() { named } else { run.to_owned() }
-}
-
-fn why(folder: &Path, json: bool) -> Result<(), Failure> {
-    let explanation = explain(&folder.join(FLIGHT)).map_err(TrainError::from)?;
+    let explanation = explain(&folder_of(run).join(FLIGHT)).map_err(TrainError::from)?;
     if json { print_json(&explanation) } else { print(&format!("{explanation}\n")) }
 }

@@ -186,7 +186,13 @@ impl Place {
 
 fn object(meta: ObjectMeta, name: String) -> Object {
     let ObjectMeta { size, e_tag, version, last_modified, .. } = meta;
-    Object { name, size, etag: e_tag, version, modified: last_modified.timestamp_millis() }
+    Object { name, size, etag: e_tag.map(quoted), version, modified: last_modified.timestamp_millis() }
+}
+
+/// An ETag as headers have it: Azure's listings leave its quotes out.
+pub(crate) fn quoted(etag: String) -> String {
+    let is_whole = etag.starts_with('"') || etag.starts_with("W/");
+    if is_whole { etag } else { format!("\"{etag}\"") }
 }
 
 impl fmt::Display for Place {

@@ -10,7 +10,7 @@ use object_store::{GetOptions, GetRange, ObjectStoreExt, WriteMultipart};
 use tessera_files::{AtomicFile, IoContext};
 
 use crate::error::{Problem, StoreError};
-use crate::place::{Object, Place};
+use crate::place::{Object, Place, quoted};
 
 /// How often in a row nothing may come before a file is given up.
 const ATTEMPTS: u32 = 5;
@@ -83,7 +83,9 @@ impl Place {
         };
         let result =
             self.store().get_opts(self.path(), options).await.map_err(|error| self.explain(&error))?;
-        if result.meta.size != object.size || (object.etag.is_some() && result.meta.e_tag != object.etag) {
+        if result.meta.size != object.size
+            || (object.etag.is_some() && result.meta.e_tag.clone().map(quoted) != object.etag)
+        {
             return Err(self.error(Problem::Changed));
         }
         let mut bytes = result.into_stream();
@@ -113,6 +115,21 @@ impl Place {
         };
         let read: Result<_, object_store::Error> = self.block_on(read);
         read.map_err(|error| self.explain(&error))?.map_err(|problem| self.error(problem))
+    }
+
+    /// The last `most` bytes of the file at this place, or all of it where it is shorter, as `object` tells of it. One that has grown
+    /// meanwhile is read as far as it was known.
+    ///
+    /// # Errors
+    /// When nothing is there, or the store refuses or cannot be reached.
+    pub fn read_end(&self, object: &Object, most: u64) -> Result<Vec<u8>, StoreError> {
+        if object.size == 0 {
+            return Ok(Vec::new());
+        }
+        // Not counted from the end, which not every store can.
+        let range = object.size.saturating_sub(most)..object.size;
+        let read = self.block_on(self.store().get_range(self.path(), range));
+        read.map(|bytes| bytes.to_vec()).map_err(|error| self.explain(&error))
     }
 
     /// Writes a small file.

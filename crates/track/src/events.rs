@@ -13,7 +13,7 @@ use crate::error::TrackError;
 use crate::jsonl::{Line, LineFile, read_lines};
 
 /// The file's name in the run folder.
-pub(crate) const FILE: &str = "events.jsonl";
+pub const FILE: &str = "events.jsonl";
 
 /// What happened, in the order in which a run goes through it. Written as `CREATED`, `CHECK_PASSED`, ….
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ impl EventType {
 
     /// Whether the process that ran says no more after this event.
     pub fn is_terminal(self) -> bool {
-        matches!(self.status(), RunStatus::Completed | RunStatus::Stopped | RunStatus::Failed)
+        self.status().has_ended()
     }
 
     /// Whether a process takes up the run with this event, so that the time before it was not spent running.
@@ -121,6 +121,11 @@ impl RunStatus {
         Self::Stopped,
         Self::Failed,
     ];
+
+    /// Whether the process that ran says no more.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Completed | Self::Stopped | Self::Failed)
+    }
 }
 
 impl FromStr for RunStatus {

@@ -77,19 +77,24 @@ pub struct RunListing {
     pub unreadable: Vec<TrackError>,
 }
 
-/// Reads every run in `save_folder`; folders without an `events.jsonl` are no runs. A missing folder has none.
-pub fn list_runs(save_folder: &Path) -> Result<RunListing, TrackError> {
-    let mut listing = RunListing { runs: Vec::new(), unreadable: Vec::new() };
-    for folder in subfolders(save_folder)? {
-        if folder.join(events::FILE).is_file() {
-            match read_run(&folder) {
+impl FromIterator<Result<RunSummary, TrackError>> for RunListing {
+    fn from_iter<T: IntoIterator<Item = Result<RunSummary, TrackError>>>(read: T) -> Self {
+        let mut listing = Self { runs: Vec::new(), unreadable: Vec::new() };
+        for run in read {
+            match run {
                 Ok(run) => listing.runs.push(run),
                 Err(error) => listing.unreadable.push(error),
             }
         }
+        listing.runs.sort_by(|a, b| b.started.cmp(&a.started).then_with(|| a.name.cmp(&b.name)));
+        listing
     }
-    listing.runs.sort_by(|a, b| b.started.cmp(&a.started).then_with(|| a.name.cmp(&b.name)));
-    Ok(listing)
+}
+
+/// Reads every run in `save_folder`; folders without an `events.jsonl` are no runs. A missing folder has none.
+pub fn list_runs(save_folder: &Path) -> Result<RunListing, TrackError> {
+    let folders = subfolders(save_folder)?.into_iter();
+    Ok(folders.filter(|folder| folder.join(events::FILE).is_file()).map(|folder| read_run(&folder)).collect())
 }
 
 /// Reads one run.

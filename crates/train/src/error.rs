@@ -51,6 +51,8 @@ pub enum TrainError {
         "{key}: {url} cannot be had by this build; build it with --features stores, or give a path on this machine"
     )]
     NoStores { key: &'static str, url: String },
+    #[error("{key}: {path} {place}; fetch it with `{command}`, and name what lies there")]
+    OnWorkspace { key: &'static str, path: String, place: &'static str, command: String },
     #[error(
         "the run is whole in {folder}, but not all of it could be uploaded to {url}: {problem}. Nothing is lost: the same command \
          uploads the rest",

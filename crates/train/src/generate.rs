@@ -21,9 +21,9 @@ use crate::state::load_from;
 /// Which model is to be asked, and how.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GeneratorSettings {
-    /// Hub id, folder in Hugging Face layout, or `.gguf` file.
+    /// Hub id, folder in Hugging Face layout, or `.gguf` file; the last two also by url.
     pub model: String,
-    /// A checkpoint whose weights replace the model's.
+    /// A checkpoint whose weights replace the model's, by its path or url.
     pub weights: Option<PathBuf>,
     /// What a prompt is: for conversations it becomes a user message in the chat template, else it stays as it is. `None`:
     /// a conversation if the model brings a chat template.
@@ -56,11 +56,9 @@ impl Generator {
     /// # Errors
     /// When they are missing, damaged, or do not belong together.
     pub fn load(settings: &GeneratorSettings, observer: &Arc<dyn Observer>) -> Result<Self, TrainError> {
-        let OpenedModel { source, config } = OpenedModel::open(
-            &settings.model,
-            &elsewhere::cache(elsewhere::DEFAULT_FOLDER),
-            Some(observer.clone()),
-        )?;
+        let cache = elsewhere::cache(elsewhere::DEFAULT_FOLDER);
+        let OpenedModel { source, config } =
+            OpenedModel::open(&settings.model, &cache, Some(observer.clone()))?;
         let maximum = config.max_position_embeddings;
         let positions = settings.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH.min(maximum));
         if !(2..=maximum).contains(&positions) {
@@ -77,7 +75,8 @@ impl Generator {
         let engine = Engine::new(Queue::cpu(), Model::new(config), Single, asking_only(positions))?;
         match &settings.weights {
             Some(path) => {
-                let weights = ComposerWeights::open(path)?;
+                let here = elsewhere::checkpoint("--weights", path, &cache, observer)?;
+                let weights = ComposerWeights::open(&here)?;
                 load_from(&engine, &weights, &path.display().to_string(), observer.as_ref())?;
             }
             None => load_from(&engine, source.open_weights()?.as_ref(), &settings.model, observer.as_ref())?,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tessera_track::{COMPARED, Comparison, compare_runs, names};
 use tessera_train::TrainError;
 
+use super::asked::Asked;
 use super::list::run_json;
 use super::plot::plot;
 use crate::failure::Failure;
@@ -15,9 +16,18 @@ use crate::text::{Align, count, shortened, table, value};
 /// Characters of a setting that are shown.
 const SHOWN: usize = 48;
 
-/// Prints what tells the runs in two folders apart.
-pub fn compare(folders: [&Path; 2], json: bool) -> Result<(), Failure> {
-    let comparison = compare_runs(folders).map_err(TrainError::from)?;
+/// Prints what tells two runs apart.
+pub fn compare([first, second]: [&Path; 2], json: bool) -> Result<(), Failure> {
+    let runs = [Asked::open(first)?, Asked::open(second)?];
+    for run in &runs {
+        if let Asked::There(run) = run {
+            run.bring_metrics()?;
+        }
+    }
+    let named = |error| runs.iter().fold(error, |error, run| run.named(error));
+    let compared = compare_runs([runs[0].folder(), runs[1].folder()]);
+    let mut comparison = compared.map_err(|error| TrainError::from(named(error)))?;
+    comparison.runs = [runs[0].summary()?, runs[1].summary()?];
     if json {
         return print_json(&json!({
             "runs": [run_json(&comparison.runs[0])?, run_json(&comparison.runs[1])?],

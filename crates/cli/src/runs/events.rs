@@ -7,6 +7,7 @@ use std::time::Duration;
 use tessera_track::{Event, read_events, read_run};
 use tessera_train::TrainError;
 
+use super::asked::Asked;
 use super::list::local;
 use crate::failure::Failure;
 use crate::output::print;
@@ -14,14 +15,19 @@ use crate::text::harmless;
 
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_millis(500);
+/// How often a store is asked for it; runs upload it each half minute.
+const PERIOD_THERE: Duration = Duration::from_secs(5);
 
-/// Prints the events in `folder`, and goes on until the run ends where `follow` says so.
-pub fn print_events(folder: &Path, follow: bool, json: bool) -> Result<(), Failure> {
-    // A folder without a run is a mistake, not a run without events.
-    read_run(folder).map_err(TrainError::from)?;
+/// Prints a run's events, and goes on until it ends where `follow` says so.
+pub fn print_events(run: &Path, follow: bool, json: bool) -> Result<(), Failure> {
+    let run = Asked::open(run)?;
+    if let Asked::Here(folder) = &run {
+        // A folder without a run is a mistake, not a run without events.
+        read_run(folder).map_err(TrainError::from)?;
+    }
     let mut shown = 0;
     loop {
-        let events = read_events(folder).map_err(TrainError::from)?;
+        let events = read_events(run.folder()).map_err(|error| TrainError::from(run.named(error)))?;
         for event in events.iter().skip(shown) {
             print(&if json { serde_json::to_string(event)? + "\n" } else { line(event) })?;
         }
@@ -30,7 +36,13 @@ pub fn print_events(folder: &Path, follow: bool, json: bool) -> Result<(), Failu
         if over || !follow {
             return Ok(());
         }
-        sleep(PERIOD);
+        match &run {
+            Asked::Here(_) => sleep(PERIOD),
+            Asked::There(run) => {
+                sleep(PERIOD_THERE);
+                run.look_again()?;
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use serde_json::json;
 use tessera_track::{RunStatus, RunSummary, list_runs};
 use tessera_train::TrainError;
+use tessera_train::elsewhere::{self, url_of};
 
 use super::SAVE_FOLDER;
 use crate::failure::Failure;
@@ -18,7 +19,7 @@ use crate::text::{Align, count, duration, table, value};
 /// Which runs.
 #[derive(Debug, Args)]
 pub struct ListArguments {
-    /// Where runs are kept
+    /// Where runs are kept, also by url
     #[arg(value_name = "SAVE_FOLDER", default_value = SAVE_FOLDER)]
     save_folder: PathBuf,
     /// Only runs in these states, such as RUNNING,FAILED
@@ -41,7 +42,10 @@ pub struct ListArguments {
 impl ListArguments {
     /// Prints the table.
     pub fn run(&self) -> Result<(), Failure> {
-        let listing = list_runs(&self.save_folder).map_err(TrainError::from)?;
+        let listing = match url_of(&self.save_folder) {
+            Some(url) => elsewhere::list_runs(url)?,
+            None => list_runs(&self.save_folder).map_err(TrainError::from)?,
+        };
         for error in &listing.unreadable {
             complain("warning", &error.to_string());
         }
@@ -109,6 +113,11 @@ pub(super) fn local(time: Timestamp) -> String {
 /// The time until then; nothing once it has passed.
 pub(super) fn time_left(end: Timestamp) -> String {
     duration(end.duration_since(Timestamp::now()).try_into().unwrap_or_default())
+}
+
+/// The time since then.
+pub(super) fn time_since(then: Timestamp) -> String {
+    duration(Timestamp::now().duration_since(then).try_into().unwrap_or_default())
 }
 
 /// A model without the folder or entity before it.

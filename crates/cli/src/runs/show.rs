@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 use tessera_files::FolderLock;
-use tessera_track::{RunStatus, RunSummary, StoredFolder, read_run};
+use tessera_track::{RunSummary, StoredFolder};
 use tessera_train::TrainError;
 
-use super::list::{local, run_json, time_left};
+use super::asked::Asked;
+use super::list::{local, run_json, time_left, time_since};
 use crate::failure::Failure;
 use crate::output::{Paint, print, print_json};
 use crate::summary::labelled;
@@ -16,25 +18,45 @@ use crate::text::{bytes, count, duration, harmless, rate, value};
 /// Cells of the bar that shows how far the run has come, as the service's.
 const CELLS: u64 = 10;
 
-/// Prints the run in `folder`.
-pub fn show(folder: &Path, json: bool) -> Result<(), Failure> {
-    let run = read_run(folder).map_err(TrainError::from)?;
-    let is_held = FolderLock::is_held(folder).map_err(TrainError::from)?;
-    if json {
-        let mut shown = run_json(&run)?;
-        shown["is_held"] = json!(is_held);
-        return print_json(&shown);
-    }
-    print(&labelled(Paint::of_stdout(), &rows(&run, is_held)))
+/// What can be known of the process that works on a run.
+enum Worker {
+    /// Whether there is one.
+    Seen(bool),
+    /// It is elsewhere, and uploaded something at this time.
+    Elsewhere(Timestamp),
 }
 
-fn rows(run: &RunSummary, is_held: bool) -> Vec<(&'static str, String)> {
-    let ended = matches!(run.status, RunStatus::Completed | RunStatus::Stopped | RunStatus::Failed);
-    let status = match (ended, is_held) {
-        (false, false) => format!(
+/// Prints a run.
+pub fn show(run: &Path, json: bool) -> Result<(), Failure> {
+    let asked = Asked::open(run)?;
+    let run = asked.summary()?;
+    let worker = match &asked {
+        Asked::Here(folder) => Worker::Seen(FolderLock::is_held(folder).map_err(TrainError::from)?),
+        Asked::There(run) => Worker::Elsewhere(run.uploaded()),
+    };
+    if json {
+        let mut shown = run_json(&run)?;
+        match worker {
+            Worker::Seen(is_held) => shown["is_held"] = json!(is_held),
+            Worker::Elsewhere(uploaded) => {
+                shown["is_held"] = Value::Null;
+                shown["uploaded"] = json!(uploaded);
+            }
+        }
+        return print_json(&shown);
+    }
+    print(&labelled(Paint::of_stdout(), &rows(&run, &worker)))
+}
+
+fn rows(run: &RunSummary, worker: &Worker) -> Vec<(&'static str, String)> {
+    let status = match worker {
+        Worker::Seen(false) if !run.status.has_ended() => format!(
             "{}, but no process works on it: it was killed; `tessera runs resume` goes on",
             run.status
         ),
+        Worker::Elsewhere(uploaded) if !run.status.has_ended() => {
+            format!("{} when it was last uploaded, {} ago", run.status, time_since(*uploaded))
+        }
         _ => run.status.to_string(),
     };
     let mut rows = vec![("Name", run.name.clone()), ("Status", status), ("Details", harmless(&run.details))];

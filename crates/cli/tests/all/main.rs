@@ -17,6 +17,8 @@ mod running;
 mod runs;
 mod showing;
 mod signals;
+#[cfg(feature = "stores")]
+mod stored_runs;
 mod support;
 mod sweep;
 #[cfg(feature = "delta")]

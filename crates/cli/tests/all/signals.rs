@@ -32,11 +32,16 @@ impl Background {
 
     /// Starts a run and waits until it has done some batches.
     pub fn start(bench: &Bench, arguments: &[&str]) -> Self {
+        Self::start_command(bench, bench.command(arguments))
+    }
+
+    /// The same by a command that was made for it.
+    pub fn start_command(bench: &Bench, mut command: Command) -> Self {
         let metrics = bench.path("runs/tiny/metrics.jsonl");
         let batches =
             || std::fs::read_to_string(&metrics).unwrap_or_default().matches("loss/train/total").count();
         let (before, begun) = (batches(), Instant::now());
-        let run = Self::spawn(bench, arguments);
+        let run = Self(command.spawn().unwrap());
         while batches() < before + 2 {
             assert!(begun.elapsed() < Duration::from_secs(60), "the run does not begin");
             sleep(Duration::from_millis(5));

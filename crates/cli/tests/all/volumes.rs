@@ -73,3 +73,16 @@ fn what_a_workspace_does_not_give_is_named() {
     server.fail("HEAD", vec![Fault::Status(403)]);
     refused("dbfs:/Volumes/main/default/sums/data", &["(403)", "READ VOLUME"]);
 }
+
+#[test]
+fn weights_that_a_workspace_keeps_are_named_with_what_brings_them_here() {
+    let bench = Bench::new();
+    let artifact = "dbfs:/databricks/mlflow-tracking/1/ab34/artifacts/run/checkpoints/ep1-ba5";
+    let download = "mlflow artifacts download --run-id ab34 --artifact-path 'run/checkpoints/ep1-ba5'";
+    let key = format!("custom_weights_path={artifact}");
+    bench.tessera(&["train", "run.yaml", &key]).refused(&["custom_weights_path", artifact, download]);
+    let generate = ["generate", "model", "--prompt", "a", "--weights", artifact];
+    bench.tessera(&generate).refused(&["--weights", artifact, download]);
+    let copy = "databricks fs cp --recursive 'dbfs:/FileStore/model' DIR";
+    bench.tessera(&["validate", "run.yaml", "model=dbfs:/FileStore/model"]).refused(&["model: ", copy]);
+}

@@ -1,18 +1,30 @@
 //! Places in a store that is played by a small server on the loopback interface, and drops connections.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)]
 mod server;
 
 use std::fs;
 
 use server::{Fault, Server};
-use tessera_stores::{Object, Place, Problem, StoreError};
+use tessera_stores::{Credentials, Object, Place, Problem, StoreError};
 
 /// A large file: more than a socket holds.
 const LARGE: usize = 8 << 20;
 
 fn content(length: usize) -> Vec<u8> {
     (0..length as u64).map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+fn place_at(server: &Server, path: &str) -> Place {
+    let credentials = Credentials::Aws {
+        access_key_id: "key".to_owned(),
+        secret_access_key: server::SECRET.to_owned(),
+        session_token: Some("token".to_owned()),
+        region: Some("eu-central-1".to_owned()),
+        endpoint: Some(server.address().to_owned()),
+    };
+    Place::with_credentials(&format!("s3://bucket/{path}"), &credentials).unwrap()
 }
 
 fn only(place: &Place) -> Object {
@@ -38,22 +50,22 @@ fn a_file_comes_whole_and_what_comes_is_told() {
     let server = Server::new();
     server.put("a/b.bin", content(LARGE));
     server.put("a/empty", Vec::new());
-    let place = server.place("a/b.bin");
+    let place = place_at(&server, "a/b.bin");
     let object = only(&place);
     assert_eq!(object.size, LARGE as u64);
     let (bytes, told) = fetch(&place, &object).unwrap();
     assert!(bytes == content(LARGE));
     assert!(told.is_sorted() && told.last() == Some(&(LARGE as u64)), "{told:?}");
-    let empty = server.place("a/empty");
+    let empty = place_at(&server, "a/empty");
     assert_eq!(fetch(&empty, &only(&empty)).unwrap().0, b"");
-    assert_eq!(server.place("a/missing").file().unwrap(), None);
+    assert_eq!(place_at(&server, "a/missing").file().unwrap(), None);
 }
 
 #[test]
 fn a_dropped_connection_is_taken_up_where_it_ended() {
     let server = Server::new();
     server.put("x", content(LARGE));
-    let place = server.place("x");
+    let place = place_at(&server, "x");
     let object = only(&place);
     // More often than there are repetitions without anything coming.
     server.fail("x", vec![Fault::Cut; 12]);
@@ -75,7 +87,7 @@ fn a_dropped_connection_is_taken_up_where_it_ended() {
 fn a_file_that_changes_while_it_is_read_is_not_pieced_together() {
     let server = Server::new();
     server.put("x", content(LARGE));
-    let place = server.place("x");
+    let place = place_at(&server, "x");
     let object = only(&place);
     server.fail("x", vec![Fault::CutAndChange]);
     let error = fetch(&place, &object).unwrap_err();
@@ -87,7 +99,7 @@ fn a_file_that_changes_while_it_is_read_is_not_pieced_together() {
 fn a_store_that_stays_away_is_given_up() {
     let server = Server::new();
     server.put("x", content(LARGE));
-    let place = server.place("x");
+    let place = place_at(&server, "x");
     let object = only(&place);
     server.fail("x", vec![Fault::Status(503, ""); 1000]);
     let error = fetch(&place, &object).unwrap_err();
@@ -98,7 +110,7 @@ fn a_store_that_stays_away_is_given_up() {
 fn refusals_say_what_helps() {
     let server = Server::new();
     server.put("x", content(10));
-    let place = server.place("x");
+    let place = place_at(&server, "x");
     let object = only(&place);
     let refusals = [
         (403, "AccessDenied", "access is not permitted (AccessDenied: No)"),
@@ -122,9 +134,20 @@ fn a_folder_is_listed_in_the_order_of_paths_and_only_what_is_in_it() {
         server.put(name, content(3));
     }
     let names = |objects: Vec<Object>| objects.into_iter().map(|object| object.name).collect::<Vec<_>>();
-    assert_eq!(names(server.place("d").list().unwrap()), ["a/2.jsonl", "a-b/1.jsonl", "a.jsonl"]);
-    assert_eq!(names(server.place("d/").list().unwrap()).len(), 3);
-    assert!(server.place("none").list().unwrap().is_empty());
+    assert_eq!(names(place_at(&server, "d").list().unwrap()), ["a/2.jsonl", "a-b/1.jsonl", "a.jsonl"]);
+    assert_eq!(names(place_at(&server, "d/").list().unwrap()).len(), 3);
+    assert!(place_at(&server, "none").list().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_listed_without_quotes_is_the_same_content() {
+    let server = Server::new();
+    server.put("d/x", content(LARGE));
+    let listed = place_at(&server, "d").list().unwrap();
+    server.list_bare_etags();
+    assert_eq!(place_at(&server, "d").list().unwrap(), listed);
+    assert!(fetch(&place_at(&server, "d/x"), &listed[0]).unwrap().0 == content(LARGE));
+    assert_eq!(listed[0].etag, only(&place_at(&server, "d/x")).etag);
 }
 
 #[test]
@@ -135,16 +158,20 @@ fn files_are_uploaded_and_removed() {
     // Two parts and a rest.
     let bytes = content((40 << 20) + 7);
     fs::write(&path, &bytes).unwrap();
-    let place = server.place("run/large");
+    let place = place_at(&server, "run/large");
     let mut told = Vec::new();
     let mut file = fs::File::open(&path).unwrap();
     place.upload(&mut file, &path, bytes.len() as u64, &mut |done| told.push(done)).unwrap();
     assert_eq!(told.last(), Some(&(bytes.len() as u64)));
     assert!(server.get("run/large").unwrap() == bytes);
-    server.place("run/small").write(b"text".to_vec()).unwrap();
-    assert_eq!(server.place("run/small").read(4).unwrap(), b"text");
-    let error = server.place("run/small").read(3).unwrap_err();
+    place_at(&server, "run/small").write(b"text".to_vec()).unwrap();
+    assert_eq!(place_at(&server, "run/small").read(4).unwrap(), b"text");
+    let error = place_at(&server, "run/small").read(3).unwrap_err();
     assert!(matches!(error.problem, Problem::TooLarge { size: 4, limit: 3 }), "{error}");
+    let small = place_at(&server, "run/small");
+    for (most, end) in [(3, "ext"), (9, "text")] {
+        assert_eq!(small.read_end(&only(&small), most).unwrap(), end.as_bytes());
+    }
     for _ in 0..2 {
         place.delete().unwrap();
         assert!(server.get("run/large").is_none());

@@ -6,8 +6,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use tessera_stores::{Credentials, Place};
-
 pub const SECRET: &str = "the-secret-key";
 
 /// What the server does instead of sending a file.
@@ -29,6 +27,9 @@ struct State {
     requests: Vec<String>,
     sent: usize,
     writes: u64,
+    time: Option<String>,
+    deleted: Vec<String>,
+    bare_etags: bool,
 }
 
 pub struct Server {
@@ -55,15 +56,28 @@ impl Server {
         &self.address
     }
 
-    pub fn place(&self, path: &str) -> Place {
-        let credentials = Credentials::Aws {
-            access_key_id: "key".to_owned(),
-            secret_access_key: SECRET.to_owned(),
-            session_token: Some("token".to_owned()),
-            region: Some("eu-central-1".to_owned()),
-            endpoint: Some(self.address.clone()),
-        };
-        Place::with_credentials(&format!("s3://bucket/{path}"), &credentials).unwrap()
+    pub fn remove(&self, path: &str) {
+        self.state.lock().unwrap().files.remove(path);
+    }
+
+    /// What was deleted by requests, in their order.
+    pub fn deleted(&self) -> Vec<String> {
+        self.state.lock().unwrap().deleted.clone()
+    }
+
+    /// Has ETags listed without their quotes, as Azure has them.
+    pub fn list_bare_etags(&self) {
+        self.state.lock().unwrap().bare_etags = true;
+    }
+
+    /// Has everything listed as of this time.
+    pub fn set_time(&self, time: &str) {
+        self.state.lock().unwrap().time = Some(time.to_owned());
+    }
+
+    /// The names of all files.
+    pub fn names(&self) -> Vec<String> {
+        self.state.lock().unwrap().files.keys().cloned().collect()
     }
 
     pub fn put(&self, path: &str, content: Vec<u8>) {
@@ -127,6 +141,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
             let mut body = String::from("<DeleteResult>");
             for key in text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
                 state.files.remove(key);
+                state.deleted.push(key.to_owned());
                 write!(body, "<Deleted><Key>{key}</Key></Deleted>").ok()?;
             }
             body.push_str("</DeleteResult>");
@@ -156,6 +171,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
         }
         "DELETE" => {
             state.files.remove(&path);
+            state.deleted.push(path);
             answer(stream, "204 No Content", &[], b"")
         }
         _ => answer(stream, "405 Method Not Allowed", &[], b""),
@@ -167,10 +183,11 @@ fn listing(state: &State, query: &str) -> Vec<u8> {
     let prefix = prefix.replace("%2F", "/");
     let mut body = String::from("<ListBucketResult>");
     for (path, (content, version)) in state.files.iter().filter(|(path, _)| path.starts_with(&prefix)) {
-        let (size, time) = (content.len(), "2026-01-02T03:04:05.000Z");
+        let etag = if state.bare_etags { version.to_string() } else { format!("\"{version}\"") };
+        let (size, time) = (content.len(), state.time.as_deref().unwrap_or("2026-01-02T03:04:05.000Z"));
         write!(
             body,
-            "<Contents><Key>{path}</Key><LastModified>{time}</LastModified><ETag>\"{version}\"</ETag><Size>{size}</Size></Contents>"
+            "<Contents><Key>{path}</Key><LastModified>{time}</LastModified><ETag>{etag}</ETag><Size>{size}</Size></Contents>"
         )
         .unwrap();
     }

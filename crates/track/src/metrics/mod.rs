@@ -19,7 +19,7 @@ use crate::jsonl::{Line, LineFile, find_last, read_lines};
 pub use record::{Number, Record};
 
 /// The file's name in the run folder.
-pub(crate) const FILE: &str = "metrics.jsonl";
+pub const FILE: &str = "metrics.jsonl";
 
 /// Appends to a run's `metrics.jsonl`.
 #[derive(Debug)]

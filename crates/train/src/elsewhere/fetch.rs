@@ -152,8 +152,13 @@ pub(crate) fn model(
     Ok(ModelLocation::Folder(fetch(&place, &objects, cache, observer)?.folder))
 }
 
-/// A checkpoint: a folder `ep#-ba#`, a text `….symlink` that names one beside it, or a Composer `.pt`.
-pub(crate) fn weights(url: &str, cache: &Path, observer: &Arc<dyn Observer>) -> Result<PathBuf, TrainError> {
+/// A checkpoint: a folder `ep#-ba#`, a text `….symlink` that names one beside it, or a Composer `.pt`. `key` is what named it.
+pub(crate) fn weights(
+    key: &'static str,
+    url: &str,
+    cache: &Path,
+    observer: &Arc<dyn Observer>,
+) -> Result<PathBuf, TrainError> {
     let mut place = Place::parse(url)?;
     if url.ends_with(".symlink") {
         let text = String::from_utf8_lossy(&place.read(POINTER)?).trim().to_owned();
@@ -161,7 +166,7 @@ pub(crate) fn weights(url: &str, cache: &Path, observer: &Arc<dyn Observer>) -> 
         let beside = place.parent().filter(|_| name.parse::<CheckpointName>().is_ok());
         let Some((checkpoints, _)) = beside else {
             let expected = "a text that names a checkpoint, ep<epoch>-ba<batch>, beside it".to_owned();
-            return Err(TrainError::unsupported("custom_weights_path", url, expected));
+            return Err(TrainError::unsupported(key, url, expected));
         };
         place = checkpoints.join(name);
     } else if let Some((folder, objects)) = file(&place)? {
@@ -172,7 +177,7 @@ pub(crate) fn weights(url: &str, cache: &Path, observer: &Arc<dyn Observer>) -> 
     objects.retain(|object| object.name == ".metadata" || object.name.ends_with(".distcp"));
     if !objects.iter().any(|object| object.name == ".metadata") {
         let expected = "a folder with .metadata, which is written last, a .symlink, or a .pt file".to_owned();
-        return Err(TrainError::unsupported("custom_weights_path", url, expected));
+        return Err(TrainError::unsupported(key, url, expected));
     }
     Ok(fetch(&place, &objects, cache, Some(observer))?.folder)
 }

@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tessera_checkpoint::huggingface::ModelLocation;
 use tessera_data::{Fetched, Task};
+use tessera_track::{RunListing, RunSummary, TrackError};
 use tessera_workspace::Access;
 
 use super::is_url;
 use crate::error::TrainError;
 use crate::observe::Observer;
 use crate::plan::Settings;
+use crate::state::checkpoints::ListedCheckpoint;
 
 fn refused<T>(key: &'static str, url: &str) -> Result<T, TrainError> {
     Err(TrainError::NoStores { key, url: url.to_owned() })
@@ -35,8 +38,83 @@ pub(crate) fn model(url: &str, _: &Path, _: Option<&Arc<dyn Observer>>) -> Resul
     refused("model", url)
 }
 
-pub(crate) fn weights(url: &str, _: &Path, _: &Arc<dyn Observer>) -> Result<PathBuf, TrainError> {
-    refused("custom_weights_path", url)
+pub(crate) fn weights(
+    key: &'static str,
+    url: &str,
+    _: &Path,
+    _: &Arc<dyn Observer>,
+) -> Result<PathBuf, TrainError> {
+    refused(key, url)
+}
+
+/// The run file at a url.
+///
+/// # Errors
+/// Always: this build has no stores.
+pub fn run_file(url: &str) -> Result<String, TrainError> {
+    refused("the run file", url)
+}
+
+/// The runs at a url.
+///
+/// # Errors
+/// Always: this build has no stores.
+pub fn list_runs(url: &str) -> Result<RunListing, TrainError> {
+    refused("the runs", url)
+}
+
+pub(crate) fn list_checkpoints(url: &str) -> Result<Vec<ListedCheckpoint>, TrainError> {
+    refused("the checkpoints", url)
+}
+
+/// There is none.
+pub enum StoredRun {}
+
+#[allow(missing_docs, clippy::missing_errors_doc)]
+impl StoredRun {
+    pub fn open(url: &str) -> Result<Self, TrainError> {
+        refused("the run", url)
+    }
+
+    pub fn url(&self) -> String {
+        match *self {}
+    }
+
+    pub fn folder(&self) -> &Path {
+        match *self {}
+    }
+
+    pub fn summary(&self) -> Result<RunSummary, TrainError> {
+        match *self {}
+    }
+
+    pub fn bring_metrics(&self) -> Result<(), TrainError> {
+        match *self {}
+    }
+
+    pub fn look_again(&self) -> Result<(), TrainError> {
+        match *self {}
+    }
+
+    pub fn named(&self, _: TrackError) -> TrackError {
+        match *self {}
+    }
+
+    pub fn uploaded(&self) -> Timestamp {
+        match *self {}
+    }
+
+    pub fn may_be_worked_on(&self) -> Result<bool, TrainError> {
+        match *self {}
+    }
+
+    pub fn request_cancel(&self) -> Result<(), TrainError> {
+        match *self {}
+    }
+
+    pub fn delete(&self) -> Result<(), TrainError> {
+        match *self {}
+    }
 }
 
 /// There is none.

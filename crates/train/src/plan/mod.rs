@@ -130,7 +130,10 @@ impl OpenedModel {
     pub fn open(model: &str, cache: &Path, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
         let location = match elsewhere::is_url(model) {
             true => elsewhere::model(model, cache, observer.as_ref())?,
-            false => ModelLocation::parse(model)?,
+            false => match elsewhere::on_workspace("model", model)? {
+                Some(mounted) => ModelLocation::parse(&mounted.to_string_lossy())?,
+                None => ModelLocation::parse(model)?,
+            },
         };
         let source = ModelSource::open(&location, &hub_options(observer))?;
         let place = Path::new(model).join("config.json");
@@ -203,10 +206,10 @@ impl Resolved {
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
         }
-        if let (None, Some(url)) = (&saved, settings.custom_weights_path.as_ref())
-            && elsewhere::is_url(url)
-        {
-            settings.fetched_weights = Some(elsewhere::weights(url, &settings.cache(), observer)?);
+        if let (None, Some(given)) = (&saved, settings.custom_weights_path.as_ref()) {
+            let (given, cache) = (Path::new(given), settings.cache());
+            let here = elsewhere::checkpoint("custom_weights_path", given, &cache, observer)?;
+            settings.fetched_weights = Some(here);
         }
         if settings.validate_inputs && saved.is_none() {
             state::check(&settings, &source, &config)?;

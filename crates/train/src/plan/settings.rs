@@ -103,7 +103,7 @@ pub struct Settings {
     /// The GPUs that this process drives; none where it computes on the CPU.
     #[serde(skip)]
     pub gpus: Vec<usize>,
-    /// Where the weights of `custom_weights_path` were brought to from elsewhere.
+    /// Where the weights of `custom_weights_path` lie on this machine.
     #[serde(skip)]
     pub(super) fetched_weights: Option<PathBuf>,
 }

@@ -90,11 +90,15 @@ pub struct VerifiedCheckpoint {
     pub objects: usize,
 }
 
-/// The whole checkpoints of a run's folder, or of a folder `checkpoints`, newest first.
+/// The whole checkpoints of a run's folder, or of a folder `checkpoints`, newest first. As everywhere here a url may stand for the
+/// path.
 ///
 /// # Errors
 /// When the folder is not there or cannot be listed.
 pub fn list(folder: &Path) -> Result<Vec<ListedCheckpoint>, TrainError> {
+    if let Some(url) = elsewhere::url_of(folder) {
+        return elsewhere::list_checkpoints(url);
+    }
     let inner = folder.join("checkpoints");
     let checkpoints = if inner.is_dir() { inner } else { folder.to_owned() };
     if !checkpoints.is_dir() {
@@ -113,8 +117,8 @@ pub fn list(folder: &Path) -> Result<Vec<ListedCheckpoint>, TrainError> {
 ///
 /// # Errors
 /// When the folder is no whole checkpoint, or what is read of it is damaged.
-pub fn describe(folder: &Path) -> Result<CheckpointDescription, TrainError> {
-    let reader = open(folder)?;
+pub fn describe(folder: &Path, observer: &Arc<dyn Observer>) -> Result<CheckpointDescription, TrainError> {
+    let reader = open(&here(folder, observer)?)?;
     let text = |path: StatePath| -> Result<Option<String>, DcpError> {
         Ok(object(&reader, &path)?.and_then(|value| value.as_str().map(str::to_owned)))
     };
@@ -144,8 +148,8 @@ pub fn describe(folder: &Path) -> Result<CheckpointDescription, TrainError> {
 ///
 /// # Errors
 /// For the first thing that is damaged.
-pub fn verify(folder: &Path) -> Result<VerifiedCheckpoint, TrainError> {
-    let reader = open(folder)?;
+pub fn verify(folder: &Path, observer: &Arc<dyn Observer>) -> Result<VerifiedCheckpoint, TrainError> {
+    let reader = open(&here(folder, observer)?)?;
     reader.verify()?;
     let (tensors, objects) = (reader.tensors().len(), reader.objects().count());
     Ok(VerifiedCheckpoint { folder: folder.to_owned(), tensors, objects })
@@ -169,7 +173,7 @@ pub fn export(
     }
     let OpenedModel { source, config } =
         OpenedModel::open(model, &elsewhere::cache(elsewhere::DEFAULT_FOLDER), Some(observer.clone()))?;
-    let weights = ComposerWeights::open(checkpoint)?;
+    let weights = ComposerWeights::open(&here(checkpoint, observer)?)?;
     let model = spelled_as(&config, &weights, &checkpoint.display().to_string())?;
     observer.observe(Update::Exporting(output));
     let tensors = model.tensors();
@@ -204,6 +208,12 @@ fn export_dtype(precision: HfSavePrecision, weights: &ComposerWeights) -> Export
         HfSavePrecision::Auto if all(StoredDType::F16) => ExportDType::F16,
         HfSavePrecision::Auto => ExportDType::F32,
     }
+}
+
+/// Where a checkpoint lies on this machine.
+fn here(checkpoint: &Path, observer: &Arc<dyn Observer>) -> Result<PathBuf, TrainError> {
+    let cache = elsewhere::cache(elsewhere::DEFAULT_FOLDER);
+    elsewhere::checkpoint("the checkpoint", checkpoint, &cache, observer)
 }
 
 /// Opens a folder that is a whole checkpoint.

@@ -21,12 +21,16 @@ use crate::observe::{Observer, Update};
 use crate::plan::{Settings, file_error};
 
 use super::is_url;
+pub(super) use opening::{MOST_RUN_FILE, RUN_FILE};
 use remote::RemoteRun;
+pub(super) use remote::{CHECKPOINTS, CONFIG, EXPORTS, METADATA};
 
 /// How often is looked for checkpoints and exports that are whole.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often logs are uploaded, and what failed is tried again.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// How often is looked whether somebody elsewhere cancels the run.
+const LISTEN: Duration = Duration::from_secs(5);
 /// Pauses between the attempts to upload what is left at the end.
 const LAST_PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(10)];
 /// How long a run that failed waits, while its other processes wait for it.
@@ -133,12 +137,17 @@ impl Mirroring {
 /// Uploads what is new until the run ends, then all that is left, unless nobody waits for it.
 fn keep(remote: &mut RemoteRun, ended: &mpsc::Receiver<()>) -> Result<(), TrainError> {
     let observer = remote.observer.clone();
-    let (mut last, mut is_told) = (Instant::now(), false);
+    let (mut last, mut listened, mut is_told) = (Instant::now(), Instant::now(), false);
     loop {
         match ended.recv_timeout(LOOK) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(()) => return upload_the_rest(remote),
+        }
+        if listened.elapsed() >= LISTEN {
+            // A store that is away is told of when something is uploaded.
+            let _ = remote.hear();
+            listened = Instant::now();
         }
         let is_due = last.elapsed() >= INTERVAL;
         if !is_due && (is_told || !remote.is_behind()) {

@@ -18,9 +18,9 @@ use crate::observe::Update;
 use crate::plan::Settings;
 use crate::state;
 
-const RUN_FILE: &str = "run.yaml";
-/// The most bytes of a `run.yaml` that is compared.
-const MOST_RUN_FILE: u64 = 1 << 24;
+pub(in super::super) const RUN_FILE: &str = "run.yaml";
+/// The most bytes of a `run.yaml` that is read.
+pub(in super::super) const MOST_RUN_FILE: u64 = 1 << 24;
 
 impl RemoteRun {
     /// Fails unless what lies at the url is the run of these settings, or nothing that could be lost.

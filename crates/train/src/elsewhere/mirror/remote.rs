@@ -11,24 +11,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use tessera_checkpoint::dcp::{CheckpointName, list_checkpoints};
+use tessera_checkpoint::dcp::{CheckpointName, LATEST_TEXT, list_checkpoints};
 use tessera_checkpoint::huggingface::HubProgress;
 use tessera_stores::{Object, Place, Problem, StoreError};
+use tessera_track::request_cancel;
 
+use super::super::runs::CANCEL;
 use super::local::{OpenCheckpoint, Opened, Stamp, entries, identity, open};
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::Settings;
 use crate::spec::CheckpointsToKeep;
 
-pub(super) const CHECKPOINTS: &str = "checkpoints";
-const EXPORTS: &str = "huggingface";
+pub(in super::super) const CHECKPOINTS: &str = "checkpoints";
+pub(in super::super) const EXPORTS: &str = "huggingface";
 /// What makes a checkpoint whole.
-pub(super) const METADATA: &str = ".metadata";
+pub(in super::super) const METADATA: &str = ".metadata";
 /// What makes an export whole, for those who look at it at the url: it is uploaded last.
-const CONFIG: &str = "config.json";
-/// The text that names the latest checkpoint, by its path in the bucket, as Composer has it.
-const LATEST: &str = "latest-sharded-rank0.symlink";
+pub(in super::super) const CONFIG: &str = "config.json";
 /// The most bytes of a `.metadata` that is compared.
 pub(super) const MOST_METADATA: u64 = 1 << 30;
 /// By how much a store rounds the time of an object down.
@@ -90,6 +90,8 @@ impl RemoteRun {
             return Err(self.other_run("training cannot go on from the checkpoints at the url".to_owned()));
         }
         self.is_ending = Arc::downgrade(is_ending);
+        // Whoever takes up the run again does not mean what was asked before.
+        self.take_cancel()?;
         let there = if resumes { self.place.join(EXPORTS).list()? } else { Vec::new() };
         for name in entries(&self.folder.join(EXPORTS), Path::is_dir)? {
             let stamp = self.stamp_of_export(&name);
@@ -98,6 +100,22 @@ impl RemoteRun {
             }
         }
         Ok(())
+    }
+
+    /// Hands on what somebody who is elsewhere left at the url: the word that cancels the run.
+    pub(super) fn hear(&self) -> Result<(), TrainError> {
+        if self.take_cancel()? {
+            request_cancel(&self.folder)?;
+        }
+        Ok(())
+    }
+
+    fn take_cancel(&self) -> Result<bool, StoreError> {
+        let place = self.place.join(CANCEL);
+        match place.read(0) {
+            Err(error) if error.is_not_found() => Ok(false),
+            read => read.and_then(|_| place.delete()).map(|()| true),
+        }
     }
 
     pub(super) fn url(&self) -> String {
@@ -255,8 +273,9 @@ impl RemoteRun {
     fn name_latest(&mut self) -> Result<(), TrainError> {
         let newest = self.checkpoints.last().copied();
         if let Some(name) = newest.filter(|_| self.latest != newest) {
+            // By its path in the bucket, as Composer has it.
             let path = self.checkpoint(name).key().as_bytes().to_vec();
-            self.place.join(CHECKPOINTS).join(LATEST).write(path)?;
+            self.place.join(CHECKPOINTS).join(LATEST_TEXT).write(path)?;
             self.latest = newest;
         }
         Ok(())
