@@ -6,6 +6,8 @@
 //! The cache so holds whole files only, and what is in it with the right size is used without being hashed again.
 //! `HF_HUB_OFFLINE`, which hf-hub does not read, is honoured here.
 //!
+//! A hub that takes a connection and then says nothing is given up: hf-hub waits for it without end.
+//!
 //! One process fetches from a repository at a time; others wait for it. Large files may be transferred by hf-xet,
 //! whose telemetry is governed by `HF_HUB_DISABLE_TELEMETRY`, which only the environment can set.
 
@@ -14,13 +16,17 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
 use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeAny};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepository, HFRepositorySync, RepoTypeAny};
 use tessera_files::{FolderLock, IoContext, replace_symlink, sha256_file, write_atomic};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 
 use super::HuggingFaceError;
 
@@ -32,6 +38,9 @@ const LISTINGS: &str = ".listings";
 const ATTEMPTS: u32 = 5;
 /// The branch that is meant when none is given.
 const DEFAULT_REVISION: &str = "main";
+
+/// How long a connection may take to come up.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// The hub where none is named.
 const PUBLIC_HUB: &str = "https://huggingface.co";
@@ -63,6 +72,8 @@ pub struct HubOptions {
     pub cache: PathBuf,
     /// The pause before the first repetition; each further one is twice as long.
     pub retry_delay: Duration,
+    /// How long the next word of an answer, or piece of a file, is waited for.
+    pub silence: Duration,
     /// Told how downloads go on.
     pub progress: Option<HubProgressCallback>,
 }
@@ -78,6 +89,7 @@ impl HubOptions {
             token: None,
             cache: hf_hub::resolve_cache_dir(),
             retry_delay: Duration::from_millis(250),
+            silence: Duration::from_secs(30),
             progress: None,
         }
     }
@@ -146,8 +158,10 @@ impl RepositoryKind {
 #[derive(Debug)]
 struct Remote {
     endpoint: String,
-    /// Downloads into the staging folder.
     repository: HFRepositorySync<RepoTypeAny>,
+    /// The same, to download from into the staging folder.
+    downloads: HFRepository<RepoTypeAny>,
+    runtime: Runtime,
     /// The size of each file.
     sizes: BTreeMap<String, u64>,
 }
@@ -201,7 +215,7 @@ impl HubRepository {
                 revision,
                 options,
                 folder,
-                &format!("the hub cannot be reached ({})", root_cause(&source)),
+                &format!("the hub at {} cannot be reached ({})", options.address(), root_cause(&source)),
             ),
             Err(error) => Err(hub_error(id, explain(&error, kind))),
         }
@@ -318,17 +332,18 @@ impl HubRepository {
                 std::thread::sleep(pause);
                 pause *= 2;
             }
-            let request = remote.repository.download_file().filename(name).revision(self.commit.as_str());
-            let progress =
-                self.options.progress.clone().map(|callback| Progress::new(Reporter { callback, size }));
-            match request.maybe_progress(progress).send() {
-                Ok(pointer) => match self.accept(&pointer, name, size)? {
+            match remote.download(name, &self.commit, size, &self.options) {
+                Some(Ok(pointer)) => match self.accept(&pointer, name, size)? {
                     None => return Ok(()),
                     Some(found) => problem = found,
                 },
-                Err(HFError::Request { source, .. }) => problem = root_cause(&source),
-                Err(HFError::Xet { source, .. }) => problem = source.to_string(),
-                Err(error) => {
+                None => {
+                    problem = format!("nothing came for {} s", self.options.silence.as_secs_f64());
+                    continue;
+                }
+                Some(Err(HFError::Request { source, .. })) => problem = root_cause(&source),
+                Some(Err(HFError::Xet { source, .. })) => problem = source.to_string(),
+                Some(Err(error)) => {
                     return Err(hub_error(&self.id, format!("{name}: {}", explain(&error, self.kind))));
                 }
             }
@@ -385,8 +400,10 @@ impl HubRepository {
 
 /// Passes hf-hub's events on.
 struct Reporter {
-    callback: HubProgressCallback,
+    callback: Option<HubProgressCallback>,
     size: u64,
+    /// The bytes that had come by the last event.
+    come: Arc<AtomicU64>,
 }
 
 impl ProgressHandler for Reporter {
@@ -394,11 +411,14 @@ impl ProgressHandler for Reporter {
         let ProgressEvent::Download(event) = event else { return };
         if let DownloadEvent::Progress { files } = event {
             for file in files {
-                (self.callback)(HubProgress {
-                    file: &file.filename,
-                    done: file.bytes_completed,
-                    total: self.size,
-                });
+                self.come.store(file.bytes_completed, Ordering::Relaxed);
+                if let Some(callback) = &self.callback {
+                    callback(HubProgress {
+                        file: &file.filename,
+                        done: file.bytes_completed,
+                        total: self.size,
+                    });
+                }
             }
         }
     }
@@ -413,8 +433,12 @@ impl Remote {
         options: &HubOptions,
         staging: &Path,
     ) -> Result<(Self, String), HFError> {
-        let (client, endpoint) = connect(options, staging, ATTEMPTS as usize)?;
+        let client = client(options, staging, ATTEMPTS as usize, Limit::Silence)?;
+        let endpoint = client.endpoint().to_owned();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         let (owner, name) = hf_hub::split_id(id);
+        let asynchronous = client.clone();
+        let client = HFClientSync::from_inner(client)?;
         let (commit, kind) = match kind {
             RepositoryKind::Model => {
                 (client.model(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Model)
@@ -423,6 +447,7 @@ impl Remote {
                 (client.dataset(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Dataset)
             }
         };
+        let downloads = asynchronous.repository(kind, owner, name);
         let repository = client.repository(kind, owner, name);
         let commit = commit.filter(|commit| is_hash(commit));
         let commit = commit.ok_or_else(|| HFError::malformed_response("the commit of the revision"))?;
@@ -434,18 +459,59 @@ impl Remote {
             RepoTreeEntry::File { path, size, .. } => stays_below(&path).then_some((path, size)),
             RepoTreeEntry::Directory { .. } => None,
         });
-        Ok((Self { endpoint, repository, sizes: sizes.collect() }, commit))
+        Ok((Self { endpoint, repository, downloads, runtime, sizes: sizes.collect() }, commit))
+    }
+
+    /// Downloads a file of so many bytes into the staging folder; `None` where nothing came for longer than is waited. hf-hub asks for
+    /// a file's size by a client of its own, which waits without end.
+    fn download(
+        &self,
+        name: &str,
+        commit: &str,
+        size: u64,
+        options: &HubOptions,
+    ) -> Option<Result<PathBuf, HFError>> {
+        let come = Arc::new(AtomicU64::new(0));
+        let reporter = Reporter { callback: options.progress.clone(), size, come: come.clone() };
+        let request = self.downloads.download_file().filename(name).revision(commit);
+        let download = request.progress(Progress::new(reporter)).send();
+        self.runtime.block_on(async {
+            let mut download = pin!(download);
+            loop {
+                let before = come.load(Ordering::Relaxed);
+                match timeout(options.silence, &mut download).await {
+                    Ok(ended) => return Some(ended),
+                    Err(_) if come.load(Ordering::Relaxed) == before => return None,
+                    Err(_) => {}
+                }
+            }
+        })
     }
 }
 
-/// A client of the hub, with the hub's address; what it keeps of downloads comes to `cache`.
-/// A request that failed in passing is repeated so often.
-pub(super) fn connect(
+/// How long a hub is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Limit {
+    /// While it says something, as the options have it.
+    Silence,
+    /// So long for each request: while something is sent, nothing is said.
+    Whole(Duration),
+}
+
+/// A client of the hub; what it keeps of downloads comes to `cache`. A request that failed in passing is repeated so often.
+pub(super) fn client(
     options: &HubOptions,
     cache: &Path,
     repetitions: usize,
-) -> Result<(HFClientSync, String), HFError> {
-    let builder = HFClient::builder().cache_dir(cache);
+    limit: Limit,
+) -> Result<HFClient, HFError> {
+    let http = reqwest::Client::builder().connect_timeout(CONNECT);
+    let http = http.user_agent(concat!("tessera/", env!("CARGO_PKG_VERSION")));
+    let http = match limit {
+        Limit::Silence => http.read_timeout(options.silence),
+        Limit::Whole(time) => http.timeout(time),
+    };
+    let builder = HFClient::builder().client(http.build()?).cache_dir(cache);
     let mut client = builder.retry_base_delay(options.retry_delay).retry_max_attempts(repetitions);
     if let Some(endpoint) = &options.endpoint {
         client = client.endpoint(endpoint);
@@ -453,9 +519,7 @@ pub(super) fn connect(
     if let Some(token) = &options.token {
         client = client.token(token);
     }
-    let client = client.build()?;
-    let endpoint = client.endpoint().to_owned();
-    Ok((HFClientSync::from_inner(client)?, endpoint))
+    client.build()
 }
 
 /// Whether a relative path leads to somewhere below where it starts.
