@@ -50,11 +50,12 @@ class Store:
 
 
 class Door:
-    """Passes requests on to the store, unless it is shut or has an answer of its own. Remembers what was asked."""
+    """Passes requests on to the store, unless it is shut or has an answer of its own. Remembers what was asked, and
+    the tokens of temporary credentials."""
 
     def __init__(self, store: Store):
         door = self
-        self.shut, self.answer, self.asked = False, None, []
+        self.shut, self.answer, self.asked, self.tokens = False, None, [], set()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -68,6 +69,7 @@ class Door:
             def pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 door.asked.append(f"{self.command} {self.path}")
+                door.tokens.add(self.headers.get("X-Amz-Security-Token"))
                 if door.shut:
                     self.close_connection = True
                     return

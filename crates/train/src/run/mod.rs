@@ -37,7 +37,8 @@ use crate::spec::RunSpec;
 use crate::state;
 
 use cancel::CancelWatch;
-pub use contact::{Contact, contact};
+use contact::contact;
+pub use contact::{Contact, look};
 pub use folder::{FLIGHT, RunFolder, RunPaths};
 use followers::Followers;
 pub use registration::Registered;
