@@ -103,7 +103,7 @@ impl Task {
 }
 
 /// Files of a source that is elsewhere, as they were brought to this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetched {
     /// The folder that their names are told from.
     pub folder: PathBuf,

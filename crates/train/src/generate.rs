@@ -56,7 +56,7 @@ impl Generator {
     /// # Errors
     /// When they are missing, damaged, or do not belong together.
     pub fn load(settings: &GeneratorSettings, observer: &Arc<dyn Observer>) -> Result<Self, TrainError> {
-        let OpenedModel { source, config } = OpenedModel::open(
+        let OpenedModel { source, config, .. } = OpenedModel::open(
             &settings.model,
             &elsewhere::cache(elsewhere::DEFAULT_FOLDER),
             Some(observer.clone()),
