@@ -56,6 +56,8 @@ class Door:
     def __init__(self, store: Store):
         door = self
         self.shut, self.answer, self.asked, self.tokens = False, None, [], set()
+        # Files that are said to be taken, and are not.
+        self.drops = 0
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -77,6 +79,10 @@ class Door:
                     status, code = door.answer
                     # To HEAD without the text that says why, as stores answer.
                     self.reply(status, {"Content-Length": "0"}, f"<Error><Code>{code}</Code><Message>So it is</Message></Error>".encode())
+                    return
+                if self.command == "PUT" and door.drops:
+                    door.drops -= 1
+                    self.reply(200, {"ETag": '"dropped"'}, b"")
                     return
                 connection = http.client.HTTPConnection(HOST, store.port)
                 connection.request(self.command, self.path, body, dict(self.headers))

@@ -97,7 +97,7 @@ def shape(asked: tuple[str, str, dict]) -> tuple:
 
 
 def catalog_fails(folder: Folder) -> None:
-    """a store that refuses, credentials that expire, answers that are lost: no version is ready that lacks a file, and one is in the end"""
+    """a store that refuses or loses files, credentials that expire, answers that are lost: no version is ready that lacks a file, and one is in the end"""
     catalog, door = Catalog(BUCKET, server_of_all()), Door(store_of_all())
     register = "register_to=main.broken"
     door.answer = (403, "AccessDenied")
@@ -114,8 +114,9 @@ def catalog_fails(folder: Folder) -> None:
     said = catalogued(folder, "broken", catalog, door, register)
     expect("This run is finished" in said, said)
     holds_version(folder, "broken", catalog, "main.broken.broken")
-    catalog.loses = "model-versions/create"
+    catalog.loses, door.drops = "model-versions/create", 2
     catalogued(folder, "broken", catalog, door, "register_to=main.broken.again")
+    expect(door.drops == 0, "nothing was dropped")
     holds_version(folder, "broken", catalog, "main.broken.again")
     said = catalogued(folder, "broken", catalog, door, "register_to=main.x", "mlflow.registry_uri=databricks-uc://me", code=2)
     expect("names the profile me" in said, said)

@@ -11,24 +11,21 @@
 //! One process fetches from a repository at a time; others wait for it. Large files may be transferred by hf-xet,
 //! whose telemetry is governed by `HF_HUB_DISABLE_TELEMETRY`, which only the environment can set.
 
-use std::collections::BTreeMap;
+mod remote;
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepository, HFRepositorySync, RepoTypeAny};
+use hf_hub::HFError;
 use tessera_files::{FolderLock, IoContext, replace_symlink, sha256_file, write_atomic};
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
 
 use super::HuggingFaceError;
+use remote::Remote;
+pub(super) use remote::{Limit, client};
 
 /// Where a download lies until it has been checked, within the repository's folder in the cache.
 const STAGING: &str = ".unchecked";
@@ -38,9 +35,6 @@ const LISTINGS: &str = ".listings";
 const ATTEMPTS: u32 = 5;
 /// The branch that is meant when none is given.
 const DEFAULT_REVISION: &str = "main";
-
-/// How long a connection may take to come up.
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// The hub where none is named.
 const PUBLIC_HUB: &str = "https://huggingface.co";
@@ -152,18 +146,6 @@ impl RepositoryKind {
             Self::DataSet => "give local files",
         }
     }
-}
-
-/// The repository as the hub shows it.
-#[derive(Debug)]
-struct Remote {
-    endpoint: String,
-    repository: HFRepositorySync<RepoTypeAny>,
-    /// The same, to download from into the staging folder.
-    downloads: HFRepository<RepoTypeAny>,
-    runtime: Runtime,
-    /// The size of each file.
-    sizes: BTreeMap<String, u64>,
 }
 
 /// A repository at one commit.
@@ -396,130 +378,6 @@ impl HubRepository {
         replace_symlink(&Path::new(&up).join("blobs").join(&etag), &self.snapshot().join(name))?;
         Ok(None)
     }
-}
-
-/// Passes hf-hub's events on.
-struct Reporter {
-    callback: Option<HubProgressCallback>,
-    size: u64,
-    /// The bytes that had come by the last event.
-    come: Arc<AtomicU64>,
-}
-
-impl ProgressHandler for Reporter {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        if let DownloadEvent::Progress { files } = event {
-            for file in files {
-                self.come.store(file.bytes_completed, Ordering::Relaxed);
-                if let Some(callback) = &self.callback {
-                    callback(HubProgress {
-                        file: &file.filename,
-                        done: file.bytes_completed,
-                        total: self.size,
-                    });
-                }
-            }
-        }
-    }
-}
-
-impl Remote {
-    /// Asks for the commit of a revision and its files.
-    fn connect(
-        kind: RepositoryKind,
-        id: &str,
-        revision: &str,
-        options: &HubOptions,
-        staging: &Path,
-    ) -> Result<(Self, String), HFError> {
-        let client = client(options, staging, ATTEMPTS as usize, Limit::Silence)?;
-        let endpoint = client.endpoint().to_owned();
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (owner, name) = hf_hub::split_id(id);
-        let asynchronous = client.clone();
-        let client = HFClientSync::from_inner(client)?;
-        let (commit, kind) = match kind {
-            RepositoryKind::Model => {
-                (client.model(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Model)
-            }
-            RepositoryKind::DataSet => {
-                (client.dataset(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Dataset)
-            }
-        };
-        let downloads = asynchronous.repository(kind, owner, name);
-        let repository = client.repository(kind, owner, name);
-        let commit = commit.filter(|commit| is_hash(commit));
-        let commit = commit.ok_or_else(|| HFError::malformed_response("the commit of the revision"))?;
-        // What a model is made of lies on top.
-        let recursive = kind == RepoTypeAny::Dataset;
-        let listing = repository.list_tree().revision(commit.as_str()).recursive(recursive).send()?;
-        // A file is put where its name says: below the snapshot, whatever a hub says.
-        let sizes = listing.into_iter().filter_map(|entry| match entry {
-            RepoTreeEntry::File { path, size, .. } => stays_below(&path).then_some((path, size)),
-            RepoTreeEntry::Directory { .. } => None,
-        });
-        Ok((Self { endpoint, repository, downloads, runtime, sizes: sizes.collect() }, commit))
-    }
-
-    /// Downloads a file of so many bytes into the staging folder; `None` where nothing came for longer than is waited. hf-hub asks for
-    /// a file's size by a client of its own, which waits without end.
-    fn download(
-        &self,
-        name: &str,
-        commit: &str,
-        size: u64,
-        options: &HubOptions,
-    ) -> Option<Result<PathBuf, HFError>> {
-        let come = Arc::new(AtomicU64::new(0));
-        let reporter = Reporter { callback: options.progress.clone(), size, come: come.clone() };
-        let request = self.downloads.download_file().filename(name).revision(commit);
-        let download = request.progress(Progress::new(reporter)).send();
-        self.runtime.block_on(async {
-            let mut download = pin!(download);
-            loop {
-                let before = come.load(Ordering::Relaxed);
-                match timeout(options.silence, &mut download).await {
-                    Ok(ended) => return Some(ended),
-                    Err(_) if come.load(Ordering::Relaxed) == before => return None,
-                    Err(_) => {}
-                }
-            }
-        })
-    }
-}
-
-/// How long a hub is waited for.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Limit {
-    /// While it says something, as the options have it.
-    Silence,
-    /// So long for each request: while something is sent, nothing is said.
-    Whole(Duration),
-}
-
-/// A client of the hub; what it keeps of downloads comes to `cache`. A request that failed in passing is repeated so often.
-pub(super) fn client(
-    options: &HubOptions,
-    cache: &Path,
-    repetitions: usize,
-    limit: Limit,
-) -> Result<HFClient, HFError> {
-    let http = reqwest::Client::builder().connect_timeout(CONNECT);
-    let http = http.user_agent(concat!("tessera/", env!("CARGO_PKG_VERSION")));
-    let http = match limit {
-        Limit::Silence => http.read_timeout(options.silence),
-        Limit::Whole(time) => http.timeout(time),
-    };
-    let builder = HFClient::builder().client(http.build()?).cache_dir(cache);
-    let mut client = builder.retry_base_delay(options.retry_delay).retry_max_attempts(repetitions);
-    if let Some(endpoint) = &options.endpoint {
-        client = client.endpoint(endpoint);
-    }
-    if let Some(token) = &options.token {
-        client = client.token(token);
-    }
-    client.build()
 }
 
 /// Whether a relative path leads to somewhere below where it starts.
