@@ -8,10 +8,14 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tracking"))
+
 from jobs import Job, kill, mpirun, run_cases, training
+from server import Hub
 from tiny import BINARY, DEADLINE, SLACK, Folder, conversation, expect
 
 RANKS = 3
@@ -284,6 +288,19 @@ def comes_late(folder: Folder) -> None:
         job.says("warning: rank 2 on", "s after the first rank to the start of the run")
 
 
+def registers_for_longer_than_ranks_wait(folder: Folder) -> None:
+    """a hub that takes longer to take the model than ranks wait for one another, at the end of the run and when it is started again"""
+    hub = Hub("wr1te", takes=2 * DEADLINE)
+    token = ["env", f"HF_ENDPOINT={hub.address}", "HF_HUB_OFFLINE=0", "HF_TOKEN=wr1te", f"HF_HOME={folder.path}/hf"]
+    for repository in ("first", "second"):
+        overrides = [f"register_to=hf://org/{repository}", f"dist_startup_timeout={DEADLINE + 2}"]
+        with Job(folder, mpirun(2, *token, *training("slow", *SAVED, *overrides))) as job:
+            job.succeeds()
+            job.says(f"commit {len(hub.commits) - 1:040x} of {hub.address}/org/{repository}")
+        hub.takes = 2 * (DEADLINE + 2)
+    expect(len(hub.commits) == 2, f"{len(hub.commits)} commits")
+
+
 def refuses_differences(folder: Folder) -> None:
     """processes with another run file, data, model or settings: refused with 2, by name"""
     plain = [BINARY, "train", "run.yaml", f"save_folder={folder.path}/runs", "training_duration=4ba"]
@@ -367,6 +384,7 @@ def main() -> None:
         stands_still_before_it_trains,
         fails_where_mpirun_ends_nothing,
         comes_late,
+        registers_for_longer_than_ranks_wait,
         stopped_through_mpirun,
         killed_while_saving,
         killed_at_random,

@@ -88,9 +88,10 @@ class Folder:
         """Trains in one process, to the end."""
         self.tessera("train", "run.yaml", f"run_name={name}", *overrides)
 
-    def tessera(self, *arguments: str | Path) -> str:
+    def tessera(self, *arguments: str | Path, **environment: str) -> str:
         """What a command of the binary prints, which must succeed."""
-        ran = subprocess.run([BINARY, *arguments], cwd=self.path, capture_output=True, text=True, check=False)
+        environment = os.environ | environment
+        ran = subprocess.run([BINARY, *arguments], cwd=self.path, env=environment, capture_output=True, text=True, check=False)
         expect(ran.returncode == 0, f"tessera {arguments} ended with {ran.returncode}: {ran.stdout[-1000:]}{ran.stderr[-2000:]}")
         return ran.stdout
 

@@ -97,11 +97,15 @@ class Google(Store):
 
 
 class Door:
-    """Passes requests on to the store, unless it is shut or has an answer of its own. Remembers what was asked."""
+    """Passes requests on to the store, unless it is shut or has an answer of its own. Remembers what was asked, and
+    the tokens of temporary credentials."""
 
     def __init__(self, store: Store):
         door = self
-        self.shut, self.answer, self.asked, self.askers = False, None, [], set()
+        self.shut, self.answer, self.asked = False, None, []
+        self.tokens, self.askers = set(), set()
+        # Files that are said to be taken, and are not.
+        self.drops = 0
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -116,6 +120,7 @@ class Door:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 door.asked.append(f"{self.command} {self.path}")
                 door.askers.add(self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0])
+                door.tokens.add(self.headers.get("X-Amz-Security-Token"))
                 if door.shut:
                     self.close_connection = True
                     return
@@ -123,6 +128,10 @@ class Door:
                     status, code = door.answer
                     # To HEAD without the text that says why, as stores answer.
                     self.reply(status, {"Content-Length": "0"}, f"<Error><Code>{code}</Code><Message>So it is</Message></Error>".encode())
+                    return
+                if self.command == "PUT" and door.drops:
+                    door.drops -= 1
+                    self.reply(200, {"ETag": '"dropped"'}, b"")
                     return
                 connection = http.client.HTTPConnection(HOST, store.port)
                 path, headers = store.asked(self.path, dict(self.headers))

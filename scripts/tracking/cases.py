@@ -5,18 +5,20 @@ import json
 import math
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from follow import EXPERIMENT, LONG, artifacts, delivered, ended, holds_metrics, keys, lines, only_run, points_of
+from cataloguing import catalog_fails, in_catalog, workspace
+from follow import EXPERIMENT, LONG, LOSS, artifacts, delivered, ended, holds_metrics, keys, lines, only_run, points_of
 from follow import server_of_all, start, trained, wait_for_batches
 from jobs import run_cases
 from registering import put_on_the_hub, refused_registry, registered, registry_killed, versions
 from server import Proxy, Server
-from tiny import Folder, expect
+from tiny import BINARY, Folder, conversation, expect
 
 KILLS = 6
 
@@ -117,6 +119,28 @@ def server_killed(folder: Folder) -> None:
         expect("cannot be reached" in said, f"nobody said that the server was away: {said}")
         delivered(folder, "during", said, *keys(server.address, *LONG))
         holds_metrics(folder, "during", server)
+
+
+def disk_full(folder: Folder) -> None:
+    """a disk that is full in the middle ends the run; with room again the server has every step once"""
+    server = server_of_all()
+    overrides = keys(server.address, *LONG)
+    (folder.path / "eval.jsonl").write_text("".join(map(conversation, range(96, 104))))
+    (folder.path / "runs").mkdir()
+    train = " ".join([BINARY, "train", "run.yaml", "run_name=full", *overrides])
+    script = f"""mount -t tmpfs -o size=8m none runs || exit 99
+        {train} & run=$!
+        while [ "$(grep -c {LOSS} runs/full/metrics.jsonl 2>/dev/null || true)" -lt 60 ] 2>/dev/null; do sleep 0.05; done
+        cat /dev/zero > runs/ballast
+        wait $run; echo "first: $?"
+        rm runs/ballast
+        {train}; echo "second: $?"
+        cp -r runs/full kept"""
+    command = ["unshare", "-rm", "sh", "-c", script]
+    ran = subprocess.run(command, cwd=folder.path, capture_output=True, text=True, timeout=120, check=False)
+    expect("first: 3" in ran.stdout and "second: 0" in ran.stdout, f"{ran.stdout}{ran.stderr}")
+    (folder.path / "kept").rename(folder.run("full"))
+    holds_metrics(folder, "full", server, exact=False)
 
 
 def server_gone(folder: Folder) -> None:
@@ -227,10 +251,14 @@ if __name__ == "__main__":
         server_killed,
         registry_killed,
         server_gone,
+        disk_full,
         away_at_start,
         whole_run,
         uploads,
         registered,
+        in_catalog,
+        catalog_fails,
+        workspace,
         put_on_the_hub,
         refused_registry,
         stopped_and_failed,

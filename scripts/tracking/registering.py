@@ -37,8 +37,10 @@ def registered(folder: Folder) -> None:
     named = keys(server.address, "register_to=main.models")
     (folder.path / "eval.jsonl").write_text("".join(map(conversation, range(96, 104))))
     said = folder.tessera("validate", "run.yaml", "run_name=registered", *named)
-    for services in (f"takes runs of {EXPERIMENT}", "takes versions of main.models.registered"):
+    for services in (f"MLflow at {server.address} ", "make the registered model main.models.registered when it starts"):
         expect(services in said, said)
+    looked = MlflowClient(server.address).search_registered_models("name = 'main.models.registered'")
+    expect(len(looked) == 0, "a look has made the model")
     said = trained(folder, "registered", *named)
     expect(f"Registered as version 1 of main.models.registered at {server.address}" in said, said)
     only_version(folder, "registered", server, "main.models.registered")
@@ -86,7 +88,8 @@ def refused_registry(folder: Folder) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     refused = [
         (["register_to=main.models.m", f"mlflow.registry_uri={nobody}"], 4, nobody),
-        (["register_to=main.models.m", "mlflow.registry_uri=databricks-uc"], 2, "Unity Catalog"),
+        (["register_to=main.models.m", "mlflow.registry_uri=databricks-uc"], 2, "DATABRICKS_HOST"),
+        (["register_to=main.models.m", "mlflow.registry_uri=databricks"], 2, "write databricks-uc"),
         (["register_to=main.models.m", f"mlflow.registry_uri={Proxy(server, token='t').address}"], 2, "MLFLOW_TRACKING_TOKEN"),
         (["register_to=main.mod/els"], 2, "catalog.schema.model"),
     ]

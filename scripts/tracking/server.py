@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -73,6 +74,16 @@ class Server:
         self.kill()
 
 
+def handed_on(port: int, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """What a server of this machine answers to a request."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=60)
+    connection.request(method, path, body, {"Content-Type": headers.get("Content-Type", "application/octet-stream")})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, content
+
+
 class Proxy:
     """Hands requests on to a server. Where `loses` says so it answers a third of them with 500 unseen, and a third with 500 after
     the server has done what was asked. Where there is a `token` it lets nobody else in."""
@@ -94,13 +105,8 @@ class Proxy:
                 if turn == 1:
                     self.answer(500, b"lost")
                     return
-                connection = http.client.HTTPConnection(HOST, server.port, timeout=60)
-                headers = {"Content-Type": self.headers.get("Content-Type", "application/octet-stream")}
-                connection.request(self.command, self.path, body, headers)
-                answer = connection.getresponse()
-                content = answer.read()
-                connection.close()
-                self.answer(500 if turn == 2 else answer.status, content)
+                status, content = handed_on(server.port, self.command, self.path, body, self.headers)
+                self.answer(500 if turn == 2 else status, content)
 
             def answer(self, status: int, content: bytes) -> None:
                 self.send_response(status)
@@ -122,9 +128,11 @@ class Proxy:
 
 
 class Hub:
-    """As much of the Hugging Face Hub as a model is put into by: every file in the commit itself. It knows one token."""
+    """As much of the Hugging Face Hub as a model is put into by: every file in the commit itself. It knows one token, and takes so
+    many seconds over a commit."""
 
-    def __init__(self, token: str):
+    def __init__(self, token: str, takes: float = 0):
+        self.takes = takes
         self.port, self.repositories, self.commits = free_port(), [], []
         hub = self
 
@@ -145,13 +153,15 @@ class Hub:
                     self.answer(200, [])
                 elif "/commits/" in path:
                     known = {"authors": [], "date": None, "message": ""}
-                    self.answer(200, [known | {"id": commit["id"], "title": commit["title"]} for commit in hub.commits])
+                    own = [commit for commit in hub.commits if commit["path"].startswith(path.split("commits/")[0])]
+                    self.answer(200, [known | {"id": commit["id"], "title": commit["title"]} for commit in own])
                 elif "/preupload/" in path:
                     files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
                     self.answer(200, {"files": files})
                 elif self.command == "GET":
                     self.answer(200, {"id": path.removeprefix("/api/models/")})
                 else:
+                    time.sleep(hub.takes)
                     header, *files = map(json.loads, body.splitlines())
                     contents = {file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files}
                     commit = {"id": f"{len(hub.commits):040x}", "title": header["value"]["summary"], "path": path, "files": contents}

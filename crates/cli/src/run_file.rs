@@ -9,7 +9,6 @@ use tessera_train::TrainError;
 use tessera_train::elsewhere::{run_file, url_of};
 use tessera_train::observe::Observer;
 use tessera_train::plan::{Prepared, resolve};
-use tessera_train::run::{Contact, contact};
 use tessera_train::spec::RunSpec;
 
 use crate::failure::Failure;
@@ -45,18 +44,6 @@ impl RunFile {
     /// Everything up to the start of the run, with progress on standard error.
     pub fn prepare(&self) -> Result<Prepared, Failure> {
         self.prepare_over(None)
-    }
-
-    /// The same, after asking the services that the run needs, with what they said.
-    pub fn prepare_with_services(&self) -> Result<(Prepared, Vec<Contact>), Failure> {
-        let watcher = Arc::new(Watcher::default());
-        let observer: Arc<dyn Observer> = watcher.clone();
-        let prepared = resolve(self.load()?, &observer).and_then(|resolved| {
-            let contacts = contact(&resolved.settings)?;
-            Ok((resolved.prepare(&observer)?, contacts))
-        });
-        watcher.clear();
-        Ok(prepared?)
     }
 
     /// The same for one of so many processes, where their number is known.

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tessera_data::LengthHistogram;
 use tessera_train::plan::advice::advise;
-use tessera_train::run::Contact;
+use tessera_train::run::{self, Contact};
 use tessera_train::state::checkpoints;
 
 use crate::failure::Failure;
@@ -20,8 +20,8 @@ const BAR: usize = 40;
 /// Checks a run file, its model and its data, and advises, without training.
 ///
 /// All weights to start from are read once, for values that are not finite. What is tokenised here is kept in the cache, so
-/// that `train` begins at once. No run folder is made. The tracking server, and the registry or hub that the model is to go to, are
-/// asked as `train` asks them: an experiment, registered model or repository that is not there is made.
+/// that `train` begins at once. No run folder is made. Then the tracking server, and the registry or hub that the model is to go to, are
+/// asked whether they are there and let this user in. Nothing there is changed: what is missing is made when the run starts.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tessera validate run.yaml context_length=2048")]
 pub struct ValidateArguments {
@@ -35,11 +35,13 @@ pub struct ValidateArguments {
 impl ValidateArguments {
     /// Checks, and prints what was found.
     pub fn run(self) -> Result<(), Failure> {
-        let (prepared, contacts) = self.run_file.prepare_with_services()?;
+        let prepared = self.run_file.prepare()?;
         let watcher = Watcher::default();
         let checked = prepared.check_first_weights(&watcher);
         watcher.clear();
         checked?;
+        // Last: what is wrong on this machine is nothing to ask others about.
+        let contacts = run::look(&prepared.plan.settings)?;
         let (plan, train) = (&prepared.plan, &prepared.train_summary);
         let eval = prepared.eval.as_ref().map(|(_, summary)| summary);
         let advice: Vec<String> = advise(&prepared).iter().map(ToString::to_string).collect();

@@ -103,7 +103,7 @@ impl Task {
 }
 
 /// Files of a source that is elsewhere, as they were brought to this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetched {
     /// The folder that their names are told from.
     pub folder: PathBuf,
@@ -114,7 +114,7 @@ pub struct Fetched {
 }
 
 /// What is read of a source that was brought to this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Contents {
     /// Files by their paths, in the order in which they are read; a folder means the files of a kind that is read below it.
     Files(Vec<PathBuf>),

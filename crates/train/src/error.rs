@@ -304,7 +304,7 @@ impl TrainError {
             | Self::Workspace(WorkspaceError::File(_) | WorkspaceError::Start(_)) => Fault::Machine,
             Self::Model(HuggingFaceError::Hub { .. })
             | Self::DataSet { source: HuggingFaceError::Hub { .. }, .. }
-            | Self::Mlflow(MlflowError::Unreachable { .. })
+            | Self::Mlflow(MlflowError::Unreachable { .. } | MlflowError::Storage { passes: true, .. })
             | Self::Workspace(WorkspaceError::Unreachable { .. })
             | Self::ShardFailed { .. } => Fault::Network,
             _ => Fault::Input,

@@ -57,7 +57,7 @@ impl Generator {
     /// When they are missing, damaged, or do not belong together.
     pub fn load(settings: &GeneratorSettings, observer: &Arc<dyn Observer>) -> Result<Self, TrainError> {
         let cache = elsewhere::cache(elsewhere::DEFAULT_FOLDER);
-        let OpenedModel { source, config } =
+        let OpenedModel { source, config, .. } =
             OpenedModel::open(&settings.model, &cache, Some(observer.clone()))?;
         let maximum = config.max_position_embeddings;
         let positions = settings.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH.min(maximum));

@@ -6,10 +6,13 @@
 //! The cache so holds whole files only, and what is in it with the right size is used without being hashed again.
 //! `HF_HUB_OFFLINE`, which hf-hub does not read, is honoured here.
 //!
+//! A hub that takes a connection and then says nothing is given up: hf-hub waits for it without end.
+//!
 //! One process fetches from a repository at a time; others wait for it. Large files may be transferred by hf-xet,
 //! whose telemetry is governed by `HF_HUB_DISABLE_TELEMETRY`, which only the environment can set.
 
-use std::collections::BTreeMap;
+mod remote;
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -17,12 +20,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeAny};
+use hf_hub::HFError;
 use tessera_files::{FolderLock, IoContext, replace_symlink, sha256_file, write_atomic};
 
 use super::HuggingFaceError;
+use remote::Remote;
+pub(super) use remote::{Limit, client};
 
 /// Where a download lies until it has been checked, within the repository's folder in the cache.
 const STAGING: &str = ".unchecked";
@@ -63,6 +66,8 @@ pub struct HubOptions {
     pub cache: PathBuf,
     /// The pause before the first repetition; each further one is twice as long.
     pub retry_delay: Duration,
+    /// How long the next word of an answer, or piece of a file, is waited for.
+    pub silence: Duration,
     /// Told how downloads go on.
     pub progress: Option<HubProgressCallback>,
 }
@@ -78,6 +83,7 @@ impl HubOptions {
             token: None,
             cache: hf_hub::resolve_cache_dir(),
             retry_delay: Duration::from_millis(250),
+            silence: Duration::from_secs(30),
             progress: None,
         }
     }
@@ -142,16 +148,6 @@ impl RepositoryKind {
     }
 }
 
-/// The repository as the hub shows it.
-#[derive(Debug)]
-struct Remote {
-    endpoint: String,
-    /// Downloads into the staging folder.
-    repository: HFRepositorySync<RepoTypeAny>,
-    /// The size of each file.
-    sizes: BTreeMap<String, u64>,
-}
-
 /// A repository at one commit.
 #[derive(Debug)]
 pub(super) struct HubRepository {
@@ -201,7 +197,7 @@ impl HubRepository {
                 revision,
                 options,
                 folder,
-                &format!("the hub cannot be reached ({})", root_cause(&source)),
+                &format!("the hub at {} cannot be reached ({})", options.address(), root_cause(&source)),
             ),
             Err(error) => Err(hub_error(id, explain(&error, kind))),
         }
@@ -318,17 +314,18 @@ impl HubRepository {
                 std::thread::sleep(pause);
                 pause *= 2;
             }
-            let request = remote.repository.download_file().filename(name).revision(self.commit.as_str());
-            let progress =
-                self.options.progress.clone().map(|callback| Progress::new(Reporter { callback, size }));
-            match request.maybe_progress(progress).send() {
-                Ok(pointer) => match self.accept(&pointer, name, size)? {
+            match remote.download(name, &self.commit, size, &self.options) {
+                Some(Ok(pointer)) => match self.accept(&pointer, name, size)? {
                     None => return Ok(()),
                     Some(found) => problem = found,
                 },
-                Err(HFError::Request { source, .. }) => problem = root_cause(&source),
-                Err(HFError::Xet { source, .. }) => problem = source.to_string(),
-                Err(error) => {
+                None => {
+                    problem = format!("nothing came for {} s", self.options.silence.as_secs_f64());
+                    continue;
+                }
+                Some(Err(HFError::Request { source, .. })) => problem = root_cause(&source),
+                Some(Err(HFError::Xet { source, .. })) => problem = source.to_string(),
+                Some(Err(error)) => {
                     return Err(hub_error(&self.id, format!("{name}: {}", explain(&error, self.kind))));
                 }
             }
@@ -381,81 +378,6 @@ impl HubRepository {
         replace_symlink(&Path::new(&up).join("blobs").join(&etag), &self.snapshot().join(name))?;
         Ok(None)
     }
-}
-
-/// Passes hf-hub's events on.
-struct Reporter {
-    callback: HubProgressCallback,
-    size: u64,
-}
-
-impl ProgressHandler for Reporter {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        if let DownloadEvent::Progress { files } = event {
-            for file in files {
-                (self.callback)(HubProgress {
-                    file: &file.filename,
-                    done: file.bytes_completed,
-                    total: self.size,
-                });
-            }
-        }
-    }
-}
-
-impl Remote {
-    /// Asks for the commit of a revision and its files.
-    fn connect(
-        kind: RepositoryKind,
-        id: &str,
-        revision: &str,
-        options: &HubOptions,
-        staging: &Path,
-    ) -> Result<(Self, String), HFError> {
-        let (client, endpoint) = connect(options, staging, ATTEMPTS as usize)?;
-        let (owner, name) = hf_hub::split_id(id);
-        let (commit, kind) = match kind {
-            RepositoryKind::Model => {
-                (client.model(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Model)
-            }
-            RepositoryKind::DataSet => {
-                (client.dataset(owner, name).info().revision(revision).send()?.sha, RepoTypeAny::Dataset)
-            }
-        };
-        let repository = client.repository(kind, owner, name);
-        let commit = commit.filter(|commit| is_hash(commit));
-        let commit = commit.ok_or_else(|| HFError::malformed_response("the commit of the revision"))?;
-        // What a model is made of lies on top.
-        let recursive = kind == RepoTypeAny::Dataset;
-        let listing = repository.list_tree().revision(commit.as_str()).recursive(recursive).send()?;
-        // A file is put where its name says: below the snapshot, whatever a hub says.
-        let sizes = listing.into_iter().filter_map(|entry| match entry {
-            RepoTreeEntry::File { path, size, .. } => stays_below(&path).then_some((path, size)),
-            RepoTreeEntry::Directory { .. } => None,
-        });
-        Ok((Self { endpoint, repository, sizes: sizes.collect() }, commit))
-    }
-}
-
-/// A client of the hub, with the hub's address; what it keeps of downloads comes to `cache`.
-/// A request that failed in passing is repeated so often.
-pub(super) fn connect(
-    options: &HubOptions,
-    cache: &Path,
-    repetitions: usize,
-) -> Result<(HFClientSync, String), HFError> {
-    let builder = HFClient::builder().cache_dir(cache);
-    let mut client = builder.retry_base_delay(options.retry_delay).retry_max_attempts(repetitions);
-    if let Some(endpoint) = &options.endpoint {
-        client = client.endpoint(endpoint);
-    }
-    if let Some(token) = &options.token {
-        client = client.token(token);
-    }
-    let client = client.build()?;
-    let endpoint = client.endpoint().to_owned();
-    Ok((HFClientSync::from_inner(client)?, endpoint))
 }
 
 /// Whether a relative path leads to somewhere below where it starts.

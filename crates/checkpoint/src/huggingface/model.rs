@@ -158,6 +158,14 @@ impl ModelSource {
         }
     }
 
+    /// The commit that it is of, where it comes from the hub.
+    pub fn commit(&self) -> Option<&str> {
+        match &self.weights {
+            Weights::Hub(repository) => Some(repository.commit()),
+            Weights::Folder(_) | Weights::Gguf(_) => None,
+        }
+    }
+
     fn new(parts: Parts, place: &Path, weights: Weights) -> Result<Self, HuggingFaceError> {
         let Parts { config, files } = parts;
         let file =

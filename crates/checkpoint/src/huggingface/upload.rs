@@ -6,12 +6,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use hf_hub::repository::RepoTreeEntry;
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use tessera_files::{Digest, IoContext, Sha256, sha256_file, sha256_hex};
 
-use super::hub::{connect, hub_error, root_cause};
+use super::hub::{Limit, client, hub_error, root_cause};
 use super::{HubOptions, HuggingFaceError};
 
 /// Commits among which one is looked for that was made, but not confirmed.
@@ -20,6 +21,9 @@ const RECENT: usize = 20;
 const ATTEMPTS: u32 = 8;
 /// The same before a run, where someone may be waiting: for two seconds.
 const FIRST_ATTEMPTS: u32 = 4;
+/// How long an answer may take to what is sent, and how many bytes of it are sent in a second at the least.
+const ANSWERING: Duration = Duration::from_secs(60);
+const SLOWEST: u64 = 1 << 20;
 /// What helps against a refusal.
 const RIGHTS: &str =
     "set HF_TOKEN to a token that may write to this repository and make it if it is not there";
@@ -44,8 +48,10 @@ impl HubTarget {
             let problem = "HF_HUB_OFFLINE is set, but a model is to be put there; unset it".to_owned();
             return Err(HuggingFaceError::HubRefuses { id: id.to_owned(), problem });
         }
-        let connected = connect(&options, &options.cache, 0);
-        let (client, given) = connected.map_err(|error| hub_error(id, error.to_string()))?;
+        let failed = |error: HFError| hub_error(id, error.to_string());
+        let client = client(&options, &options.cache, 0, Limit::Silence).map_err(failed)?;
+        let given = client.endpoint().to_owned();
+        let client = HFClientSync::from_inner(client).map_err(failed)?;
         let endpoint = options.address();
         Ok(Self { id: id.to_owned(), options, client, given, endpoint })
     }
@@ -73,6 +79,18 @@ impl HubTarget {
         })
     }
 
+    /// Whether the repository is there, as far as the hub tells whom it knows; nothing is made.
+    ///
+    /// # Errors
+    /// When the hub does not answer, again and again, or refuses.
+    pub fn look(&self) -> Result<bool, HuggingFaceError> {
+        let repository = self.repository();
+        self.patiently(FIRST_ATTEMPTS, || {
+            self.client.whoami().send()?;
+            repository.exists().send()
+        })
+    }
+
     /// Puts the files of `folder` into the repository, and gives the commit. What an earlier model left there and this one lacks is
     /// removed by the same commit; other files stay. Its title says whose model it is, with what all files hash to, so that a
     /// commit which was made but not confirmed is found.
@@ -81,14 +99,22 @@ impl HubTarget {
     /// When a file cannot be read; when the hub does not answer, again and again, or refuses.
     pub fn upload(&self, folder: &Path, whose: &str) -> Result<String, HuggingFaceError> {
         let title = format!("{whose} ({})", &digest(folder)?[..16]);
-        let repository = self.repository();
+        let limit = Limit::Whole(ANSWERING + Duration::from_secs(size(folder)? / SLOWEST));
+        let failed = |error: HFError| hub_error(&self.id, error.to_string());
+        let sending = client(&self.options, &self.options.cache, 0, limit).map_err(failed)?;
+        let sending = HFClientSync::from_inner(sending).map_err(failed)?;
+        let (asking, sending) = (self.repository(), self.repository_of(&sending));
         // hf-hub itself would send a commit again whose answer was lost, and so make it twice.
-        self.patiently(ATTEMPTS, || commit(&repository, folder, &title))
+        self.patiently(ATTEMPTS, || commit(&asking, &sending, folder, &title))
     }
 
     fn repository(&self) -> HFRepositorySync<RepoTypeModel> {
+        self.repository_of(&self.client)
+    }
+
+    fn repository_of(&self, client: &HFClientSync) -> HFRepositorySync<RepoTypeModel> {
         let (owner, name) = hf_hub::split_id(&self.id);
-        self.client.repository(RepoTypeModel, owner, name)
+        client.repository(RepoTypeModel, owner, name)
     }
 
     /// Does what may fail in passing until it succeeds, or has failed so often.
@@ -136,16 +162,17 @@ fn passes(error: &HFError) -> bool {
 
 /// The commit of this title, which is made if there is none.
 fn commit(
-    repository: &HFRepositorySync<RepoTypeModel>,
+    asking: &HFRepositorySync<RepoTypeModel>,
+    sending: &HFRepositorySync<RepoTypeModel>,
     folder: &Path,
     title: &str,
 ) -> Result<String, HFError> {
-    let recent = repository.list_commits().limit(RECENT).send()?;
+    let recent = asking.list_commits().limit(RECENT).send()?;
     if let Some(commit) = recent.into_iter().find(|commit| commit.title == title) {
         return Ok(commit.id);
     }
-    let stale = stale(repository, folder)?;
-    let upload = repository.upload_folder().folder_path(folder).commit_message(title);
+    let stale = stale(asking, folder)?;
+    let upload = sending.upload_folder().folder_path(folder).commit_message(title);
     let made = upload.maybe_delete_patterns((!stale.is_empty()).then_some(stale)).send()?;
     made.commit_oid.ok_or_else(|| HFError::malformed_response("the commit that was made"))
 }
@@ -182,16 +209,30 @@ fn is_of_a_model(name: &str) -> bool {
     !name.contains('/') && (is_weights || NAMES.contains(&name))
 }
 
-/// What the names and contents of a folder's files hash to.
-fn digest(folder: &Path) -> Result<String, HuggingFaceError> {
+/// The bytes of a folder's files.
+fn size(folder: &Path) -> Result<u64, HuggingFaceError> {
+    let mut size = 0;
+    for file in files(folder)? {
+        size += fs::metadata(&file).context("read", &file)?.len();
+    }
+    Ok(size)
+}
+
+/// The paths of a folder's files, in order.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, HuggingFaceError> {
     let entries = fs::read_dir(folder).context("list", folder)?;
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in entries {
         files.push(entry.context("list", folder)?.path());
     }
     files.sort();
+    Ok(files)
+}
+
+/// What the names and contents of a folder's files hash to.
+fn digest(folder: &Path) -> Result<String, HuggingFaceError> {
     let mut hash = Sha256::new();
-    for file in files {
+    for file in files(folder)? {
         hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
         hash.update(sha256_file(&file)?);
     }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use safetensors::Dtype;
 use serde_json::json;
@@ -18,6 +18,8 @@ use tessera_files::sha256_file;
 use crate::{TOKENIZER, f32_bytes, values, write_safetensors};
 
 const ID: &str = "entity/tiny";
+/// Longer than a test waits.
+const LONG: Duration = Duration::from_secs(20);
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What the server does wrong when the content of a file is asked for.
@@ -29,6 +31,8 @@ enum Fault {
     Cut(usize),
     /// Sends other bytes of the same length.
     Forged,
+    /// Says nothing, also when it is asked about the file.
+    Silent,
 }
 
 struct Served {
@@ -113,6 +117,7 @@ impl Hub {
             token: Some("secret".to_owned()),
             cache: self.cache.path().to_owned(),
             retry_delay: Duration::from_millis(1),
+            silence: Duration::from_secs(30),
             progress: None,
         }
     }
@@ -195,6 +200,10 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
     let Some(served) = state.files.get(name) else { return send(404, "", b"", 0) };
     let extra = format!("ETag: \"{}\"\r\nX-Repo-Commit: {COMMIT}\r\n", served.etag);
     let (bytes, length) = (served.bytes.clone(), served.bytes.len());
+    if state.faults.get(name) == Some(&Fault::Silent) {
+        drop(state);
+        return std::thread::sleep(LONG);
+    }
     match state.faults.get(name).copied().filter(|_| method == "GET") {
         Some(Fault::Status(status)) => send(status, &extra, b"Access to this model is restricted", 34),
         Some(Fault::Forged) => send(200, &extra, &vec![7; length], length),
@@ -286,7 +295,36 @@ fn the_cache_serves_when_offline_or_when_the_hub_is_away() {
     hub.open(&away).unwrap().open_weights().unwrap();
     let empty = tempfile::tempdir().unwrap();
     let problem = hub.open(&HubOptions { cache: empty.path().to_owned(), ..away }).unwrap_err().to_string();
-    assert!(problem.contains("the hub cannot be reached"), "{problem}");
+    assert!(problem.contains("the hub at http://127.0.0.1:9 cannot be reached"), "{problem}");
+}
+
+#[test]
+fn a_hub_that_says_nothing_is_given_up() {
+    let silence = Duration::from_millis(50);
+    let hub = Hub::new();
+    hub.fault("model.safetensors", Fault::Silent);
+    let began = Instant::now();
+    let model = hub.open(&HubOptions { silence, ..hub.options() }).unwrap();
+    let Err(error) = model.open_weights() else { panic!("weights came") };
+    let problem = error.to_string();
+    assert!(problem.contains("nothing came for 0.05 s") && problem.contains(&hub.endpoint), "{problem}");
+    hub.assert_not_cached("model.safetensors");
+
+    // One that says nothing at all.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let kept = std::thread::spawn(move || listener.incoming().flatten().take(12).collect::<Vec<_>>());
+    let empty = tempfile::tempdir().unwrap();
+    let (place, cache) = (Some(endpoint.clone()), empty.path().to_owned());
+    let options = HubOptions { silence, endpoint: place, cache, ..hub.options() };
+    let problem = hub.open(&options).unwrap_err().to_string();
+    assert!(problem.contains(&format!("the hub at {endpoint} cannot be reached")), "{problem}");
+    assert!(problem.contains("or give a local folder"), "{problem}");
+    let target = HubTarget::new(ID, options).unwrap();
+    let problem = target.check().unwrap_err().to_string();
+    assert!(problem.contains(&format!("the hub at {endpoint} cannot be reached")), "{problem}");
+    assert!(began.elapsed() < LONG, "it took {:?}", began.elapsed());
+    drop(kept);
 }
 
 #[test]

@@ -16,6 +16,8 @@ struct State {
     refuses_commits: bool,
     /// The titles of commits.
     commits: Vec<String>,
+    /// How often it was asked for anything.
+    asked: usize,
 }
 
 /// A hub with at most one repository.
@@ -70,6 +72,7 @@ fn said(request: &str, body: &[u8], state: &mut State) -> (u16, Value) {
     let first_line =
         || serde_json::from_slice::<Value>(body.split(|byte| *byte == b'\n').next().unwrap()).unwrap();
     let request = request.rsplit_once(' ').unwrap().0.split('?').next().unwrap();
+    state.asked += 1;
     let said = match request {
         "GET /api/whoami-v2" => json!({"name": "me", "type": "user"}),
         "POST /api/repos/create" => {
@@ -133,4 +136,19 @@ fn a_finished_run_that_cannot_be_registered_elsewhere_says_so_in_its_events() {
     hub.state().refuses_commits = false;
     hub.tessera(&bench, "train", &["training_duration=2ba"]).printed();
     assert_eq!((last()["type"].as_str(), hub.state().commits.len()), (Some("COMPLETED"), 1));
+}
+
+#[test]
+fn validating_looks_at_the_hub_last_and_changes_nothing_there() {
+    let (bench, hub) = (Bench::new(), Hub::start());
+    let said = hub.tessera(&bench, "validate", &[]).printed();
+    assert!(said.contains("the run will make org/name when it starts"), "{said}");
+    assert!(!hub.state().has_repository);
+
+    let asked = hub.state().asked;
+    bench.write("train.jsonl", "{\"messages\": 1}\n");
+    hub.tessera(&bench, "validate", &[]).failed(2, &["train.jsonl"]);
+    assert_eq!(hub.state().asked, asked);
+    hub.tessera(&bench, "train", &[]).failed(2, &["train.jsonl"]);
+    assert!(hub.state().has_repository, "the run was to make it");
 }

@@ -50,7 +50,8 @@ impl Server {
         Self::named(TRACKING, key, &variable)?.ok_or(MlflowError::NoServer)
     }
 
-    /// The registry of models that the run file names, else the environment, else that of the tracking server.
+    /// The registry of models that the run file names, else the environment, else that of the tracking server. That of a workspace is
+    /// its catalog.
     ///
     /// # Errors
     /// When its address is none, what it needs is not set, or it is a kind that is not served.
@@ -61,7 +62,10 @@ impl Server {
     ) -> Result<Self, MlflowError> {
         let named = Self::named(REGISTRY, key, &variable)?;
         let registry = named.unwrap_or_else(|| tracking.clone());
-        if registry.is_workspace { Err(MlflowError::UnityCatalog) } else { Ok(registry) }
+        if registry.is_workspace && !cfg!(feature = "stores") {
+            return Err(MlflowError::CatalogNotBuilt);
+        }
+        Ok(registry)
     }
 
     /// The server that a key or variable names, if one does.
@@ -77,11 +81,16 @@ impl Server {
             (None, None) => return Ok(None),
         };
         let text = text.trim();
-        let kind = text.split("://").next().unwrap_or(text);
-        if name.key == REGISTRY.key && [WORKSPACE, UNITY_CATALOG].contains(&kind) {
-            return Err(MlflowError::UnityCatalog);
+        let (kind, profile) = text.split_once("://").unwrap_or((text, ""));
+        let is_registry = name.key == REGISTRY.key;
+        let is_workspace = kind == WORKSPACE || (is_registry && kind == UNITY_CATALOG);
+        if is_workspace && !profile.is_empty() {
+            return Err(MlflowError::Profile { origin, profile: profile.to_owned() });
         }
-        if kind == WORKSPACE {
+        if is_registry && kind == WORKSPACE {
+            return Err(MlflowError::OldRegistry { origin });
+        }
+        if is_workspace {
             let needed =
                 |name: &'static str| variable(name).ok_or(MlflowError::NoCredentials { variable: name });
             let (host, token) = (needed("DATABRICKS_HOST")?, needed("DATABRICKS_TOKEN")?);
@@ -116,6 +125,11 @@ impl Server {
             Credentials::None
         };
         Ok(Some(Self { url, credentials, is_workspace: false }))
+    }
+
+    /// Whether it is a Databricks workspace, whose registry is Unity Catalog.
+    pub(super) fn is_workspace(&self) -> bool {
+        self.is_workspace
     }
 
     /// The server's address as people and files may see it.
@@ -245,13 +259,29 @@ mod tests {
         assert_eq!(found(None, "http://b").unwrap(), "http://b");
         assert_eq!(found(Some("http://c/"), "http://b").unwrap(), "http://c");
         assert!(found(Some("http://me:p4ss@c"), "").unwrap_err().contains("mlflow.registry_uri holds"));
-        for workspace in ["databricks", "databricks-uc", "databricks-uc://profile"] {
-            assert!(found(None, workspace).unwrap_err().contains("Unity Catalog, which is not served yet"));
-        }
+        assert!(found(None, "databricks").unwrap_err().contains("write databricks-uc"));
+        assert!(found(None, "databricks-uc").unwrap_err().contains("DATABRICKS_HOST"));
+        let refused = found(Some("databricks-uc://me"), "").unwrap_err();
+        assert!(refused.contains("mlflow.registry_uri names the profile me"), "{refused}");
+    }
+
+    #[test]
+    fn the_registry_of_a_workspace_is_its_catalog() {
         let variables = [("DATABRICKS_HOST", "host"), ("DATABRICKS_TOKEN", "t")];
+        let variable = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
         let workspace = find(Some("databricks"), &variables).unwrap();
-        let registry = Server::find_registry(None, &workspace, |_| None);
-        assert!(matches!(registry, Err(MlflowError::UnityCatalog)));
+        let elsewhere = find(Some("http://a"), &[]).unwrap();
+        let of_key = |key, tracking| Server::find_registry(key, tracking, variable);
+        for found in [of_key(None, &workspace), of_key(Some("databricks-uc"), &elsewhere)] {
+            if cfg!(feature = "stores") {
+                let found = found.unwrap();
+                assert!(found.is_workspace() && found.place() == "https://host");
+            } else {
+                assert!(matches!(found, Err(MlflowError::CatalogNotBuilt)));
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -26,6 +27,11 @@ const LONGEST_PARAMETER: usize = 6000;
 pub(super) const LONGEST_TAG: usize = 5000;
 /// The most metrics of one call.
 pub(super) const MOST_METRICS: usize = 1000;
+
+/// What MLflow answers where a name is taken.
+pub(super) const EXISTS: &str = "RESOURCE_ALREADY_EXISTS";
+/// The header in which a workspace says which it is.
+const WORKSPACE_ID: &str = "x-databricks-org-id";
 
 /// A point of a metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +76,20 @@ impl MlflowClient {
 
     /// The experiment of this name, which is made if there is none.
     pub fn experiment(&self, name: &str) -> Result<String, MlflowError> {
+        if let Some(id) = self.find_experiment(name)? {
+            return Ok(id);
+        }
+        let call = experiment_call(name);
+        match self.post::<Created>(&call, "experiments/create", &json!({ "name": name })) {
+            Ok(created) => Ok(created.experiment_id),
+            // Another run has made it meanwhile.
+            Err(error) if error.code() == Some(EXISTS) => self.find_experiment(name)?.ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The experiment of this name, if there is one.
+    pub fn find_experiment(&self, name: &str) -> Result<Option<String>, MlflowError> {
         #[derive(Deserialize)]
         struct Found {
             experiment: Experiment,
@@ -80,25 +100,10 @@ impl MlflowClient {
             #[serde(default)]
             lifecycle_stage: String,
         }
-        let call = format!("experiment_path {name}");
-        let get = || {
-            let url = self.server.url("api/2.0/mlflow/experiments/get-by-name");
-            self.answer::<Found>(&call, self.http.get(url).query(&[("experiment_name", name)]))
-        };
-        let found = match get() {
-            Ok(found) => Some(found),
-            Err(MlflowError::Rejected { status: 404, .. }) => None,
-            Err(error) => return Err(error),
-        };
-        let found = match found {
-            Some(found) => found,
-            None => match self.post::<Created>(&call, "experiments/create", &json!({ "name": name })) {
-                Ok(created) => return Ok(created.experiment_id),
-                // Another run has made it meanwhile.
-                Err(MlflowError::Rejected { code, .. }) if code == "RESOURCE_ALREADY_EXISTS" => get()?,
-                Err(error) => return Err(error),
-            },
-        };
+        let call = experiment_call(name);
+        let url = self.server.url("api/2.0/mlflow/experiments/get-by-name");
+        let found = self.answer::<Found>(&call, self.http.get(url).query(&[("experiment_name", name)]));
+        let Some(found) = or_none(found)? else { return Ok(None) };
         let Experiment { experiment_id, lifecycle_stage } = found.experiment;
         if lifecycle_stage == "deleted" {
             let message = "the experiment is deleted; restore it on the server, or name another".to_owned();
@@ -111,7 +116,19 @@ impl MlflowClient {
                 message,
             });
         }
-        Ok(experiment_id)
+        Ok(Some(experiment_id))
+    }
+
+    /// The workspace that a run is kept in, where the server is one: it says so in the header of an answer about the run.
+    pub fn workspace_of_run(&self, run: &str) -> Result<Option<String>, MlflowError> {
+        if !self.server.is_workspace() {
+            return Ok(None);
+        }
+        let url = self.server.url("api/2.0/mlflow/runs/get");
+        let request = self.http.get(url).query(&[("run_id", run)]).timeout(PATIENCE);
+        let (headers, _) = self.exchange("the run", request)?;
+        let id = headers.get(WORKSPACE_ID).and_then(|id| id.to_str().ok());
+        Ok(id.map(str::to_owned))
     }
 
     /// The run of this experiment with this tag, if there is one.
@@ -268,19 +285,23 @@ impl MlflowClient {
     }
 
     fn send(&self, call: &str, request: RequestBuilder) -> Result<String, MlflowError> {
+        self.exchange(call, request).map(|(_, text)| text)
+    }
+
+    fn exchange(&self, call: &str, request: RequestBuilder) -> Result<(HeaderMap, String), MlflowError> {
         let place = || self.server.place();
         let request = self.server.sign(request);
         let answer = self.runtime.block_on(async {
             let answer = request.send().await?;
-            let status = answer.status();
-            Ok::<_, reqwest::Error>((status, answer.text().await?))
+            let (status, headers) = (answer.status(), answer.headers().clone());
+            Ok::<_, reqwest::Error>((status, headers, answer.text().await?))
         });
-        let (status, text) = answer.map_err(|error| MlflowError::Unreachable {
+        let (status, headers, text) = answer.map_err(|error| MlflowError::Unreachable {
             place: place(),
             reason: self.server.clean(&last_cause(&error)),
         })?;
         match status {
-            status if status.is_success() => Ok(text),
+            status if status.is_success() => Ok((headers, text)),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(MlflowError::Refused {
                 place: place(),
                 status: status.as_u16(),
@@ -324,6 +345,18 @@ struct Complaint {
     error_code: String,
     #[serde(default)]
     message: String,
+}
+
+fn experiment_call(name: &str) -> String {
+    format!("experiment_path {name}")
+}
+
+/// What was asked for, or `None` where the server does not have it.
+pub(super) fn or_none<T>(answer: Result<T, MlflowError>) -> Result<Option<T>, MlflowError> {
+    match answer {
+        Err(MlflowError::Rejected { status: 404, .. }) => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
 /// How long a file of so many bytes may take.

@@ -221,18 +221,33 @@ impl Delivery {
         name: &str,
         content: &Content,
     ) -> Result<bool, MlflowError> {
-        if self.ledger.uploaded.contains(name) {
+        if self.has_copied(name) {
             return Ok(false);
         }
         self.client.upload(run, name, content)?;
-        self.ledger.uploaded.insert(name.to_owned());
-        self.ledger.write(&self.folder)?;
+        self.note_copy(name.to_owned())?;
         Ok(true)
+    }
+
+    /// Whether a file is known to be there.
+    pub(super) fn has_copied(&self, name: &str) -> bool {
+        self.ledger.uploaded.contains(name)
+    }
+
+    /// Takes note of a file that is there.
+    pub(super) fn note_copy(&mut self, name: String) -> Result<(), MlflowError> {
+        self.ledger.uploaded.insert(name);
+        self.ledger.write(&self.folder)
     }
 
     /// Gives the run a tag.
     pub(super) fn tag(&self, run: &RunHandle, key: &str, value: String) -> Result<(), MlflowError> {
         self.client.log(&run.run_id, &[], &[(key.to_owned(), value)], &[])
+    }
+
+    /// The server that the run is delivered to.
+    pub(super) fn client(&self) -> &MlflowClient {
+        &self.client
     }
 
     /// The run that is delivered.

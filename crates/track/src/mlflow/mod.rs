@@ -15,6 +15,7 @@ mod machine;
 mod packaged;
 mod registering;
 mod registry;
+mod storage;
 mod tail;
 
 use std::path::PathBuf;
@@ -28,12 +29,34 @@ pub use delivery::is_delivered;
 pub use packaged::Model;
 pub use registering::{Registration, check_registration};
 
-/// Makes sure that a server is there, lets this user in, and has the experiment, which is made if there is none.
+/// How a server is asked before a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asking {
+    /// Nothing there is changed.
+    Looking,
+    /// What the run needs and is not there is made.
+    Making,
+}
+
+/// How something that a run needs stands with a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there.
+    There,
+    /// It is not, and the run will make it.
+    ToBeMade,
+}
+
+/// Makes sure that a server is there, lets this user in, and has the experiment.
 ///
 /// # Errors
 /// When it does not answer, or refuses.
-pub fn check(server: Server, experiment: &str) -> Result<(), MlflowError> {
-    client::MlflowClient::new(server)?.experiment(experiment).map(drop)
+pub fn check(server: Server, experiment: &str, asking: Asking) -> Result<Standing, MlflowError> {
+    let client = client::MlflowClient::new(server)?;
+    if asking == Asking::Looking && client.find_experiment(experiment)?.is_none() {
+        return Ok(Standing::ToBeMade);
+    }
+    client.experiment(experiment).map(|_| Standing::There)
 }
 
 /// What a run tells a tracking server.
@@ -179,12 +202,50 @@ pub enum MlflowError {
         /// The place.
         uri: String,
     },
-    /// Models of a workspace are kept by Unity Catalog.
+    /// A workspace had another registry before it had a catalog.
     #[error(
-        "the models of a Databricks workspace are in Unity Catalog, which is not served yet; name an MLflow server in \
-         mlflow.registry_uri or MLFLOW_REGISTRY_URI, or a repository of the hub: register_to: hf://org/name"
+        "{origin} names the registry that workspaces had before Unity Catalog, which has no catalogs and schemas; write \
+         databricks-uc"
     )]
-    UnityCatalog,
+    OldRegistry {
+        /// The key or variable.
+        origin: &'static str,
+    },
+    /// Credentials in a file of other programs.
+    #[error(
+        "{origin} names the profile {profile} of a Databricks configuration file, which is not read; leave `://{profile}` out, and \
+         set DATABRICKS_HOST and DATABRICKS_TOKEN"
+    )]
+    Profile {
+        /// The key or variable.
+        origin: &'static str,
+        /// The profile.
+        profile: String,
+    },
+    /// The files of a catalog's models lie in object stores.
+    #[error(
+        "models of Unity Catalog are put into object stores, which this build does not speak with; build it with --features \
+         stores, or register elsewhere"
+    )]
+    CatalogNotBuilt,
+    /// The catalog keeps files in a way that is not spoken.
+    #[error(
+        "Unity Catalog wants the model's files at {location} in {kind}; nothing can be put there, register elsewhere"
+    )]
+    CatalogStorage {
+        /// The folder.
+        location: String,
+        /// What is not spoken.
+        kind: &'static str,
+    },
+    /// A file cannot be put where a catalog wants it.
+    #[error("the catalog's store: {reason}")]
+    Storage {
+        /// What happened, without credentials.
+        reason: String,
+        /// Whether it may pass.
+        passes: bool,
+    },
     /// The registry has the version, and it cannot be used.
     #[error("version {version} of {name} is {status} in the registry {message}")]
     NotReady {
@@ -216,6 +277,14 @@ pub enum MlflowError {
 impl MlflowError {
     /// Whether the same may succeed later without anybody's doing.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Storage { passes: true, .. })
+    }
+
+    /// MLflow's word for the error, where a server said one.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Rejected { code, .. } => Some(code),
+            _ => None,
+        }
     }
 }

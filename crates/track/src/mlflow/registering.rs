@@ -1,15 +1,17 @@
-//! A finished run's model becomes a version of a registered model: its files are copied to the run's artifacts, unless they are
-//! there already, and the registry is told of them.
+//! A finished run's model becomes a version of a registered model. For an MLflow server's registry its files are copied to the run's
+//! artifacts, unless they are there already, and the registry is told of them. A workspace's catalog is told first, says where
+//! it wants the files, and makes the version ready once it is told that all are there: until then nobody can load it.
 //!
 //! Nothing is done twice: the ledger knows the files, and the registry itself is asked for the version before one is made.
 
 use serde::{Deserialize, Serialize};
 
-use super::client::MlflowClient;
+use super::client::{MlflowClient, RunHandle};
 use super::delivery::{Delivery, MODELS, Progress};
 use super::packaged::Model;
-use super::registry::Origin;
-use super::{Job, MlflowError, Server};
+use super::registry::{Origin, READY, Version};
+use super::storage::Storage;
+use super::{Asking, Job, MlflowError, Server, Standing};
 
 /// What a model was registered as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,25 +28,37 @@ pub struct Registration {
 #[derive(Debug, Default)]
 pub(super) struct Registering {
     has_model: bool,
-    version: Option<String>,
+    version: Option<Version>,
+    /// Where a catalog wants the files.
+    storage: Option<Storage>,
     is_ready: bool,
 }
 
-/// Makes sure, before a run, that its model can be registered under this name after it. The registered model is made if there is
-/// none.
+/// Makes sure, before a run, that its model can be registered under this name after it. A registered model that is not there is made,
+/// unless this is only a look.
 ///
 /// # Errors
-/// When the registry does not answer, or refuses; when the tracking server takes no artifacts.
+/// When the registry does not answer, or refuses; when the tracking server takes no artifacts of which a version can be made.
 pub fn check_registration(
     tracking: Server,
     experiment: &str,
     registry: Server,
     name: &str,
-) -> Result<(), MlflowError> {
-    let tracking = MlflowClient::new(tracking)?;
-    let location = tracking.artifact_location(&tracking.experiment(experiment)?)?;
-    tracking.artifact_url(&location, "MLmodel").map_err(to_register)?;
-    MlflowClient::new(registry)?.check_registered_model(name)
+    asking: Asking,
+) -> Result<Standing, MlflowError> {
+    if !registry.is_workspace() {
+        let tracking = MlflowClient::new(tracking)?;
+        let id = match asking {
+            Asking::Looking => tracking.find_experiment(experiment)?,
+            Asking::Making => Some(tracking.experiment(experiment)?),
+        };
+        // Where there is no experiment yet nothing is known of its artifacts.
+        if let Some(id) = id {
+            let location = tracking.artifact_location(&id)?;
+            tracking.artifact_url(&location, "MLmodel").map_err(to_register)?;
+        }
+    }
+    MlflowClient::new(registry)?.check_registered_model(name, asking)
 }
 
 /// What the lack of artifacts means here.
@@ -69,9 +83,12 @@ impl Delivery {
         let run = self.run_exists()?;
         let name = model.folder.file_name().unwrap_or_default().to_string_lossy();
         let place = self.job().place(MODELS, &name);
-        for (name, content) in model.artifacts(&run.run_id)? {
-            if self.copy(&run, &format!("{place}/{name}"), &content).map_err(to_register)? {
-                return Ok(None);
+        let is_catalog = registry.server.is_workspace();
+        if !is_catalog {
+            for (name, content) in model.artifacts(&run.run_id)? {
+                if self.copy(&run, &format!("{place}/{name}"), &content).map_err(to_register)? {
+                    return Ok(None);
+                }
             }
         }
         let Some(version) = progress.version.clone() else {
@@ -80,19 +97,74 @@ impl Delivery {
                 progress.has_model = true;
                 return Ok(None);
             }
-            let Job { run_name, tags, .. } = self.job();
-            let source = format!("{}/{place}", run.artifact_uri.trim_end_matches('/'));
-            let description = format!("{} trained by run {run_name}", model.base);
-            let origin = Origin { source: &source, run_id: &run.run_id, tags, description: &description };
-            progress.version = Some(registry.model_version(&model.name, &origin)?);
+            progress.version = Some(self.version_exists(model, registry, &run, &place)?);
             return Ok(None);
         };
         if !progress.is_ready {
-            registry.wait_until_ready(&model.name, &version)?;
+            if is_catalog && version.status != READY {
+                if self.fill(model, registry, &run, progress)? == Progress::Some {
+                    return Ok(None);
+                }
+                registry.finalize(&model.name, &version.version)?;
+            }
+            registry.wait_until_ready(&model.name, &version.version)?;
             progress.is_ready = true;
             return Ok(None);
         }
+        let version = version.version;
         self.tag(&run, "tessera.registered_model", format!("{}/{version}", model.name))?;
         Ok(Some(Registration { registry: registry.server.place(), name: model.name.clone(), version }))
+    }
+
+    /// The version of the model at this place among the run's artifacts.
+    fn version_exists(
+        &self,
+        model: &Model,
+        registry: &MlflowClient,
+        run: &RunHandle,
+        place: &str,
+    ) -> Result<Version, MlflowError> {
+        let Job { run_name, tags, .. } = self.job();
+        let workspace = match registry.server.is_workspace() {
+            true => self.client().workspace_of_run(&run.run_id)?,
+            false => None,
+        };
+        let origin = Origin {
+            source: &format!("{}/{place}", run.artifact_uri.trim_end_matches('/')),
+            run_id: &run.run_id,
+            workspace: workspace.as_deref(),
+            tags,
+            description: &format!("{} trained by run {run_name}", model.base),
+        };
+        registry.model_version(&model.name, &origin)
+    }
+
+    /// Puts the next file of a version where the catalog wants it.
+    fn fill(
+        &mut self,
+        model: &Model,
+        registry: &MlflowClient,
+        run: &RunHandle,
+        progress: &mut Registering,
+    ) -> Result<Progress, MlflowError> {
+        let Some(version) = &progress.version else { return Ok(Progress::Some) };
+        let above = format!("{}/{}/{}", registry.server.place(), model.name, version.version);
+        for (name, content) in model.artifacts(&run.run_id)? {
+            let name_here = format!("{above}/{name}");
+            if self.has_copied(&name_here) {
+                continue;
+            }
+            let Some(storage) = progress.storage.take().filter(Storage::is_open) else {
+                let granted = registry.grant(&model.name, &version.version)?;
+                progress.storage = Some(Storage::open(&version.storage_location, granted)?);
+                return Ok(Progress::Some);
+            };
+            // After a failure new credentials are asked for: those may be what it was.
+            storage.put(&name, &content)?;
+            progress.storage = Some(storage);
+            self.note_copy(name_here)?;
+            return Ok(Progress::Some);
+        }
+        Ok(Progress::All)
     }
 }

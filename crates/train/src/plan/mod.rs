@@ -2,6 +2,7 @@
 
 pub mod advice;
 pub mod cluster;
+mod findings;
 mod memory;
 mod pins;
 mod settings;
@@ -31,6 +32,7 @@ use crate::speed::expected_flops_per_second;
 use crate::state::{self, checkpoints_in};
 use crate::time::{EpochLength, RunLength};
 
+pub use findings::Findings;
 pub(crate) use memory::limiting_group;
 pub use memory::{gibibytes, total_memory};
 pub(crate) use pins::Pins;
@@ -102,6 +104,8 @@ pub struct Prepared {
     pub train_summary: Summary,
     /// What is evaluated on.
     pub eval: Option<(Dataset, Summary)>,
+    /// What was found of all this at places that may change.
+    pub findings: Findings,
 }
 
 impl Prepared {
@@ -123,12 +127,15 @@ pub struct OpenedModel {
     pub source: ModelSource,
     /// What its `config.json` says.
     pub config: ModelConfig,
+    /// What names the same files again, where `model` may name others later.
+    found: Option<String>,
 }
 
 impl OpenedModel {
     /// Opens what a run file's `model` names. What comes by a url is kept in `cache`.
     pub fn open(model: &str, cache: &Path, observer: Option<Arc<dyn Observer>>) -> Result<Self, TrainError> {
-        let location = match elsewhere::is_url(model) {
+        let is_url = elsewhere::is_url(model);
+        let location = match is_url {
             true => elsewhere::model(model, cache, observer.as_ref())?,
             false => match elsewhere::on_workspace("model", model)? {
                 Some(mounted) => ModelLocation::parse(&mounted.to_string_lossy())?,
@@ -136,9 +143,15 @@ impl OpenedModel {
             },
         };
         let source = ModelSource::open(&location, &hub_options(observer))?;
+        let found = match &location {
+            ModelLocation::Hub { id, .. } => source.commit().map(|commit| format!("{id}@{commit}")),
+            ModelLocation::Folder(path) | ModelLocation::Gguf(path) => {
+                is_url.then(|| path.display().to_string())
+            }
+        };
         let place = Path::new(model).join("config.json");
         let config = ModelConfig::parse(&source.config.to_string(), &place)?;
-        Ok(Self { source, config })
+        Ok(Self { source, config, found })
     }
 }
 
@@ -161,6 +174,8 @@ pub struct Resolved {
     pub ranks: usize,
     source: ModelSource,
     config: ModelConfig,
+    /// What is known of places that may change: of the model by this process, else by rank 0.
+    findings: Findings,
 }
 
 /// Reads the model's files and fills in the run file's defaults.
@@ -174,10 +189,19 @@ pub fn resolve(spec: RunSpec, observer: &Arc<dyn Observer>) -> Result<Resolved, 
         ));
     }
     let cache = elsewhere::cache(spec.save_folder.as_deref().unwrap_or(elsewhere::DEFAULT_FOLDER));
-    let OpenedModel { source, config } = OpenedModel::open(&spec.model, &cache, Some(observer.clone()))?;
+    let opened = OpenedModel::open(&spec.model, &cache, Some(observer.clone()))?;
+    let OpenedModel { source, config, found } = opened;
     let stored = || source.open_weights().ok().and_then(|weights| stored_dtype(weights.as_ref()));
     let settings = Settings::resolve(spec, &config, stored)?;
-    Ok(Resolved { processes_here: 1, ranks: settings.local_ranks().get(), settings, source, config })
+    let findings = Findings { model: found, ..Findings::default() };
+    Ok(Resolved {
+        processes_here: 1,
+        ranks: settings.local_ranks().get(),
+        settings,
+        source,
+        config,
+        findings,
+    })
 }
 
 impl Resolved {
@@ -196,20 +220,41 @@ impl Resolved {
         Ok(self)
     }
 
+    /// The same run, of what rank 0 has found.
+    ///
+    /// # Errors
+    /// When the model that it found cannot be had here.
+    pub fn of_findings(mut self, findings: Findings) -> Result<Self, TrainError> {
+        if let Some(model) = &findings.model
+            && self.findings.model.as_ref() != Some(model)
+        {
+            let opened = OpenedModel::open(model, &self.settings.cache(), None)?;
+            (self.source, self.config) = (opened.source, opened.config);
+        }
+        self.findings = findings;
+        Ok(self)
+    }
+
     /// Reads the data, and plans the run.
     ///
     /// # Errors
     /// For everything that can be wrong with the weights, the data, or the size of the machine.
     pub fn prepare(self, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
-        let Self { mut settings, processes_here, ranks, source, config } = self;
+        let Self { mut settings, processes_here, ranks, source, config, findings: known } = self;
         let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
         }
         if let (None, Some(given)) = (&saved, settings.custom_weights_path.as_ref()) {
-            let (given, cache) = (Path::new(given), settings.cache());
-            let here = elsewhere::checkpoint("custom_weights_path", given, &cache, observer)?;
-            settings.fetched_weights = Some(here);
+            settings.fetched_weights = Some(match known.weights() {
+                Some(path) => path.to_owned(),
+                None => elsewhere::checkpoint(
+                    "custom_weights_path",
+                    Path::new(given),
+                    &settings.cache(),
+                    observer,
+                )?,
+            });
         }
         if settings.validate_inputs && saved.is_none() {
             state::check(&settings, &source, &config)?;
@@ -234,9 +279,12 @@ impl Resolved {
         let answer_bytes = answer_tokens.map_or(0, |tokens| answer_cache_bytes(&model, tokens));
         // A run that goes on reads the versions that it began with.
         let pins = saved.as_ref().and_then(|_| Pins::read(&settings.run_folder().join(Pins::FILE)));
-        let open = |mut data: DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
+        let mut sources = Vec::new();
+        let mut open = |mut data: DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
             let cache = settings.cache();
-            sources::fetch(&mut data, pins.as_ref(), &cache, observer)?;
+            sources::fetch(&mut data, &known, pins.as_ref(), &cache, observer)?;
+            let fetched = data.sources.iter().filter_map(|it| Some((it.path.clone(), it.fetched.clone()?)));
+            sources.extend(fetched);
             let report = |progress| observer.observe(Update::Preparing(split, progress));
             let (dataset, summary) = tessera_data::prepare(&data, &tokenizer, &cache, &report)?;
             observer.observe(Update::Prepared(split, &summary));
@@ -257,7 +305,21 @@ impl Resolved {
             settings,
         };
         let resumes = saved.is_some();
-        Ok(Prepared { plan, resumes, config, names, source, tokenizer, prompts, train, train_summary, eval })
+        let weights = plan.settings.fetched_weights.clone();
+        let findings = Findings { model: known.model, weights, sources };
+        Ok(Prepared {
+            plan,
+            resumes,
+            config,
+            names,
+            source,
+            tokenizer,
+            prompts,
+            train,
+            train_summary,
+            eval,
+            findings,
+        })
     }
 }
 

@@ -7,16 +7,16 @@ use tessera_checkpoint::huggingface::{HubProgress, HubSplit, SplitFiles};
 use tessera_data::{Contents, DataSettings, Fetched, Task, wanted_names};
 use tessera_workspace::{FetchedVolume, Request, VolumePath, Workspace, cached};
 
-use super::Pins;
-use super::{hub_options, tables};
+use super::{Findings, Pins, hub_options, tables};
 use crate::elsewhere;
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 
-/// Fetches the sources that name something elsewhere and nothing that is here, in the version of the `pins` where those know
-/// one. What has no cache of its own comes into `cache`.
+/// Fetches the sources that name something elsewhere and nothing that is here: what rank 0 has found, if it is `known`, else in the
+/// version of the `pins` where those know one. What has no cache of its own comes into `cache`.
 pub(super) fn fetch(
     data: &mut DataSettings,
+    known: &Findings,
     pins: Option<&Pins>,
     cache: &Path,
     observer: &Arc<dyn Observer>,
@@ -25,11 +25,15 @@ pub(super) fn fetch(
         if Path::new(&source.path).exists() {
             continue;
         }
+        if let Some(fetched) = known.source(&source.path) {
+            source.fetched = Some(fetched.clone());
+            continue;
+        }
         if elsewhere::is_url(&source.path) {
             source.fetched = Some(elsewhere::data(&source.path, data.task, cache, observer)?);
             continue;
         }
-        let version = pins.and_then(|pins| pins.version(&source.path));
+        let version = known.version(&source.path).or_else(|| pins?.version(&source.path));
         if let Some(fetched) = tables::fetch(&source.path, version, cache, observer)? {
             source.fetched = Some(fetched);
             continue;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tessera_data::Summary;
 use tessera_track::mlflow::{
-    self, Courier, DatasetEntry, Ending, Job, MlflowError, Model, Notice, Registration, Server,
+    self, Asking, Courier, DatasetEntry, Ending, Job, MlflowError, Model, Notice, Registration, Server,
+    Standing,
 };
 use tessera_track::prometheus::Exporter;
 use tessera_track::tensorboard::EventFile;
@@ -25,42 +26,52 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one does that was asked to stop: whoever asked may not wait for long.
 const SHORT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes sure, before anything slow is done, that the tracking server is there and takes what it will be told.
+/// Asks the tracking server whether it is there and takes what it will be told.
 ///
 /// # Errors
 /// For a server that is not named, refuses, or does not answer where the run file says that it must.
-pub(super) fn check(settings: &Settings) -> Result<Option<Contact>, TrainError> {
+pub(super) fn check(settings: &Settings, asking: Asking) -> Result<Option<Contact>, TrainError> {
     let Some((experiment, spec)) = tracked(settings) else { return Ok(None) };
     let server = server(spec)?;
     let place = server.place();
-    match mlflow::check(server, experiment) {
+    Ok(Some(match mlflow::check(server, experiment, asking) {
         Err(error) if may_be_away(&error, spec) => {
-            Ok(Some(Contact::Away(format!("{error}; the run is told to it when it is there"))))
+            Contact::Away(format!("{error}; the run is told to it when it is there"))
         }
-        checked => {
-            checked?;
-            Ok(Some(Contact::There(format!("MLflow at {place} takes runs of {experiment}"))))
-        }
-    }
+        checked => match checked? {
+            Standing::There => Contact::There(format!("MLflow at {place} takes runs of {experiment}")),
+            Standing::ToBeMade => {
+                let said = "is there; the run will make the experiment";
+                Contact::There(format!("MLflow at {place} {said} {experiment} when it starts"))
+            }
+        },
+    }))
 }
 
-/// Makes sure that the run's model can be registered under this name.
+/// Asks the registry whether the run's model can be registered under this name.
 ///
 /// # Errors
 /// For a registry that refuses, or does not answer where the run file says that servers must.
-pub(super) fn check_registration(settings: &Settings, name: &str) -> Result<Option<Contact>, TrainError> {
+pub(super) fn check_registration(
+    settings: &Settings,
+    name: &str,
+    asking: Asking,
+) -> Result<Option<Contact>, TrainError> {
     let Some((experiment, spec)) = tracked(settings) else { return Ok(None) };
     let registry = registry(spec)?;
     let place = registry.place();
-    match mlflow::check_registration(server(spec)?, experiment, registry, name) {
+    Ok(Some(match mlflow::check_registration(server(spec)?, experiment, registry, name, asking) {
         Err(error) if may_be_away(&error, spec) => {
-            Ok(Some(Contact::Away(format!("{error}; the model is registered if it is there at the end"))))
+            Contact::Away(format!("{error}; the model is registered if it is there at the end"))
         }
-        checked => {
-            checked?;
-            Ok(Some(Contact::There(format!("the registry at {place} takes versions of {name}"))))
-        }
-    }
+        checked => match checked? {
+            Standing::There => Contact::There(format!("the registry at {place} takes versions of {name}")),
+            Standing::ToBeMade => {
+                let said = "is there; the run will make the registered model";
+                Contact::There(format!("the registry at {place} {said} {name} when it starts"))
+            }
+        },
+    }))
 }
 
 fn may_be_away(error: &MlflowError, spec: &MlflowSpec) -> bool {

@@ -32,12 +32,13 @@ use crate::error::{Fault, TrainError};
 use crate::launch::{CheckIn, Launch, Ranks};
 use crate::observe::{EvaluationReport, Observer, Silent, Update};
 use crate::plan::advice::advise;
-use crate::plan::{Pins, Prepared, Resolved, resolve};
+use crate::plan::{Findings, Pins, Prepared, Resolved, resolve};
 use crate::spec::RunSpec;
 use crate::state;
 
 use cancel::CancelWatch;
-pub use contact::{Contact, contact};
+use contact::contact;
+pub use contact::{Contact, look};
 pub use folder::{FLIGHT, RunFolder, RunPaths};
 use followers::Followers;
 pub use registration::Registered;
@@ -170,8 +171,9 @@ type Word<T> = Result<T, (String, Fault)>;
 /// What all are to do when the leading process has prepared the run.
 #[derive(Serialize, Deserialize)]
 enum Go {
-    /// Train, with these settings: what was `auto`, and the day, are the same for all.
-    Train(serde_json::Value),
+    /// Train, with these settings: what was `auto`, and the day, are the same for all. What was found where others may have been found
+    /// since is the same for all, too.
+    Train(serde_json::Value, Findings),
     /// Nothing is left to do: batches done, and the last checkpoint.
     Finished(u64, PathBuf),
 }
@@ -196,8 +198,15 @@ fn hear<T: DeserializeOwned>(ranks: &Ranks, label: &'static str) -> Result<T, Tr
 
 /// What the leading process has when a run can start.
 enum Start {
-    Ready(Box<Prepared>, RunFolder, EventLog, Followers, Option<Mirroring>),
-    Finished(Finished, RunFolder, Option<Mirroring>),
+    Ready(Box<(Prepared, Followers)>, RunFolder, EventLog, Option<Mirroring>),
+    Finished(Box<Over>, RunFolder, EventLog),
+}
+
+/// A run that an earlier process has trained.
+struct Over {
+    finished: Finished,
+    prepared: Prepared,
+    mirror: Option<Mirror>,
 }
 
 /// A process's part in a run.
@@ -218,28 +227,35 @@ impl Run<'_> {
         told?;
         let start = self.start(resolved, folder);
         let go = match &start {
-            Ok(Start::Ready(prepared, ..)) => Ok(Go::Train(prepared.plan.settings.to_json()?)),
-            Ok(Start::Finished(finished, ..)) => {
-                Ok(Go::Finished(finished.batch, finished.checkpoint.clone()))
+            Ok(Start::Ready(ready, ..)) => {
+                let prepared = &ready.0;
+                Ok(Go::Train(prepared.plan.settings.to_json()?, prepared.findings.clone()))
+            }
+            Ok(Start::Finished(over, ..)) => {
+                Ok(Go::Finished(over.finished.batch, over.finished.checkpoint.clone()))
             }
             Err(error) => Err(error),
         };
         let told = tell(&ranks, START, go);
-        let (prepared, folder, mut events, mut followers, mirror) = match start? {
-            Start::Ready(prepared, folder, events, followers, mirror) => {
-                (prepared, folder, events, followers, mirror)
-            }
-            Start::Finished(finished, _folder, mirror) => {
+        let ((prepared, mut followers), folder, mut events, mirror) = match start? {
+            Start::Ready(ready, folder, events, mirror) => (*ready, folder, events, mirror),
+            Start::Finished(over, folder, events) => {
                 told?;
+                // Before anything that may take longer than others wait.
                 ranks.leave()?;
-                mirror.map_or(Ok(()), Mirroring::finish)?;
-                return Ok(Outcome::AlreadyCompleted(finished));
+                return self.finish_again(*over, &folder, events);
             }
         };
         let result = told.and_then(|()| {
             let _watch = CancelWatch::start(folder.path(), self.stop)?;
             let lead = rank::Lead { events: &mut events, followers: &mut followers, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
+        });
+        // The others have nothing more to do, and what follows may take longer than they would wait for it.
+        let result = result.and_then(|outcome| {
+            // A launcher may end this process as soon as the others have left.
+            self.report(&folder);
+            ranks.leave().map(|()| outcome)
         });
         let result = result.and_then(|outcome| match outcome {
             Outcome::Completed(finished) => {
@@ -249,15 +265,32 @@ impl Run<'_> {
         });
         self.note(&mut events, &folder, result.as_ref().err());
         followers.finish(result.as_ref());
-        // After the report: a launcher may end this process as soon as the others have left.
-        let result = result.and_then(|outcome| match ranks.leave() {
-            Ok(()) => Ok(outcome),
+        self.end_copy(mirror, result)
+    }
+
+    /// The end of a run that an earlier process has trained, which the others have left.
+    fn finish_again(
+        &self,
+        over: Over,
+        folder: &RunPaths,
+        mut events: EventLog,
+    ) -> Result<Outcome, TrainError> {
+        let Over { finished, prepared, mirror } = over;
+        let finished = self.complete_again(finished, &prepared, folder, &mut events);
+        let mirror = mirror.map(|mirror| mirror.start(true)).transpose();
+        match finished {
+            Ok(finished) => {
+                mirror?.map_or(Ok(()), Mirroring::finish)?;
+                Ok(Outcome::AlreadyCompleted(finished))
+            }
             Err(error) => {
-                self.note(&mut events, &folder, Some(&error));
+                // The failure is noted in the folder.
+                if let Ok(Some(mirror)) = mirror {
+                    mirror.finish_soon();
+                }
                 Err(error)
             }
-        });
-        self.end_copy(mirror, result)
+        }
     }
 
     /// Has what is left of the run uploaded. The others have left, or wait in vain for a process that failed.
@@ -293,7 +326,11 @@ impl Run<'_> {
             };
             let _ = events.record(kind, error.to_string(), &[]);
         }
-        // A report of a failed run shows how far it came.
+        // That of a failed run shows how far it came.
+        self.report(folder);
+    }
+
+    fn report(&self, folder: &RunPaths) {
         if let Err(error) = write_report(folder.path()) {
             self.observer.observe(Update::Warning(&format!("report.html could not be written: {error}")));
         }
@@ -339,24 +376,14 @@ impl Run<'_> {
             observer.observe(Update::Warning(&advice.to_string()));
         }
         if let Some(finished) = already_completed(&prepared, &folder)? {
-            let finished = self.complete_again(finished, &prepared, &folder, &mut events);
-            let mirror = mirror.map(|mirror| mirror.start(true)).transpose();
-            return match finished {
-                Ok(finished) => Ok(Start::Finished(finished, folder, mirror?)),
-                Err(error) => {
-                    // The failure is noted in the folder.
-                    if let Ok(Some(mirror)) = mirror {
-                        mirror.finish_soon();
-                    }
-                    Err(error)
-                }
-            };
+            let over = Over { finished, prepared, mirror };
+            return Ok(Start::Finished(Box::new(over), folder, events));
         }
         let followers = Followers::start(&prepared, folder.path(), observer)?;
         begin(&mut events, &folder, &prepared)?;
         // Not before: until here it may turn out that the url has another run.
         let mirror = mirror.map(|mirror| mirror.start(prepared.resumes)).transpose()?;
-        Ok(Start::Ready(Box::new(prepared), folder, events, followers, mirror))
+        Ok(Start::Ready(Box::new((prepared, followers)), folder, events, mirror))
     }
 
     /// Waits for the leading process's word, and does its part.
@@ -371,10 +398,10 @@ impl Run<'_> {
                 ranks.leave()?;
                 Ok(Outcome::AlreadyCompleted(folder.finished(batch, checkpoint)?))
             }
-            Go::Train(settings) => {
+            Go::Train(settings, findings) => {
                 resolved.settings.keep_resolved(&settings);
                 let silent: Arc<dyn Observer> = Arc::new(Silent);
-                let prepared = resolved.prepare(&silent)?;
+                let prepared = resolved.of_findings(findings)?.prepare(&silent)?;
                 let outcome = rank::run(&self, &mut ranks, &prepared, &folder, None)?;
                 ranks.leave()?;
                 Ok(outcome)

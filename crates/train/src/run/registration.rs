@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tessera_checkpoint::huggingface::{HubOptions, HubTarget};
 use tessera_data::Task;
 use tessera_files::write_atomic;
-use tessera_track::mlflow::{Model, Registration};
+use tessera_track::mlflow::{Asking, Model, Registration};
 use tessera_track::{EventType, read_events};
 
 use super::followers::{self, Followers};
@@ -62,11 +62,15 @@ struct Entry {
     registered: Registered,
 }
 
-/// Makes sure, before anything slow is done, that the model can be registered when the run is done.
+/// Asks whether the model can be registered when the run is done.
 ///
 /// # Errors
 /// When the registry or hub does not answer, or refuses.
-pub(super) fn check(settings: &Settings, folder: &RunPaths) -> Result<Option<Contact>, TrainError> {
+pub(super) fn check(
+    settings: &Settings,
+    folder: &RunPaths,
+    asking: Asking,
+) -> Result<Option<Contact>, TrainError> {
     if folder.registered().is_file()
         && let Some(saved) = state::newest(&folder.checkpoints())?
         && let Some(earlier) = earlier(settings, folder, saved.position.batch)?
@@ -77,15 +81,19 @@ pub(super) fn check(settings: &Settings, folder: &RunPaths) -> Result<Option<Con
         None => Ok(None),
         Some(RegisterTo::Hub { repository }) => {
             let target = target(repository)?;
-            target.check()?;
-            Ok(Some(Contact::There(format!(
-                "the hub at {} takes models into {repository}",
-                target.endpoint()
-            ))))
+            let hub = target.endpoint();
+            let is_there = match asking {
+                Asking::Looking => target.look()?,
+                Asking::Making => target.check().map(|()| true)?,
+            };
+            Ok(Some(Contact::There(match is_there {
+                true => format!("the hub at {hub} takes models into {repository}"),
+                false => format!("the hub at {hub} is there; the run will make {repository} when it starts"),
+            })))
         }
         Some(RegisterTo::Registry { schema, model }) => {
             let name = registered_name(schema, model.as_deref(), &settings.run_name);
-            followers::check_registration(settings, &name)
+            followers::check_registration(settings, &name, asking)
         }
     }
 }

@@ -171,7 +171,7 @@ pub fn export(
         let expected = "a path at which nothing is yet".into();
         return Err(TrainError::unsupported("output", output.display(), expected));
     }
-    let OpenedModel { source, config } =
+    let OpenedModel { source, config, .. } =
         OpenedModel::open(model, &elsewhere::cache(elsewhere::DEFAULT_FOLDER), Some(observer.clone()))?;
     let weights = ComposerWeights::open(&here(checkpoint, observer)?)?;
     let model = spelled_as(&config, &weights, &checkpoint.display().to_string())?;

@@ -3,6 +3,8 @@
 
 mod candle;
 mod context;
+#[cfg(feature = "stores")]
+mod findings;
 mod golden;
 mod goldens_of_transformers;
 mod mixed;
