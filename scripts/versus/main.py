@@ -13,7 +13,8 @@ does; "torch tuned" adds the fused AdamW, oneDNN products (float32 matmul precis
 memory; "torch compiled" adds torch.compile to that. The share of the roofline is the operations that the step needs, blocks computed
 once, by the multiply-adds that the cores do from registers, measured in the same run (benches/ceilings.rs).
 
-  scripts/bench-vs-torch [CASE …] [--rounds 3] [--steps 6] [--threads 2 1] [--without-compiled] [--picture FILE.svg]
+  scripts/bench-vs-torch [CASE …] [--rounds 3] [--steps 6] [--threads 2 1] [--without-compiled] [--without-bf16]
+                         [--picture FILE.svg]
 """
 
 import argparse
@@ -77,10 +78,11 @@ def ceiling(threads: int) -> float:
     return json.loads(run.stdout.splitlines()[-1])["operations"]
 
 
-def contenders(case: str, with_compiled: bool) -> list[tuple[str, list[str]]]:
+def contenders(case: str, arguments: argparse.Namespace) -> list[tuple[str, list[str]]]:
     """Names and options, in the order in which a round runs them."""
-    chosen = [name for name in TORCH if with_compiled or name != "torch compiled"]
+    chosen = [name for name in TORCH if not (arguments.without_compiled and name == "torch compiled")]
     variants = [[], ["recompute"], ["bf16"], ["bf16", "recompute"]] if case == "llama" else [[]]
+    variants = [variant for variant in variants if not (arguments.without_bf16 and "bf16" in variant)]
     found = []
     for variant in variants:
         # What recomputing costs torch is asked of its best form without a compiler.
@@ -95,7 +97,7 @@ def compare(case: str, threads: int, folder: Path, arguments: argparse.Namespace
     results: dict[str, list[dict]] = {}
     peak = ceiling(threads) if operations else 0.0
     for number in range(arguments.rounds):
-        for name, options in contenders(case, not arguments.without_compiled):
+        for name, options in contenders(case, arguments):
             print(f"{title}, threads: {threads}, round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr)
             if name.startswith("tessera"):
                 run = tessera_step(arguments.binary, folder, arguments.steps, threads, options)
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps of a round, the first of which is not timed")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--without-compiled", action="store_true", help="torch.compile takes minutes a process")
+    parser.add_argument("--without-bf16", action="store_true", help="torch takes minutes on processors that have no instructions for it")
     parser.add_argument("--picture", type=Path, help="where bars are drawn, as SVG")
     parser.add_argument("--binary", default=str(ROOT / "target/release/tessera"))
     arguments = parser.parse_args()
