@@ -16,17 +16,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clusters"))
 
 from blobs import Azure
-from catalog import Catalog
 from jobs import run_cases
-from running import ended, has, moves_on, start, trained, wait_for_checkpoint
-from store import BUCKET, SECRET, Door, Google, Store
+from running import ended, has, moves_on, start, store, trained, url, wait_for_checkpoint
+from store import BUCKET, NOBODY, SECRET, Door, Google, Store
+from tables import catalog, delta, escapes
 from tiny import Folder, conversation, expect
 
 LONG = ["training_duration=400ba", "save_interval=20ba"]
 # The last checkpoint of such a run, which has 6 batches an epoch.
 LAST = "ep66-ba400"
-TABLES = Path(__file__).resolve().parents[2] / "crates/data/tests/fixtures/delta"
-NOBODY = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
 # A model whose checkpoints are uploaded in parts, and a run of it; 48 batches are an epoch.
 LARGE = {"vocab_size": 20000, "hidden_size": 96}
 PARTS = ["global_train_batch_size=2", "training_duration=60ba", "save_interval=6ba", "save_num_checkpoints_to_keep=2"]
@@ -39,15 +37,6 @@ state = {}
 _load_state_dict(state, FileSystemReader(sys.argv[1]), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
 print(state["state"]["timestamp"]["Timestamp"]["batch"], len(state["state"]["model"]))
 """
-
-
-@functools.cache
-def store() -> Store:
-    return Store()
-
-
-def url(name: str) -> str:
-    return f"s3://{BUCKET}/{name}"
 
 
 def data(folder: Folder) -> None:
@@ -154,8 +143,7 @@ def refusals(folder: Folder) -> None:
     door = Door(store())
     store().put("refused/train.jsonl", conversation(1).encode())
     source = f"train_data_path={url('refused/train.jsonl')}"
-    nobody = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
-    has(trained(folder, door, "a", source, code=2, **nobody), url("refused/train.jsonl"), "there are no credentials", "set AWS_ACCESS_KEY_ID")
+    has(trained(folder, door, "a", source, code=2, **NOBODY), url("refused/train.jsonl"), "there are no credentials", "set AWS_ACCESS_KEY_ID")
     for status, code, said in ((400, "ExpiredToken", "have expired"), (403, "InvalidAccessKeyId", "does not accept the credentials"), (403, "AccessDenied", "not permitted")):
         door.answer = (status, code)
         for override in (source, f"save_folder={url('refused')}"):
@@ -305,92 +293,6 @@ def failure(folder: Folder) -> None:
     expect(took < 12, f"it took {took:.1f} s: {said[-2000:]}")
 
 
-def put_table(name: str, source: str, but: str = "") -> None:
-    for path in (TABLES / source).rglob("*"):
-        if path.is_file() and path.name != but:
-            store().put(f"{name}/{path.relative_to(TABLES / source)}", path.read_bytes())
-
-
-def delta(folder: Folder) -> None:
-    """a Delta table gives the numbers of its rows as lines; a run keeps its version when the table has gone on, and names both if it is gone"""
-    door, place, last = Door(store()), "lake/chat", f"{6:020}.json"
-    put_table(place, "conversations")
-    table = f"train_data_path=delta:{url(place)}"
-    folder.train("lines", f"train_data_path={TABLES / 'conversations.jsonl'}")
-    folder.train("here", f"train_data_path=delta:{TABLES / 'conversations'}")
-    trained(folder, door, "there", table)
-    for name in ("here", "there"):
-        folder.same_run(name, "lines")
-        pin = json.loads((folder.run(name) / "data.json").read_text())["train"][0]
-        expect(pin["version"] == "6" and pin["rows"] == 42, str(pin))
-    # What was removed before the checkpoint is not asked for, and nothing twice.
-    fetched = [re.sub(r"\?.*", "", asked) for asked in door.asked if asked.startswith("GET") and place in asked and "list-type" not in asked]
-    expect(len(fetched) == len(set(fetched)) == 4 + 7, str(fetched))
-
-    store().client.delete_object(Bucket=BUCKET, Key=f"{place}/_delta_log/{last}")
-    trained(folder, door, "moving", table)
-    put_table(place, "conversations")
-    trained(folder, door, "moving", table)
-    pin = json.loads((folder.run("moving") / "data.json").read_text())["train"][0]
-    expect(pin["version"] == "5" and pin["rows"] == 36, str(pin))
-    has(trained(folder, door, "seventh", f"{table}@7", code=2), f"delta:{url(place)}@7: version 7 cannot be read: those from 4 to 6 can")
-    files = sorted(name for name in store().names(place) if name.startswith("part"))
-    for name in files:
-        store().client.delete_object(Bucket=BUCKET, Key=f"{place}/{name}")
-    said = trained(folder, door, "moving", table, code=2)
-    has(said, "version 5 cannot be read any more", "the newest version is 6", "has been removed, as VACUUM does")
-    has(trained(folder, door, "files", f"train_data_path={url(place)}", code=2), f"delta:{url(place)}")
-    has(trained(folder, door, "none", f"train_data_path=delta:{url('nowhere')}", code=2), "nothing is there")
-    store().put("lake/files/a.jsonl", b"{}")
-    has(trained(folder, door, "no-table", f"train_data_path=delta:{url('lake/files')}", code=2), "no Delta table is there")
-
-
-def catalog(folder: Folder) -> None:
-    """a table is read by its name in Unity Catalog, with the credentials that come with it; what cannot be read is refused by name"""
-    door = Door(store())
-    put_table("managed/chat", "conversations")
-    place = {"storage_location": url("managed/chat")}
-    tables = Catalog(
-        {
-            "main.default.chat": place,
-            "main.default.local": {"storage_location": (TABLES / "conversations").as_uri()},
-            "main.default.view": {"table_type": "VIEW", "data_source_format": ""},
-            "main.default.rows": place | {"data_source_format": "CSV"},
-            "main.default.forbidden": place | {"table_id": "forbidden"},
-        }
-    )
-    asking = tables.environment | NOBODY
-
-    def by_name(name: str, **how) -> str:
-        said = trained(folder, door, name.split("@")[0].split(".")[-1], f"train_data_path={name}", **(asking | how))
-        expect("a-token" not in said, "the token is printed")
-        return said
-
-    folder.train("lines", f"train_data_path={TABLES / 'conversations.jsonl'}")
-    by_name("main.default.chat")
-    by_name("main.default.local")
-    for name in ("chat", "local"):
-        folder.same_run(name, "lines")
-    expect(door.askers == {"temporary-id"}, str(door.askers))
-    asked = [asked for asked in tables.asked if "chat" in asked]
-    expect(asked[0] == "GET /api/2.1/unity-catalog/tables/main.default.chat", str(asked))
-    path, _, body = asked[1].partition(" {")
-    expect(path == "POST /api/2.1/unity-catalog/temporary-table-credentials", str(asked))
-    expect(json.loads("{" + body) == {"table_id": "main.default.chat", "operation": "READ"}, str(asked))
-    has(ended(start(folder, door, "validate", "run.yaml", "train_data_path=main.default.chat@4", **asking)), "30")
-
-    has(by_name("main.default.view", code=2), "main.default.view is of the kind VIEW")
-    has(by_name("main.default.rows", code=2), "main.default.rows is in the format CSV")
-    has(by_name("main.default.none", code=2), "could not find table main.default.none")
-    has(by_name("main.default.forbidden", code=2), "does not have permission to access table main.default.forbidden", "no EXTERNAL USE SCHEMA")
-    has(by_name("main.default.chat", code=2, DATABRICKS_TOKEN="another"), "does not take DATABRICKS_TOKEN (401)")
-    has(by_name("main.default.chat", code=2, DATABRICKS_HOST=None), "DATABRICKS_HOST is not set", "main.default.chat is no file or folder here")
-    has(by_name("default.chat", code=2), "must be in the format catalog.schema.table, but got default.chat")
-    (folder.path / "main.default.jsonl").write_text((TABLES / "conversations.jsonl").read_text())
-    trained(folder, door, "jsonl", "train_data_path=main.default.jsonl")
-    folder.same_run("jsonl", "lines")
-
-
 @functools.cache
 def undisturbed() -> Folder:
     """A folder with the run that the next function's are held against."""
@@ -463,5 +365,5 @@ if __name__ == "__main__":
     # Before several ask for it at once.
     store()
     first = (azure, google, ranks, another_machine)
-    rest = (data, side_by_side, model, whole_run, refusals, store_away, another_run, saved_by_two, exports, broken_off, failure, delta, catalog)
+    rest = (data, side_by_side, model, whole_run, refusals, store_away, another_run, saved_by_two, exports, broken_off, failure, delta, escapes, catalog)
     run_cases(*first, *rest, beside=3)

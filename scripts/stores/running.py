@@ -1,11 +1,22 @@
 """The binary at work on what is in a store: started, waited for, killed and gone on with."""
 
+import functools
 import os
 import subprocess
 import time
 
-from store import SECRET, Door, Store
+from store import BUCKET, SECRET, Door, Store
 from tiny import BINARY, Folder, Wrong, expect
+
+
+@functools.cache
+def store() -> Store:
+    """The store of the S3 protocol, which all cases share."""
+    return Store()
+
+
+def url(name: str) -> str:
+    return f"s3://{BUCKET}/{name}"
 
 
 def start(folder: Folder, door: Door, *arguments: str, **environment: str | None) -> subprocess.Popen:

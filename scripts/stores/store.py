@@ -18,6 +18,8 @@ HOST, BUCKET = "127.0.0.1", "runs"
 # What must never be printed.
 SECRET = "a-secret-key"
 KEYS = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+# An environment without them.
+NOBODY = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
 
 
 class Store:

@@ -33,7 +33,7 @@ pub use progress::{Progress, Report, Stage};
 pub use settings::{
     Columns, Contents, DataSettings, Fetched, HoldOut, Packing, SourceSettings, TargetResponses, Task,
 };
-pub use source::{Unit, is_file_name, wanted_names};
+pub use source::{Unit, is_file_name, table_among, wanted_names};
 pub use summary::{LengthHistogram, SourceSummary, Summary};
 pub use tokenize::TextTokenizer;
 pub use validate::validate;

@@ -34,7 +34,10 @@ pub enum Problem {
         variables: &'static str,
     },
     /// The credentials were good once.
-    #[error("the credentials have expired ({0}); get new ones and run the same command again")]
+    #[error(
+        "the credentials have expired ({0}); run the same command again, where they come from the environment with new ones: what was \
+         fetched is kept"
+    )]
     Expired(String),
     /// The credentials are not taken.
     #[error("the store does not accept the credentials ({detail}); check {variables}")]

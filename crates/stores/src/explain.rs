@@ -13,8 +13,15 @@ use crate::error::Problem;
 /// Characters of a message that are shown.
 const SHOWN: usize = 300;
 /// What says that credentials were good once.
-const EXPIRED: [&str; 5] =
-    ["ExpiredToken", "TokenRefreshRequired", "Token has expired", "RequestExpired", "invalid_grant"];
+const EXPIRED: [&str; 6] = [
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    "Token has expired",
+    "RequestExpired",
+    "invalid_grant",
+    // Azure's, whose code is that of wrong ones.
+    "Signature not valid in the specified time frame",
+];
 const BAD: [&str; 6] = [
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -136,6 +143,12 @@ mod tests {
         let body = |code: &str| format!("403: <Error><Code>{code}</Code><Message>No.</Message></Error>");
         assert!(
             matches!(refused(&body("ExpiredToken")), Problem::Expired(said) if said == "ExpiredToken: No.")
+        );
+        let late = "<AuthenticationErrorDetail>Signature not valid in the specified time frame: Start [a] - Expiry [b]</AuthenticationErrorDetail>";
+        let said = refused(&format!("{}{late}", body("AuthenticationFailed"))).to_string();
+        assert!(
+            said.contains("have expired (AuthenticationFailed: No.); run the same command again"),
+            "{said}"
         );
         assert!(matches!(refused(&body("InvalidAccessKeyId")), Problem::BadCredentials { .. }));
         assert!(matches!(refused(&body("AccessDenied")), Problem::Forbidden(_)));

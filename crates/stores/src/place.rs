@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::runtime::Runtime;
 
@@ -85,10 +85,10 @@ impl Place {
         Ok(Self { store: Arc::new(Connection { store, runtime, scheme, root }), path })
     }
 
-    /// The place `name` below this one.
+    /// The place `name` below this one. A name is as listings have it: what looks like an escape in it is part of it.
     pub fn join(&self, name: &str) -> Self {
         let parts = name.split('/').filter(|part| !part.is_empty());
-        let path = parts.fold(self.path.clone(), |path, part| path.join(part));
+        let path = parts.fold(self.path.clone(), |path, name| path.join(part(name)));
         Self { store: self.store.clone(), path }
     }
 
@@ -182,6 +182,11 @@ impl Place {
     fn wait<T>(&self, asked: impl Future<Output = Result<T, object_store::Error>>) -> Result<T, StoreError> {
         self.block_on(asked).map_err(|error| self.explain(&error))
     }
+}
+
+/// A name as part of a path. Only what no listing has, such as `..`, is escaped.
+fn part(name: &str) -> PathPart<'_> {
+    PathPart::parse(name).unwrap_or_else(|_| PathPart::from(name))
 }
 
 fn object(meta: ObjectMeta, name: String) -> Object {

@@ -108,6 +108,22 @@ pub enum WorkspaceError {
         message: String,
     },
 
+    /// What came is no answer of a catalogue.
+    #[error(
+        "{place} answers about table {name} with what no catalogue says (line {line}, column {column}); check DATABRICKS_HOST, which must \
+         be the address of a workspace"
+    )]
+    NoCatalog {
+        /// Its address.
+        place: String,
+        /// What was asked for.
+        name: String,
+        /// Where the answer goes wrong.
+        line: usize,
+        /// And in this line.
+        column: usize,
+    },
+
     /// It is no table whose files are a Delta table.
     #[error(
         "{name} is {found}, no Delta table of its own, and cannot be read; write its rows into one (CREATE TABLE … AS SELECT), and \

@@ -91,16 +91,13 @@ impl fmt::Debug for Access {
     }
 }
 
+/// What a table is. Of a view some of it is missing or `null`.
 #[derive(Deserialize)]
 struct Table {
-    #[serde(default)]
-    table_type: String,
-    #[serde(default)]
-    data_source_format: String,
-    #[serde(default)]
-    storage_location: String,
-    #[serde(default)]
-    table_id: String,
+    table_type: Option<String>,
+    data_source_format: Option<String>,
+    storage_location: Option<String>,
+    table_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -140,23 +137,24 @@ impl Workspace {
         let asked = |error| about(error, name);
         let url = self.catalog(VERSION, &format!("tables/{}", name.name));
         let table: Table = client.answer(name, || client.get(&url)).map_err(asked)?;
-        let Table { table_type, data_source_format, storage_location: location, table_id } = table;
         let refused = |found: String| WorkspaceError::NoDeltaTable { name: name.to_string(), found };
-        if !TABLES.contains(&table_type.as_str()) {
-            return Err(refused(format!("of the kind {}", self.clean(&table_type))));
+        let kind = table.table_type.unwrap_or_default();
+        if !TABLES.contains(&kind.as_str()) {
+            return Err(refused(format!("of the kind {}", self.clean(&kind))));
         }
-        if !DELTA.contains(&data_source_format.as_str()) {
-            return Err(refused(format!("in the format {}", self.clean(&data_source_format))));
+        let format = table.data_source_format.unwrap_or_default();
+        if !DELTA.contains(&format.as_str()) {
+            return Err(refused(format!("in the format {}", self.clean(&format))));
         }
-        if location.is_empty() {
+        let Some(location) = table.storage_location.filter(|location| !location.is_empty()) else {
             return Err(refused("without a place where it lies".to_owned()));
-        }
+        };
         if location.starts_with("file:") {
             let folder = Url::parse(&location).ok().and_then(|url| url.to_file_path().ok());
             let folder = folder.ok_or_else(|| refused(format!("at {location:?}, which is no place")))?;
             return Ok(TablePlace { location: folder.display().to_string(), access: Access::Local });
         }
-        let body = json!({ "table_id": table_id, "operation": "READ" });
+        let body = json!({ "table_id": table.table_id, "operation": "READ" });
         let ask = |version: &str| -> Result<Granted, WorkspaceError> {
             let url = self.catalog(version, "temporary-table-credentials");
             client.answer(name, || client.post(&url).json(&body))
@@ -205,12 +203,9 @@ impl Client {
             let text = answer.text().await.map_err(|error| self.broken(&error))?;
             serde_json::from_str(&text).map_err(|error| {
                 // It may hold credentials: only where it goes wrong is told.
-                let reason = format!(
-                    "its answer is not a catalogue's (line {}, column {})",
-                    error.line(),
-                    error.column()
-                );
-                Failure::Passing { reason, after: None }
+                let (place, name) = (self.workspace.place(), name.to_string());
+                let (line, column) = (error.line(), error.column());
+                Failure::Lasting(WorkspaceError::NoCatalog { place, name, line, column })
             })
         })
     }

@@ -19,6 +19,8 @@ mod showing;
 mod signals;
 #[cfg(feature = "stores")]
 mod stored_runs;
+#[cfg(all(feature = "stores", feature = "delta"))]
+mod stored_tables;
 mod support;
 mod sweep;
 #[cfg(feature = "delta")]

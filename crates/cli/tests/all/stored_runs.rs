@@ -2,7 +2,7 @@
 
 #[path = "../../../stores/tests/stores/server.rs"]
 #[allow(dead_code)]
-mod server;
+pub mod server;
 
 use std::process::Command;
 
@@ -18,7 +18,7 @@ const TINY: &str = "s3://bucket/runs/tiny";
 const LATELY: &str = "2199-01-02T03:04:05.000Z";
 
 /// The binary with the store that `server` stands in for.
-fn command(bench: &Bench, server: &Server, arguments: &[&str]) -> Command {
+pub fn command(bench: &Bench, server: &Server, arguments: &[&str]) -> Command {
     let mut command = bench.command(arguments);
     command
         .env("AWS_ENDPOINT_URL", server.address())
@@ -28,7 +28,7 @@ fn command(bench: &Bench, server: &Server, arguments: &[&str]) -> Command {
     command
 }
 
-fn tessera(bench: &Bench, server: &Server, arguments: &[&str]) -> Ended {
+pub fn tessera(bench: &Bench, server: &Server, arguments: &[&str]) -> Ended {
     let ended = ended(command(bench, server, arguments));
     assert!(!format!("{ended:?}").contains(SECRET), "{ended:?}");
     ended

@@ -11,7 +11,7 @@ use crate::volumes::server::Server;
 
 const TOKEN: &str = "dapi-s3cret";
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/fixtures/delta")
 }
 

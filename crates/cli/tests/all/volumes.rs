@@ -70,6 +70,15 @@ fn what_a_workspace_does_not_give_is_named() {
     };
     refused("dbfs:/FileStore/a.jsonl", &["is in no volume", "dbfs:/Volumes/<catalog>/<schema>/<volume>"]);
     refused("dbfs:/Volumes/main/default/sums/none", &["has no /Volumes/main/default/sums/none"]);
+    // The files of a table are of all its versions.
+    server.write("/Volumes/main/default/tables/a/chat/part-0.parquet", b"PAR1");
+    server.write("/Volumes/main/default/tables/a/chat/_delta_log/00000000000000000000.json", b"{}");
+    for path in ["a/chat", "a", ""] {
+        let parts =
+            ["delta:/Volumes/main/default/tables/a/chat", "has to be mounted", "catalog.schema.table"];
+        refused(&format!("dbfs:/Volumes/main/default/tables/{path}"), &parts);
+    }
+    assert_eq!(server.asked("GET /api/2.0/fs/files/Volumes/main/default/tables"), 0);
     server.fail("HEAD", vec![Fault::Status(403)]);
     refused("dbfs:/Volumes/main/default/sums/data", &["(403)", "READ VOLUME"]);
 }

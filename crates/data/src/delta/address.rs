@@ -1,6 +1,9 @@
 //! A Delta table as run files name it.
 
 use std::fmt;
+use std::path::Path;
+
+use super::LOG_FOLDER;
 
 /// What stands before the place of a table.
 const SCHEME: &str = "delta:";
@@ -16,10 +19,11 @@ pub struct TableAddress {
 
 impl TableAddress {
     /// Reads `delta:<path or url>[@version]`; `None`: the text names no such table. What stands behind the last `@` is a
-    /// version if it is a number.
+    /// version if it is a number, unless the whole is the folder of a table on this machine.
     pub fn parse(text: &str) -> Option<Self> {
         let place = text.strip_prefix(SCHEME).filter(|place| !place.is_empty())?;
-        let (place, version) = Self::split(place);
+        let is_folder = Path::new(place).join(LOG_FOLDER).is_dir();
+        let (place, version) = if is_folder { (place, None) } else { Self::split(place) };
         Some(Self { place: place.to_owned(), version })
     }
 
@@ -66,5 +70,16 @@ mod tests {
         for text in ["delta:", "data/delta:x", "main.default.table"] {
             assert_eq!(TableAddress::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_folder_whose_own_name_ends_like_a_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("chat@2024").display().to_string();
+        let parse = |text: &str| TableAddress::parse(text).map(|address| (address.place, address.version));
+        assert_eq!(parse(&format!("delta:{place}")).unwrap(), (place.replace("@2024", ""), Some(2024)));
+        std::fs::create_dir_all(Path::new(&place).join(LOG_FOLDER)).unwrap();
+        assert_eq!(parse(&format!("delta:{place}")).unwrap(), (place.clone(), None));
+        assert_eq!(parse(&format!("delta:{place}@7")).unwrap(), (place, Some(7)));
     }
 }

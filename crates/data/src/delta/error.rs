@@ -25,7 +25,8 @@ pub enum TableProblem {
     },
     /// A part of the log is not there.
     #[error(
-        "its log lacks version {missing}, without which version {wanted} is not known; restore the file in _delta_log"
+        "its log lacks version {missing}, without which version {wanted} is not known; restore that file in \
+         _delta_log, or a checkpoint that sums it up"
     )]
     Gap {
         /// The version to be read.

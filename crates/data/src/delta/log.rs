@@ -5,7 +5,6 @@
 //! from there on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 
 use super::{LOG_FOLDER, TableProblem};
 
@@ -46,17 +45,17 @@ impl Log {
         let newest = parts.commits.keys().chain(&whole).max().copied().ok_or(TableProblem::NoTable)?;
         let version = wanted.unwrap_or(newest);
         let first = whole.range(..=version).next_back().copied();
-        let from = first.map_or(0, |checkpoint| checkpoint + 1);
-        let missing = |range: RangeInclusive<u64>| {
-            (range.start() <= range.end())
-                .then(|| range.clone().find(|number| !parts.commits.contains_key(number)))?
+        let beginning = parts.commits.contains_key(&0).then_some(0);
+        let Some(oldest) = beginning.or(whole.first().copied()) else {
+            return Err(TableProblem::Gap { wanted: version, missing: 0 });
         };
-        if version > newest || (first.is_none() && !parts.commits.contains_key(&0)) {
-            let oldest =
-                if parts.commits.contains_key(&0) { 0 } else { whole.first().copied().unwrap_or(newest) };
+        if version > newest || version < oldest {
             return Err(TableProblem::NoVersion { wanted: version, oldest, newest });
         }
-        if let Some(missing) = missing(from..=version) {
+        // Behind the last version that there can be none is needed.
+        let from = first.map_or(Some(0), |checkpoint| checkpoint.checked_add(1));
+        let missing = |from| (from..=version).find(|number| !parts.commits.contains_key(number));
+        if let Some(missing) = from.and_then(missing) {
             return Err(TableProblem::Gap { wanted: version, missing });
         }
         let mut chosen: Vec<_> =
@@ -162,5 +161,29 @@ mod tests {
         }
         assert_eq!(Log::choose(&names, None), Err(TableProblem::Gap { wanted: 6, missing: 5 }));
         assert_eq!(Log::choose(&names, Some(4)).unwrap().version, 4);
+    }
+
+    #[test]
+    fn without_a_checkpoint_the_beginning_is_missing() {
+        let of_two = checkpoint(6, "0000000001.0000000002.parquet");
+        for names in [vec![commit(6)], vec![commit(5), commit(6)], vec![commit(6), of_two]] {
+            for wanted in [None, Some(6)] {
+                let refused = Err(TableProblem::Gap { wanted: 6, missing: 0 });
+                assert_eq!(Log::choose(&names, wanted), refused, "{names:?}");
+            }
+        }
+        let names = [commit(0), commit(1)];
+        let refused = Err(TableProblem::NoVersion { wanted: 2, oldest: 0, newest: 1 });
+        assert_eq!(Log::choose(&names, Some(2)), refused);
+    }
+
+    #[test]
+    fn the_greatest_number_is_a_version_too() {
+        let names = [checkpoint(u64::MAX, "parquet")];
+        let log = Log::choose(&names, None).unwrap();
+        assert_eq!((log.version, log.names), (u64::MAX, names.to_vec()));
+        let names = [commit(0), commit(u64::MAX)];
+        let refused = Err(TableProblem::Gap { wanted: u64::MAX, missing: 1 });
+        assert_eq!(Log::choose(&names, None), refused);
     }
 }

@@ -38,6 +38,13 @@ use crate::error::DataError;
 /// The folder of the log within a table's.
 pub const LOG_FOLDER: &str = "_delta_log";
 
+/// The folder of the table in whose log a file is, told from the file's name with `/` between its parts; `None`: it is in no log.
+pub fn table_of_log(name: &str) -> Option<&str> {
+    let at = format!("/{name}").find(&format!("/{LOG_FOLDER}/"))?;
+    // In the name itself the slash is one place before.
+    Some(&name[..at.saturating_sub(1)])
+}
+
 /// The version of the table in a folder of this machine that is to be read: the one that is `wanted`, or the newest.
 ///
 /// # Errors
@@ -63,4 +70,24 @@ pub fn version_here(name: &str, folder: &Path, wanted: Option<u64>) -> Result<u6
 /// When the log cannot be understood, or needs what is not known. `name` is what messages call the table.
 pub fn names_of_version(name: &str, folder: &Path, version: u64) -> Result<Vec<String>, DataError> {
     Ok(Table::open(name, folder, version, None)?.names())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_logs_tell_of_their_tables() {
+        for (name, table) in [
+            ("_delta_log/0.json", Some("")),
+            ("a/_delta_log/0.json", Some("a")),
+            ("é/b/_delta_log/_sidecars/x.parquet", Some("é/b")),
+            ("a/_delta_log/b/_delta_log/0.json", Some("a")),
+            ("_delta_log_old.jsonl", None),
+            ("a/x_delta_log/0.json", None),
+            ("a/_delta_log", None),
+        ] {
+            assert_eq!(table_of_log(name), table, "{name}");
+        }
+    }
 }

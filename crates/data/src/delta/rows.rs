@@ -10,11 +10,11 @@ use delta_kernel::engine::arrow_data::ArrowEngineData;
 use delta_kernel::engine::arrow_utils::{ReorderIndex, fixup_parquet_read, parquet_read_plan};
 use delta_kernel::engine::reader_options;
 use delta_kernel::error::KernelError;
-use delta_kernel::scan::selection_vector;
 use delta_kernel::scan::state::transform_to_logical;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use roaring::RoaringTreemap;
 use tessera_files::IoContext;
 
 use super::Table;
@@ -32,8 +32,8 @@ pub(crate) struct Reader {
     batches: ParquetRecordBatchReader,
     /// How the file's columns become those that were asked for.
     order: Vec<ReorderIndex>,
-    /// Of each row whether it is there; beyond its end all are. `None`: all are.
-    kept: Option<Vec<bool>>,
+    /// The numbers of the rows that are no longer there.
+    deleted: RoaringTreemap,
     rows: u64,
     behind: u64,
 }
@@ -55,7 +55,7 @@ impl Reader {
         }
         let batches = guarded(|| builder.with_batch_size(at_once).build()).map_err(wrong)?;
         let batches = batches.map_err(|error| wrong(error.to_string()))?;
-        let kept = Self::kept(table, file, rows).map_err(wrong)?;
+        let deleted = Self::deleted(table, file, rows).map_err(wrong)?;
         Ok(Self {
             table: table.clone(),
             file,
@@ -63,22 +63,26 @@ impl Reader {
             size,
             batches,
             order,
-            kept,
+            deleted,
             rows,
             behind: 0,
         })
     }
 
-    fn kept(table: &Table, file: usize, rows: u64) -> Result<Option<Vec<bool>>, String> {
+    /// The rows that the log deletes. They stay packed: a vector of a few bytes may name a row that would take more than all memory
+    /// to write out.
+    fn deleted(table: &Table, file: usize, rows: u64) -> Result<RoaringTreemap, String> {
         let Some(deleted) = table.files.get(file).and_then(|file| file.deleted.as_ref()) else {
-            return Ok(None);
+            return Ok(RoaringTreemap::new());
         };
-        let kept = guarded(|| selection_vector(table.engine.as_ref(), deleted, &table.root))?;
-        let kept =
-            kept.map_err(|error| format!("which of its rows are deleted cannot be read: {}", said(&error)))?;
-        match kept.len() as u64 > rows {
-            true => Err(format!("the log deletes row {} of its {rows}", kept.len())),
-            false => Ok(Some(kept)),
+        let deleted = guarded(|| deleted.read(table.engine.storage_handler(), &table.root))?;
+        let deleted = deleted
+            .map_err(|error| format!("which of its rows are deleted cannot be read: {}", said(&error)))?;
+        match deleted.max() {
+            Some(last) if last >= rows => {
+                Err(format!("the log deletes row {} of its {rows}", last.saturating_add(1)))
+            }
+            _ => Ok(deleted),
         }
     }
 
@@ -91,10 +95,6 @@ impl Reader {
         let batch = transform_to_logical(engine, Box::new(batch), schema, scan.logical_schema(), transform)?;
         Ok((*ArrowEngineData::try_from_engine_data(batch)?).into())
     }
-}
-
-fn is_kept(kept: Option<&[bool]>, row: usize) -> bool {
-    kept.and_then(|kept| kept.get(row).copied()).unwrap_or(true)
 }
 
 impl RecordReader for Reader {
@@ -111,8 +111,8 @@ impl RecordReader for Reader {
             let before = self.behind as usize;
             let logical = guarded(|| self.logical(batch)).map_err(wrong)?;
             let batch = logical.map_err(|error| wrong(said(&error)))?;
-            let kept = self.kept.as_deref();
-            let rows = found_rows(&batch, before, |row| is_kept(kept, row));
+            let deleted = &self.deleted;
+            let rows = found_rows(&batch, before, |row| !deleted.contains(row as u64));
             self.behind += batch.num_rows() as u64;
             // None would mean the end.
             if !rows.is_empty() {

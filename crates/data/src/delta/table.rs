@@ -1,7 +1,7 @@
 //! A version of a table: what its log comes to.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -179,8 +179,11 @@ fn below_root(place: &Url) -> Option<String> {
     if place.query().is_some() || place.fragment().is_some() {
         return None;
     }
+    // This decodes it, and an encoded slash may stand before a `..`.
     let path = place.to_file_path().ok()?;
-    Some(path.strip_prefix(Url::parse(FOLDER).ok()?.to_file_path().ok()?).ok()?.to_str()?.to_owned())
+    let path = path.strip_prefix(Url::parse(FOLDER).ok()?.to_file_path().ok()?).ok()?;
+    let stays = path.components().all(|part| matches!(part, Component::Normal(_)));
+    path.to_str().filter(|_| stays).map(str::to_owned)
 }
 
 /// The file that says which rows are deleted; `None`: the log does.

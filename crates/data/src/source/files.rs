@@ -8,7 +8,7 @@ use tessera_files::{FileError, IoContext};
 
 use super::expected;
 use super::mds::{self, Shard};
-use crate::delta::LOG_FOLDER;
+use crate::delta::{LOG_FOLDER, table_of_log};
 use crate::error::DataError;
 use crate::settings::Task;
 
@@ -73,6 +73,9 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
     if paths.is_empty() {
         return Err(not_found());
     }
+    if let Some(table) = table_of(&paths, Path::new("")) {
+        return Err(of_table(path, "a pattern for files of a Delta table", table, task));
+    }
     paths.iter().map(|path| named(path, task)).collect()
 }
 
@@ -82,14 +85,27 @@ fn at(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
         return Ok(vec![named(path, task)?]);
     }
     if path.join(LOG_FOLDER).is_dir() {
-        // Its folder also has files of other versions.
-        let found = format!("a Delta table, which is read by the name delta:{}", path.display());
-        return Err(DataError::WrongKind { path: path.to_owned(), found, task, expected: expected(task) });
+        return Err(of_table(path, "a Delta table", path, task));
     }
     match mds::find(path, task)? {
         Some(shards) => Ok(shards),
         None => in_folder(path, task),
     }
+}
+
+/// The table that one of the files is of, which lie in `root`: one in whose folder, or one below that, it is.
+fn table_of<'path>(paths: &'path [PathBuf], root: &Path) -> Option<&'path Path> {
+    let mut seen = HashSet::new();
+    let folders = paths.iter().flat_map(|path| path.ancestors().skip(1));
+    let mut inside = folders.filter(|folder| folder.starts_with(root) && seen.insert(*folder));
+    inside.find(|folder| folder.join(LOG_FOLDER).is_dir())
+}
+
+/// The error of a path that would also mean files of other versions of a table.
+fn of_table(path: &Path, what: &str, table: &Path, task: Task) -> DataError {
+    let table = if table == Path::new("") { Path::new(".") } else { table };
+    let found = format!("{what}, which is read by the name delta:{}", table.display());
+    DataError::WrongKind { path: path.to_owned(), found, task, expected: expected(task) }
 }
 
 /// Files that were brought here, in the order in which they are read.
@@ -108,6 +124,13 @@ pub fn wanted_names(mut names: Vec<String>, task: Task) -> Vec<String> {
     let is_text = |name: &String| kind(Path::new(name)).is_some_and(|(format, _)| format == Format::Text);
     let (texts, rows): (Vec<_>, Vec<_>) = names.into_iter().partition(is_text);
     if task == Task::ContinuedPretrain && !has_index && !texts.is_empty() { texts } else { rows }
+}
+
+/// Of the names of files below a folder that is elsewhere, as [`wanted_names`] has them, the folder of a Delta table that would be
+/// read with it, although it also has files of other versions; empty: the folder itself is one.
+pub fn table_among(names: &[String]) -> Option<&str> {
+    let mut tables = names.iter().filter_map(|name| table_of_log(name));
+    tables.find(|table| !table.split('/').any(is_of_tools))
 }
 
 /// Whether a name is that of what tools leave beside data (`_SUCCESS`, `.cache`).
@@ -150,6 +173,9 @@ fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
             "a folder without index.json, but with MDS folders in it, such as {}; name one of them, or several as a list",
             inner.display()
         )));
+    }
+    if let Some(table) = table_of(&paths, folder) {
+        return Err(of_table(folder, "a folder with files of a Delta table", table, task));
     }
     let is_text = |path: &PathBuf| kind(path).is_some_and(|(format, _)| format == Format::Text);
     let (texts, rows): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_text);

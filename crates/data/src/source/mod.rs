@@ -27,7 +27,7 @@ use tessera_files::{Sha256, sha256_hex};
 
 pub(crate) use document::Document;
 pub(crate) use files::{Compression, DataFile, Format};
-pub use files::{is_file_name, wanted_names};
+pub use files::{is_file_name, table_among, wanted_names};
 #[cfg(feature = "delta")]
 pub(crate) use parquet_rows::{damaged, found_rows, guarded, rows_at_once};
 #[cfg(feature = "delta")]

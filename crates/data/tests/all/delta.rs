@@ -108,6 +108,20 @@ fn deleted_rows_are_left_out() {
 }
 
 #[test]
+fn a_deletion_behind_the_last_row_is_an_error_however_far() {
+    let bench = bench(Task::ContinuedPretrain, "deleted", 1, "deleted.jsonl");
+    // Of rows 1 and 1499 it makes those of index 2^40 and 2^40 + 1, as the fixture's script writes them.
+    let vectors =
+        ["^Bg9^0rr910000000000iXQKl0rr91000315c8Xg0ry<T", "^Bg9^0rr910000000961iXQKl0rr91000315c8Xg00031"];
+    edit(&bench, 1, vectors[0], vectors[1]);
+    let error = bench.error();
+    assert!(
+        error.contains("part-1.parquet: ") && error.contains("the log deletes row 1099511627778 of its 1500"),
+        "{error}"
+    );
+}
+
+#[test]
 fn versions_with_the_same_files_and_other_rows_are_told_apart() {
     let mut bench = bench(Task::ContinuedPretrain, "deleted", 1, "deleted.jsonl");
     let now = bench.prepare().unwrap().0.pins()[0].clone();
@@ -125,6 +139,15 @@ fn mapped_columns_have_the_names_of_the_table() {
     for name in ["mapped-name", "mapped-id"] {
         assert_same_as_lines(bench(Task::InstructionFinetune, name, 0, &format!("{name}.jsonl")), 20);
     }
+    // Those within lists and structs too.
+    for name in ["mapped-messages-name", "mapped-messages-id"] {
+        assert_same_as_lines(bench(Task::ChatCompletion, name, 0, &format!("{name}.jsonl")), 20);
+    }
+}
+
+#[test]
+fn a_null_by_which_a_table_is_parted_is_a_value_that_is_not_there() {
+    assert_same_as_lines(bench(Task::InstructionFinetune, "nulls", 0, "nulls.jsonl"), 20);
 }
 
 #[test]
@@ -244,7 +267,9 @@ fn what_is_not_known_or_no_log_is_refused_by_name() {
         "s3://other/part-0.parquet",
         &["s3://other/part-0.parquet", "outside of the table's folder"],
     );
-    refused("part-0.parquet", "../part-0.parquet", &["../part-0.parquet", "outside of the table's folder"]);
+    for path in ["../part-0.parquet", "x%2F..%2F..%2Fpart-0.parquet", "%2e%2e%2Fpart-0.parquet"] {
+        refused("part-0.parquet", path, &[path, "outside of the table's folder"]);
+    }
 
     let bench = bench(Task::ContinuedPretrain, "texts", 3, "texts.3.jsonl");
     edit(&bench, 0, "\"minReaderVersion\":1", "\"minReaderVersion\":9");
@@ -302,6 +327,36 @@ fn a_table_is_not_read_as_a_folder_of_files() {
         error.contains("is a Delta table, which is read by the name delta:") && error.contains("texts;"),
         "{error}"
     );
+}
+
+#[test]
+fn nor_is_one_below_a_folder_or_among_what_a_pattern_matches() {
+    let mut bench = bench(Task::ContinuedPretrain, "texts", 3, "texts.3.jsonl");
+    let lake = bench.folder.path().join("lake");
+    copy(&fixtures().join("texts"), &lake.join("a/texts"));
+    copy(&fixtures().join("pairs"), &lake.join("pairs"));
+    fs::copy(&bench.path, lake.join("rows.jsonl")).unwrap();
+    bench.settings.sources.clear();
+    for (path, what, table) in [
+        ("lake", "a folder with files of", "lake/a/texts"),
+        ("lake/a", "a folder with files of", "lake/a/texts"),
+        ("lake/a/*/*.parquet", "a pattern for files of", "lake/a/texts"),
+        ("lake/pairs/language=*/*", "a pattern for files of", "lake/pairs"),
+        ("lake/pairs/language=en/*.parquet", "a pattern for files of", "lake/pairs"),
+    ] {
+        bench.path = bench.folder.path().join(path);
+        let error = bench.error();
+        let said = format!("is {what} a Delta table, which is read by the name delta:");
+        assert!(error.contains(&said) && error.contains(&format!("/{table};")), "{error}");
+    }
+    // What is passed over is not read either, and a name that only begins so is that of no log.
+    fs::remove_dir_all(lake.join("pairs")).unwrap();
+    fs::rename(lake.join("a"), lake.join("_a")).unwrap();
+    fs::create_dir(lake.join("_delta_log_old")).unwrap();
+    for path in ["lake", "lake/*.jsonl"] {
+        bench.path = bench.folder.path().join(path);
+        assert_eq!(bench.prepare().unwrap().0.pins()[0].rows, 10);
+    }
 }
 
 #[test]

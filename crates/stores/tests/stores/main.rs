@@ -140,6 +140,33 @@ fn a_folder_is_listed_in_the_order_of_paths_and_only_what_is_in_it() {
 }
 
 #[test]
+fn names_are_asked_for_as_they_are_listed() {
+    let server = Server::new();
+    let names = ["language=de%20at/part-0", "language=é%2F100%25/part~1#[x]", "Ω{0}.jsonl"];
+    for name in names {
+        server.put(&format!("d/{name}"), name.as_bytes().to_vec());
+    }
+    let place = place_at(&server, "d");
+    for object in place.list().unwrap() {
+        let below = place.join(&object.name);
+        assert_eq!(fetch(&below, &object).unwrap().0, object.name.as_bytes());
+        assert_eq!(only(&below).etag, object.etag);
+        let (folder, name) = below.parent().unwrap();
+        assert_eq!(folder.join(&name).key(), below.key());
+        assert!(names.contains(&object.name.as_str()), "{object:?}");
+    }
+    assert_eq!(place.list().unwrap().len(), names.len());
+    let folder = tempfile::tempdir().unwrap();
+    let fetched = place.fetch(&place.list().unwrap(), folder.path(), &|_, _| {}).unwrap();
+    for file in fetched.files {
+        assert!(names.contains(&fs::read_to_string(&file).unwrap().as_str()), "{file:?}");
+    }
+    place.join("a%b").write(b"text".to_vec()).unwrap();
+    assert_eq!(server.get("d/a%b").unwrap(), b"text");
+    assert_eq!(place.join("..").key(), "d/%2E%2E");
+}
+
+#[test]
 fn what_is_listed_without_quotes_is_the_same_content() {
     let server = Server::new();
     server.put("d/x", content(LARGE));

@@ -130,7 +130,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
     let mut words = request.split(' ');
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let path = path.trim_start_matches("/bucket").trim_start_matches('/').replace("%20", " ");
+    let path = path.trim_start_matches("/bucket").trim_start_matches('/');
+    let path = decoded(path);
     let mut state = state.lock().unwrap();
     state.requests.push(noted);
     match method.as_str() {
@@ -180,7 +181,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
 
 fn listing(state: &State, query: &str) -> Vec<u8> {
     let prefix = query.split('&').find_map(|pair| pair.strip_prefix("prefix=")).unwrap_or_default();
-    let prefix = prefix.replace("%2F", "/");
+    let prefix = decoded(prefix);
     let mut body = String::from("<ListBucketResult>");
     for (path, (content, version)) in state.files.iter().filter(|(path, _)| path.starts_with(&prefix)) {
         let etag = if state.bare_etags { version.to_string() } else { format!("\"{version}\"") };
@@ -193,6 +194,23 @@ fn listing(state: &State, query: &str) -> Vec<u8> {
     }
     body.push_str("</ListBucketResult>");
     body.into_bytes()
+}
+
+/// A path without the escapes of a request.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, later @ ..] = rest {
+        (bytes, rest) = match later {
+            [high, low, later @ ..] if *first == b'%' => {
+                let code = [*high, *low];
+                let code = u8::from_str_radix(std::str::from_utf8(&code).unwrap(), 16).unwrap();
+                ([bytes, vec![code]].concat(), later)
+            }
+            _ => ([bytes, vec![*first]].concat(), later),
+        };
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 fn send(

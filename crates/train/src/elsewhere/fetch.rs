@@ -7,8 +7,8 @@ use std::sync::Arc;
 use glob::{MatchOptions, Pattern};
 use tessera_checkpoint::dcp::CheckpointName;
 use tessera_checkpoint::huggingface::{HubProgress, ModelLocation};
-use tessera_data::delta::{LOG_FOLDER, Log, TableProblem, names_of_version};
-use tessera_data::{Contents, Fetched, Task, wanted_names};
+use tessera_data::delta::{Log, TableProblem, names_of_version, table_of_log};
+use tessera_data::{Contents, Fetched, Task, table_among, wanted_names};
 use tessera_stores::{Credentials, Object, Place, Problem, Snapshot, StoreError};
 use tessera_workspace::Access;
 
@@ -68,6 +68,11 @@ pub(crate) fn table(
     Ok(Fetched { folder, contents: Contents::Table(version), version: Some(version.to_string()) })
 }
 
+/// Whether an error is that of credentials that were good once.
+pub(crate) fn is_expired(error: &TrainError) -> bool {
+    matches!(error, TrainError::Store(StoreError { problem: Problem::Expired(_), .. }))
+}
+
 /// Whom a table's store is asked as.
 fn credentials(access: Access) -> Credentials {
     match access {
@@ -91,12 +96,10 @@ fn file_or_folder(url: &str, task: Task) -> Result<Found, TrainError> {
         return Ok((folder, file, false));
     }
     let mut objects = folder(&place)?;
-    if objects.iter().any(|object| object.name.starts_with(LOG_FOLDER)) {
-        // Its folder also has files of other versions.
-        let expected = format!("a Delta table to be named as one: delta:{url}");
-        return Err(TrainError::unsupported("the data", url, expected));
+    let names: Vec<_> = objects.iter().map(|object| object.name.clone()).collect();
+    if let Some(table) = table_among(&names) {
+        return Err(of_table(url, &place.join(table)));
     }
-    let names = objects.iter().map(|object| object.name.clone()).collect();
     let wanted: HashSet<_> = wanted_names(names, task).into_iter().collect();
     objects.retain(|object| wanted.contains(&object.name));
     if objects.is_empty() {
@@ -119,11 +122,23 @@ fn matching(url: &str, first: usize) -> Result<Found, TrainError> {
     // A star stays within a folder.
     let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
     let mut objects = place.list()?;
+    let tables: HashSet<_> =
+        objects.iter().filter_map(|object| table_of_log(&object.name)).map(PathBuf::from).collect();
     objects.retain(|object| pattern.matches_with(&object.name, options));
+    let mut folders = objects.iter().flat_map(|object| Path::new(&object.name).ancestors().skip(1));
+    if let Some(table) = folders.find(|&folder| tables.contains(folder)) {
+        return Err(of_table(url, &place.join(&table.to_string_lossy())));
+    }
     match objects.is_empty() {
         true => Err(nothing_at(url).into()),
         false => Ok((place, objects, false)),
     }
+}
+
+/// The error of a url that would also mean files of other versions of a table.
+fn of_table(url: &str, table: &Place) -> TrainError {
+    let expected = format!("a Delta table to be named as one: delta:{table}");
+    TrainError::unsupported("the data", url, expected)
 }
 
 /// A model's folder in Hugging Face layout, or a `.gguf` file.

@@ -25,13 +25,13 @@ mod workspace;
 #[cfg(feature = "stores")]
 use fetch::weights;
 #[cfg(feature = "stores")]
-pub(crate) use fetch::{data, model, table};
+pub(crate) use fetch::{data, is_expired, model, table};
 #[cfg(feature = "stores")]
 pub(crate) use mirror::{Mirror, Mirroring};
 #[cfg(not(feature = "stores"))]
 use not_built::weights;
 #[cfg(not(feature = "stores"))]
-pub(crate) use not_built::{Mirror, Mirroring, data, list_checkpoints, model, table};
+pub(crate) use not_built::{Mirror, Mirroring, data, is_expired, list_checkpoints, model, table};
 #[cfg(not(feature = "stores"))]
 pub use not_built::{StoredRun, list_runs, run_file};
 #[cfg(feature = "stores")]

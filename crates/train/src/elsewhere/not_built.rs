@@ -34,6 +34,10 @@ pub(crate) fn table(
     refused("the data", url)
 }
 
+pub(crate) fn is_expired(_: &TrainError) -> bool {
+    false
+}
+
 pub(crate) fn model(url: &str, _: &Path, _: Option<&Arc<dyn Observer>>) -> Result<ModelLocation, TrainError> {
     refused("model", url)
 }

@@ -1,5 +1,5 @@
 //! What rank 0 has found at the places that a run file names and that may change: the other ranks read the same, and do not look
-//! for themselves what is there by then.
+//! for themselves what is there by then. Nor does evaluation of what training has found: a place is one version to the whole run.
 //!
 //! Files by url and of volumes lie below `save_folder`, which all processes see. The hub's cache may be each machine's own: there a
 //! commit is what all agree on.
@@ -29,6 +29,14 @@ impl Findings {
             Contents::Table(_) => fetched.folder.exists(),
         };
         is_here.then_some(fetched)
+    }
+
+    /// Takes note of a source, in place of what was known of it.
+    pub(super) fn add(&mut self, name: &str, fetched: &Fetched) {
+        match self.sources.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => known.clone_from(fetched),
+            None => self.sources.push((name.to_owned(), fetched.clone())),
+        }
     }
 
     /// The version of a source, wherever its files are.

@@ -240,13 +240,13 @@ impl Resolved {
     /// # Errors
     /// For everything that can be wrong with the weights, the data, or the size of the machine.
     pub fn prepare(self, observer: &Arc<dyn Observer>) -> Result<Prepared, TrainError> {
-        let Self { mut settings, processes_here, ranks, source, config, findings: known } = self;
+        let Self { mut settings, processes_here, ranks, source, config, mut findings } = self;
         let saved = state::newest(&checkpoints_in(&settings.run_folder()))?;
         if let Some(saved) = &saved {
             settings.keep_resolved(&saved.settings);
         }
         if let (None, Some(given)) = (&saved, settings.custom_weights_path.as_ref()) {
-            settings.fetched_weights = Some(match known.weights() {
+            settings.fetched_weights = Some(match findings.weights() {
                 Some(path) => path.to_owned(),
                 None => elsewhere::checkpoint(
                     "custom_weights_path",
@@ -279,12 +279,9 @@ impl Resolved {
         let answer_bytes = answer_tokens.map_or(0, |tokens| answer_cache_bytes(&model, tokens));
         // A run that goes on reads the versions that it began with.
         let pins = saved.as_ref().and_then(|_| Pins::read(&settings.run_folder().join(Pins::FILE)));
-        let mut sources = Vec::new();
         let mut open = |mut data: DataSettings, split: Split| -> Result<(Dataset, Summary), TrainError> {
             let cache = settings.cache();
-            sources::fetch(&mut data, &known, pins.as_ref(), &cache, observer)?;
-            let fetched = data.sources.iter().filter_map(|it| Some((it.path.clone(), it.fetched.clone()?)));
-            sources.extend(fetched);
+            sources::fetch(&mut data, &mut findings, pins.as_ref(), &cache, observer)?;
             let report = |progress| observer.observe(Update::Preparing(split, progress));
             let (dataset, summary) = tessera_data::prepare(&data, &tokenizer, &cache, &report)?;
             observer.observe(Update::Prepared(split, &summary));
@@ -305,8 +302,7 @@ impl Resolved {
             settings,
         };
         let resumes = saved.is_some();
-        let weights = plan.settings.fetched_weights.clone();
-        let findings = Findings { model: known.model, weights, sources };
+        findings.weights.clone_from(&plan.settings.fetched_weights);
         Ok(Prepared {
             plan,
             resumes,

@@ -14,6 +14,9 @@ use crate::elsewhere;
 use crate::error::TrainError;
 use crate::observe::Observer;
 
+/// How often credentials of the catalogue, which last an hour, may expire while a table is fetched.
+const RENEWALS: usize = 24;
+
 /// The table that `path` names, in the version `pinned`, if that is known; `None`: the path names none.
 pub(super) fn fetch(
     path: &str,
@@ -21,20 +24,32 @@ pub(super) fn fetch(
     cache: &Path,
     observer: &Arc<dyn Observer>,
 ) -> Result<Option<Fetched>, TrainError> {
-    let (location, access, wanted) = if let Some(TableAddress { place, version }) = TableAddress::parse(path)
-    {
-        (place, Access::Local, version)
+    let table = TableAddress::parse(path);
+    let (location, mut access, wanted, catalog) = if let Some(TableAddress { place, version }) = table {
+        (place, Access::Local, version, None)
     } else if let Some((name, version)) = in_catalog(path)? {
         let why = format!("{path} is no file or folder here, so it means a table of Unity Catalog");
         let workspace = Workspace::find(&why, |name| std::env::var(name).ok())?;
         let TablePlace { location, access } = workspace.table(&name)?;
-        (location, access, version)
+        (location, access, version, Some((workspace, name)))
     } else {
         return Ok(None);
     };
     let version = pinned.and_then(|pinned| pinned.parse().ok()).or(wanted);
     if elsewhere::is_url(&location) {
-        return elsewhere::table(path, &location, access, version, cache, observer).map(Some);
+        let mut renewals = 0..RENEWALS;
+        loop {
+            let fetched = elsewhere::table(path, &location, access, version, cache, observer);
+            match (&catalog, &fetched) {
+                // What was fetched is kept: with new ones it goes on from there.
+                (Some((workspace, name)), Err(error))
+                    if elsewhere::is_expired(error) && renewals.next().is_some() =>
+                {
+                    access = workspace.table(name)?.access;
+                }
+                _ => return fetched.map(Some),
+            }
+        }
     }
     let folder = here(path, &location)?;
     let version = version_here(path, &folder, version)?;

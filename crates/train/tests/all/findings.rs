@@ -1,11 +1,12 @@
-//! What the first of several processes finds at a url is what the others read, whatever has been put there since.
+//! What the first of several processes finds at a url is what the others read, whatever has been put there since, and what training
+//! finds there is what evaluation reads.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use tessera_train::observe::{Observer, Silent};
+use tessera_train::observe::{Observer, Silent, Split, Update};
 use tessera_train::plan::{Findings, Prepared, resolve};
 
 use crate::tiny::Tiny;
@@ -62,4 +63,34 @@ fn what_one_process_finds_the_others_read() {
     let follower = prepared(&tiny, &url, Some(serde_json::from_slice(&told).unwrap()));
     assert_eq!(follower.train.identity(), first.train.identity());
     assert_eq!(follower.findings, first.findings);
+}
+
+/// Puts other rows at the url once those to train on have been read.
+struct Replacing {
+    content: Arc<Mutex<Vec<u8>>>,
+    rows: Vec<u8>,
+}
+
+impl Observer for Replacing {
+    fn observe(&self, update: Update<'_>) {
+        if matches!(update, Update::Prepared(Split::Train, _)) {
+            self.content.lock().unwrap().clone_from(&self.rows);
+        }
+    }
+}
+
+#[test]
+fn evaluation_reads_what_training_has_found_at_the_same_place() {
+    let tiny = Tiny::new();
+    let content = Arc::new(Mutex::new(fs::read(tiny.path("train.jsonl")).unwrap()));
+    let url = server(&content);
+    let rows = fs::read(tiny.path("eval.jsonl")).unwrap();
+    let replacing = Arc::new(Replacing { content: content.clone(), rows: rows.clone() });
+    let observer: Arc<dyn Observer> = replacing;
+    let spec = tiny.spec(&[&format!("train_data_path={url}"), &format!("eval_data_path={url}")]);
+    let prepared = resolve(spec, &observer).unwrap().prepare(&observer).unwrap();
+    let (eval, _) = prepared.eval.as_ref().unwrap();
+    assert_eq!(*content.lock().unwrap(), rows);
+    assert_eq!(eval.pins(), prepared.train.pins());
+    assert_eq!(eval.pins()[0].rows, 64);
 }

@@ -127,6 +127,14 @@ fn what_is_no_delta_table_is_refused_before_credentials_are_asked_for() {
         (table("MANAGED_SHALLOW_CLONE", "DELTA", "s3://b/t"), "of the kind MANAGED_SHALLOW_CLONE"),
         (table("EXTERNAL", "CSV", "s3://b/t"), "in the format CSV"),
         (table("MANAGED", "DELTA", ""), "without a place"),
+        (
+            json!({"table_type": "VIEW", "data_source_format": null, "storage_location": null}),
+            "of the kind VIEW",
+        ),
+        (
+            json!({"table_type": "EXTERNAL", "data_source_format": "DELTA", "storage_location": null}),
+            "without a place",
+        ),
     ];
     for (table, said) in cases {
         let bench = Bench::new(table, json!({}));
@@ -150,12 +158,6 @@ fn refusals_are_named_and_tell_no_token() {
         error.contains("no credentials that are known here for main.default.chat (r2_temp_credentials)"),
         "{error}"
     );
-    bench.server.catalog(CREDENTIALS, r#"{"aws_temp_credentials": {"access_key_id": "s3cret"}}"#);
-    let error = bench.error();
-    assert!(
-        error.contains("cannot be reached") && error.contains("its answer is not a catalogue's"),
-        "{error}"
-    );
     let error = bench.ask_as("main.default.none", TOKEN).unwrap_err().to_string();
     assert!(error.contains("could not find table main.default.none on the workspace"), "{error}");
     let error = bench.ask_as("main.default.chat", "old-s3cret").unwrap_err().to_string();
@@ -171,4 +173,23 @@ fn refusals_are_named_and_tell_no_token() {
     }
     bench.server.fail("GET", vec![Fault::Status(503); 6]);
     assert!(bench.error().contains("cannot be reached for main.default.chat"), "{}", bench.error());
+}
+
+#[test]
+fn what_no_catalogue_says_is_not_asked_for_again() {
+    let bench = Bench::new(table("MANAGED", "DELTA", "s3://b/t"), json!({}));
+    let refused = |request: &str| {
+        let before = bench.server.asked(request);
+        let error = bench.error();
+        assert!(
+            error.contains("answers about table main.default.chat with what no catalogue says"),
+            "{error}"
+        );
+        assert!(error.contains("(line 1, column ") && error.contains("check DATABRICKS_HOST"), "{error}");
+        assert_eq!(bench.server.asked(request), before + 1);
+    };
+    bench.server.catalog(CREDENTIALS, r#"{"aws_temp_credentials": {"access_key_id": "s3cret"}}"#);
+    refused("POST");
+    bench.server.catalog("tables/main.default.chat", "<html>Sign in with s3cret</html>");
+    refused("GET");
 }

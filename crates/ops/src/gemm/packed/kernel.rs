@@ -84,7 +84,7 @@ impl Kernel {
             has_avx2().then_some(Self::Avx2 { rounded: false }),
         ];
         #[cfg(not(target_arch = "x86_64"))]
-        let special = [];
+        let special: [Option<Self>; 0] = [];
         special.into_iter().flatten().chain([Self::Portable])
     }
 
