@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stores"))
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from catalog import KEYS, TOKEN, WORKSPACE, Catalog
 from follow import EXPERIMENT, STARTING, holds_metrics, keys, only_run, server_of_all, trained
 from store import BUCKET, Door, Store
 from tiny import Folder, conversation, expect
+from unity_catalog import KEYS, TOKEN, WORKSPACE, Catalog
+
 
 @functools.cache
 def started_store() -> Store:
@@ -80,7 +81,7 @@ def in_catalog(folder: Folder) -> None:
     signature = Model.load(copy).signature
     expect(signature.inputs is not None and signature.outputs is not None, "no signature")
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
-    command = [sys.executable, Path(__file__).with_name("catalog.py"), "main.models.theirs", version["source"], version["run_id"]]
+    command = [sys.executable, Path(__file__).with_name("unity_catalog.py"), "main.models.theirs", version["source"], version["run_id"]]
     command += [version["description"], json.dumps(tags), copy]
     address = {"MLFLOW_S3_ENDPOINT_URL": door.environment["AWS_ENDPOINT_URL"], "TRACKING": server_of_all().address}
     subprocess.run(command, check=True, env=os.environ | door.environment | catalog.environment | address, timeout=120)
