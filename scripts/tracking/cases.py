@@ -4,6 +4,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -246,7 +247,7 @@ def tensorboard(folder: Folder) -> None:
 
 
 def has_namespaces() -> bool:
-    return subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
 
 
 if __name__ == "__main__":
