@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stores"))
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from catalog import KEYS, TOKEN, WORKSPACE, Catalog
-from follow import EXPERIMENT, STARTING, holds_metrics, keys, only_run, server_of_all, trained
+from follow import EXPERIMENT, STARTING, ended, holds_metrics, keys, only_run, server_of_all, start, trained
 from store import BUCKET, Door, Store
 from tiny import Folder, conversation, expect
+from unity_catalog import KEYS, TOKEN, WORKSPACE, Catalog
+
 
 @functools.cache
 def started_store() -> Store:
@@ -41,9 +43,10 @@ def holds_version(folder: Folder, name: str, catalog: Catalog, registered: str) 
     expect([version["status"] for version in found] == ["READY"], str(found))
     model = folder.run(name) / "huggingface/ba6"
     wanted = {file.name: file.read_bytes() for file in model.iterdir()}
-    there = store_of_all().names(f"{registered}/1")
+    place = found[0]["storage_location"].removeprefix(f"s3://{BUCKET}/")
+    there = store_of_all().names(place)
     for file, content in wanted.items():
-        expect(store_of_all().get(f"{registered}/1/{file}") == content, f"{file} is another")
+        expect(file in there and store_of_all().get(f"{place}/{file}") == content, f"{file} is another, or not there: {there}")
     expect(set(there) - set(wanted) == {"MLmodel", "requirements.txt"} | {it for it in there if "components/" in it}, str(there))
     client, run = only_run(server_of_all(), name, "FINISHED")
     expect(run.data.tags["tessera.registered_model"] == f"{registered}/1", str(run.data.tags))
@@ -80,7 +83,7 @@ def in_catalog(folder: Folder) -> None:
     signature = Model.load(copy).signature
     expect(signature.inputs is not None and signature.outputs is not None, "no signature")
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
-    command = [sys.executable, Path(__file__).with_name("catalog.py"), "main.models.theirs", version["source"], version["run_id"]]
+    command = [sys.executable, Path(__file__).with_name("unity_catalog.py"), "main.models.theirs", version["source"], version["run_id"]]
     command += [version["description"], json.dumps(tags), copy]
     address = {"MLFLOW_S3_ENDPOINT_URL": door.environment["AWS_ENDPOINT_URL"], "TRACKING": server_of_all().address}
     subprocess.run(command, check=True, env=os.environ | door.environment | catalog.environment | address, timeout=120)
@@ -120,6 +123,59 @@ def catalog_fails(folder: Folder) -> None:
     holds_version(folder, "broken", catalog, "main.broken.again")
     said = catalogued(folder, "broken", catalog, door, "register_to=main.x", "mlflow.registry_uri=databricks-uc://me", code=2)
     expect("names the profile me" in said, said)
+
+
+def version_deleted(folder: Folder) -> None:
+    """a half-made version that is deleted in the catalog is made anew with all its files, in the same folder or in another"""
+    store, catalog = store_of_all(), Catalog(BUCKET, server_of_all())
+    door = Door(store)
+    for name, suffix in (("stayed", ""), ("moved", "-anew")):
+        registered = f"main.deleted.{name}"
+        catalog.refuses = "model-versions/finalize"
+        said = catalogued(folder, name, catalog, door, f"register_to={registered}", code=2)
+        expect(f"is not registered as {registered}" in said and "not now" in said, said)
+        expect([version["status"] for version in catalog.versions] == ["PENDING_REGISTRATION"], str(catalog.versions))
+        # As the catalog does, with the files.
+        catalog.versions.clear()
+        for file in store.names(f"{registered}/1"):
+            store.client.delete_object(Bucket=BUCKET, Key=f"{registered}/1/{file}")
+        catalog.refuses, catalog.suffix = None, suffix
+        catalogued(folder, name, catalog, door, f"register_to={registered}")
+        holds_version(folder, name, catalog, registered)
+        catalog.versions.clear()
+
+
+def store_shut(folder: Folder) -> None:
+    """a run that waits for a store that stays away ends by a signal, a cancel, or itself; the same command registers later, by credentials for a minute"""
+    catalog, door = Catalog(BUCKET, server_of_all()), Door(store_of_all())
+    catalog.lasts, door.shut = 60, True
+    overrides = keys(server_of_all().address, "mlflow.registry_uri=databricks-uc", "register_to=main.shut")
+
+    def asked() -> int:
+        return len(catalog.calls("model-versions/generate-temporary-credentials"))
+
+    def signaled(run: subprocess.Popen) -> None:
+        run.send_signal(signal.SIGTERM)
+
+    def canceled(_: subprocess.Popen) -> None:
+        folder.tessera("runs", "cancel", "shut")
+
+    for stop in (signaled, canceled):
+        before, run = asked(), start(folder, "shut", *overrides, **door.environment, **catalog.environment)
+        while asked() == before:
+            expect(run.poll() is None, "it ended before it registered")
+            time.sleep(0.05)
+        stop(run)
+        said = ended(run, 143)
+        expect("after the last batch: everything is saved here" in said, said)
+    since = time.monotonic()
+    said = catalogued(folder, "shut", catalog, door, "register_to=main.shut", code=4)
+    took = time.monotonic() - since
+    expect("is not registered as main.shut" in said and "does not answer as it should" in said, said)
+    expect(took < 100, f"it took {took:.0f} s")
+    door.shut = False
+    catalogued(folder, "shut", catalog, door, "register_to=main.shut")
+    holds_version(folder, "shut", catalog, "main.shut.shut")
 
 
 def after(times: int, count: Callable[[], int], then: Callable[[], None]) -> None:

@@ -315,17 +315,17 @@ impl HubRepository {
                 pause *= 2;
             }
             match remote.download(name, &self.commit, size, &self.options) {
-                Some(Ok(pointer)) => match self.accept(&pointer, name, size)? {
+                Ok(Ok(pointer)) => match self.accept(&pointer, name, size)? {
                     None => return Ok(()),
                     Some(found) => problem = found,
                 },
-                None => {
-                    problem = format!("nothing came for {} s", self.options.silence.as_secs_f64());
+                Err(silence) => {
+                    problem = format!("nothing came for {} s", silence.as_secs_f64());
                     continue;
                 }
-                Some(Err(HFError::Request { source, .. })) => problem = root_cause(&source),
-                Some(Err(HFError::Xet { source, .. })) => problem = source.to_string(),
-                Some(Err(error)) => {
+                Ok(Err(HFError::Request { source, .. })) => problem = root_cause(&source),
+                Ok(Err(HFError::Xet { source, .. })) => problem = source.to_string(),
+                Ok(Err(error)) => {
                     return Err(hub_error(&self.id, format!("{name}: {}", explain(&error, self.kind))));
                 }
             }

@@ -33,6 +33,8 @@ enum Fault {
     Forged,
     /// Says nothing, also when it is asked about the file.
     Silent,
+    /// Sends half of the content, and then nothing more.
+    Stalled,
 }
 
 struct Served {
@@ -211,6 +213,11 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
             state.faults.insert(name.to_owned(), Fault::Cut(times - 1));
             send(200, &extra, &bytes, length / 2);
         }
+        Some(Fault::Stalled) => {
+            drop(state);
+            send(200, &extra, &bytes, length / 2);
+            std::thread::sleep(LONG);
+        }
         _ => send(200, &extra, &bytes, length),
     }
 }
@@ -325,6 +332,17 @@ fn a_hub_that_says_nothing_is_given_up() {
     assert!(problem.contains(&format!("the hub at {endpoint} cannot be reached")), "{problem}");
     assert!(began.elapsed() < LONG, "it took {:?}", began.elapsed());
     drop(kept);
+}
+
+#[test]
+fn a_body_that_stops_coming_is_given_up() {
+    let hub = Hub::new();
+    hub.fault("model.safetensors", Fault::Stalled);
+    let began = Instant::now();
+    let options = HubOptions { silence: Duration::from_millis(100), ..hub.options() };
+    let Err(error) = hub.open(&options).unwrap().open_weights() else { panic!("weights came") };
+    assert!(began.elapsed() < LONG, "it took {:?}: {error}", began.elapsed());
+    hub.assert_not_cached("model.safetensors");
 }
 
 #[test]

@@ -10,11 +10,10 @@ use tessera_train::TrainError;
 use tessera_train::elsewhere::{StoredRun, local_folder};
 
 use super::asked::Asked;
-use super::list::time_since;
 use crate::failure::Failure;
 use crate::output::{complain, print};
 use crate::run_file::RunFile;
-use crate::text::{bytes, counted};
+use crate::text::{bytes, counted, duration};
 use crate::train::TrainArguments;
 
 /// Asks each run to stop. All are known to be runs that work, as far as can be seen, before the first is asked.
@@ -119,7 +118,11 @@ pub fn delete(runs: &[PathBuf], yes: bool) -> Result<(), Failure> {
     for asked in &runs {
         match asked {
             Asked::Here(folder) => remove(folder).map_err(TrainError::from)?,
-            Asked::There(run) => run.delete()?,
+            Asked::There(run) => {
+                // Somebody may have taken it up while others were deleted.
+                refuse_one_that_works(run, "")?;
+                run.delete()?;
+            }
         }
     }
     print(&format!("{all}\ndeleted\n"))
@@ -127,15 +130,12 @@ pub fn delete(runs: &[PathBuf], yes: bool) -> Result<(), Failure> {
 
 /// Fails for a run at a url of which it cannot be told that no process works on it.
 fn refuse_one_that_works(run: &StoredRun, advice: &str) -> Result<(), Failure> {
-    if !run.may_be_worked_on()? {
-        return Ok(());
-    }
+    let Some(silence) = run.last_sign_of_life()? else { return Ok(()) };
     Err(Failure::Argument(format!(
-        "{}: {} was uploaded {} ago, so a process may work on this run; cancel it, or wait until nothing has been uploaded for five \
+        "{}: a process that works on this run gave a sign of life {} ago; cancel it, or wait until it has given none for two \
          minutes{advice}",
         run.url(),
-        run.summary()?.status,
-        time_since(run.uploaded())
+        duration(silence)
     )))
 }
 

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use tessera_track::{Event, read_events, read_run};
-use tessera_train::TrainError;
+use tessera_train::{Fault, TrainError};
 
 use super::asked::Asked;
 use super::list::local;
@@ -40,7 +40,11 @@ pub fn print_events(run: &Path, follow: bool, json: bool) -> Result<(), Failure>
             Asked::Here(_) => sleep(PERIOD),
             Asked::There(run) => {
                 sleep(PERIOD_THERE);
-                run.look_again()?;
+                match run.look_again() {
+                    // A store that is away for a while has no news.
+                    Err(error) if error.fault() == Fault::Network => {}
+                    looked => looked?,
+                }
             }
         }
     }

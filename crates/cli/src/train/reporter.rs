@@ -105,12 +105,19 @@ impl Reporter {
     }
 
     /// Says why the process ends now.
-    pub fn leaving(&self, signal: i32, again: bool) -> ! {
-        let name = signals::name(signal);
-        let why = if again { "again: leaving at once" } else { "before the first batch: nothing to save" };
-        let text =
-            format!("{name} {why}; the same command goes on from the newest checkpoint, if there is one");
-        last_words(text, signals::exit_code(signal))
+    pub fn leaving(&self, signal: i32, again: bool, has_trained: bool) -> ! {
+        let why = match (has_trained, again) {
+            (true, _) => {
+                "after the last batch: everything is saved here; the same command does what is left to register and upload"
+            }
+            (false, true) => {
+                "again: leaving at once; the same command goes on from the newest checkpoint, if there is one"
+            }
+            (false, false) => {
+                "before the first batch: nothing to save; the same command goes on from the newest checkpoint, if there is one"
+            }
+        };
+        last_words(format!("{} {why}", signals::name(signal)), signals::exit_code(signal))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -116,7 +116,7 @@ fn a_run_is_canceled_by_its_url() {
     while server.get("runs/tiny/events.jsonl").is_none() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    let refused = ["a process may work on this run", "cancel it"];
+    let refused = ["a process that works on this run gave a sign of life", "cancel it"];
     ask(&["runs", "delete", TINY, "--yes"]).refused(&refused);
     ask(&["runs", "resume", TINY]).refused(&refused);
     let said = ask(&["runs", "show", TINY]).printed();
@@ -128,6 +128,10 @@ fn a_run_is_canceled_by_its_url() {
     assert!(canceled.stdout.contains("Canceled after "), "{canceled:?}");
     assert!(ask(&["runs", "events", TINY, "--follow"]).printed().contains("CANCELED"));
     assert!(server.get("runs/tiny/.cancel").is_none());
+    // The sign of life went last, so that the run may be deleted.
+    let deleted = server.deleted();
+    assert_eq!(deleted.last().unwrap(), "runs/tiny/.alive", "{deleted:?}");
+    assert!(server.names().iter().all(|name| !name.starts_with("runs/tiny/.")), "{:?}", server.names());
     ask(&["runs", "cancel", TINY]).refused(&["no process works on this run (STOPPED)"]);
 }
 

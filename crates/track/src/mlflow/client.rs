@@ -58,6 +58,16 @@ pub(super) enum Content {
     Text(String),
 }
 
+impl Content {
+    /// Its bytes.
+    pub fn length(&self) -> Result<u64, MlflowError> {
+        Ok(match self {
+            Self::Text(text) => text.len() as u64,
+            Self::File(file) => file.metadata().context("read", file)?.len(),
+        })
+    }
+}
+
 /// A client of one server. Calls block: it belongs to a thread that has nothing else to do.
 pub(super) struct MlflowClient {
     pub(super) server: Server,
@@ -231,13 +241,14 @@ impl MlflowClient {
     /// Copies a file or a text to a run's artifacts, under a name with `/` between its parts.
     pub fn upload(&self, run: &RunHandle, name: &str, content: &Content) -> Result<(), MlflowError> {
         let url = self.artifact_url(&run.artifact_uri, name)?;
+        let length = content.length()?;
+        let request = self.http.put(url).timeout(sending(length));
         let request = match content {
-            Content::Text(text) => self.http.put(url).timeout(sending(text.len() as u64)).body(text.clone()),
+            Content::Text(text) => request.body(text.clone()),
             Content::File(file) => {
                 let open = async { tokio::fs::File::open(file).await };
                 let content = self.runtime.block_on(open).context("open", file)?;
-                let length = file.metadata().context("read", file)?.len();
-                self.http.put(url).timeout(sending(length)).header("content-length", length).body(content)
+                request.header("content-length", length).body(content)
             }
         };
         self.send(&format!("the artifact {name}"), request).map(drop)
@@ -284,6 +295,16 @@ impl MlflowClient {
         })
     }
 
+    /// What a server says of why it does not let a user in; nothing where that is a page for browsers.
+    fn words(&self, text: &str) -> String {
+        let said = match serde_json::from_str::<Complaint>(text) {
+            Ok(complaint) => complaint.message,
+            Err(_) if text.trim_start().starts_with('<') => String::new(),
+            Err(_) => text.to_owned(),
+        };
+        self.server.clean(said.trim())
+    }
+
     fn send(&self, call: &str, request: RequestBuilder) -> Result<String, MlflowError> {
         self.exchange(call, request).map(|(_, text)| text)
     }
@@ -305,6 +326,7 @@ impl MlflowClient {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(MlflowError::Refused {
                 place: place(),
                 status: status.as_u16(),
+                said: self.words(&text),
                 credentials: self.server.advice(),
             }),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
@@ -406,6 +428,22 @@ mod tests {
         for root in ["s3://bucket/1", "file:///tmp/x", "http://elsewhere/x"] {
             assert!(matches!(url(root), Err(MlflowError::NoArtifacts { .. })), "{root}");
         }
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_servers_words() {
+        let client = MlflowClient::new(Server::find(Some("http://a:1"), |_| None).unwrap()).unwrap();
+        let refusal = |text: &str| MlflowError::Refused {
+            place: "http://a:1".into(),
+            status: 403,
+            said: client.words(text),
+            credentials: "who are you?".into(),
+        };
+        let said =
+            refusal(r#"{"error_code": "PERMISSION_DENIED", "message": "no CREATE MODEL"}"#).to_string();
+        assert!(said.ends_with("refuses access (403, no CREATE MODEL): who are you?"), "{said}");
+        let said = refusal("<html>a page</html>").to_string();
+        assert!(said.ends_with("refuses access (403): who are you?"), "{said}");
     }
 
     #[test]

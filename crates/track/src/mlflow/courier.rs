@@ -175,7 +175,8 @@ fn work(mut delivery: Delivery, shared: &Shared, notify: &dyn Fn(Notice<'_>)) ->
         if wishes.reads_metrics {
             delivery.read_metrics();
         }
-        if wishes.end.is_none() {
+        // What is told of the machine meanwhile would be taken for progress with the model.
+        if wishes.end.is_none() && wishes.model.is_none() {
             delivery.look_at_machine();
         }
         let advanced = match &wishes.model {

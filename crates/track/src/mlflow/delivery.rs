@@ -240,6 +240,12 @@ impl Delivery {
         self.ledger.write(&self.folder)
     }
 
+    /// Takes files for not there which were.
+    pub(super) fn forget_copies(&mut self, names: &[String]) -> Result<(), MlflowError> {
+        self.ledger.uploaded.retain(|name| !names.contains(name));
+        self.ledger.write(&self.folder)
+    }
+
     /// Gives the run a tag.
     pub(super) fn tag(&self, run: &RunHandle, key: &str, value: String) -> Result<(), MlflowError> {
         self.client.log(&run.run_id, &[], &[(key.to_owned(), value)], &[])

@@ -161,12 +161,14 @@ pub enum MlflowError {
         reason: String,
     },
     /// The server does not let this user in.
-    #[error("the MLflow server at {place} refuses access ({status}): {credentials}")]
+    #[error("the MLflow server at {place} refuses access ({status}{}): {credentials}", after(", ", said))]
     Refused {
         /// The server.
         place: String,
         /// HTTP's number.
         status: u16,
+        /// The server's words; empty where it has none.
+        said: String,
         /// What credentials were sent, by the variables' names.
         credentials: String,
     },
@@ -247,7 +249,15 @@ pub enum MlflowError {
         passes: bool,
     },
     /// The registry has the version, and it cannot be used.
-    #[error("version {version} of {name} is {status} in the registry {message}")]
+    #[error(
+        "version {version} of {name} is {status} in the registry{}; {}",
+        after(": ", message),
+        if status == registry::PENDING {
+            "the same command waits for it again"
+        } else {
+            "the same command makes a new version"
+        }
+    )]
     NotReady {
         /// The registered model.
         name: String,
@@ -272,6 +282,11 @@ pub enum MlflowError {
     /// The thread or its runtime.
     #[error("cannot start the delivery to MLflow: {0}")]
     Start(std::io::Error),
+}
+
+/// A server's words behind a sign that belongs to them; nothing where it has none.
+fn after(sign: &str, said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!("{sign}{said}") }
 }
 
 impl MlflowError {

@@ -31,6 +31,10 @@ pub(super) struct Registering {
     version: Option<Version>,
     /// Where a catalog wants the files.
     storage: Option<Storage>,
+    /// Files that were remembered as put there were not.
+    was_lacking: bool,
+    /// The catalog's folder has all files.
+    is_filled: bool,
     is_ready: bool,
 }
 
@@ -102,7 +106,8 @@ impl Delivery {
         };
         if !progress.is_ready {
             if is_catalog && version.status != READY {
-                if self.fill(model, registry, &run, progress)? == Progress::Some {
+                if !progress.is_filled {
+                    progress.is_filled = self.fill(model, registry, &run, progress)? == Progress::All;
                     return Ok(None);
                 }
                 registry.finalize(&model.name, &version.version)?;
@@ -139,7 +144,9 @@ impl Delivery {
         registry.model_version(&model.name, &origin)
     }
 
-    /// Puts the next file of a version where the catalog wants it.
+    /// Puts the next file of a version where the catalog wants it. Only one that has come there is progress: a store that does not
+    /// take it, however often credentials for it are handed out, is given up in the end. Once all are remembered to be there the folder
+    /// is asked for them, since a version that is told to be whole cannot be filled any more.
     fn fill(
         &mut self,
         model: &Model,
@@ -147,24 +154,52 @@ impl Delivery {
         run: &RunHandle,
         progress: &mut Registering,
     ) -> Result<Progress, MlflowError> {
-        let Some(version) = &progress.version else { return Ok(Progress::Some) };
-        let above = format!("{}/{}/{}", registry.server.place(), model.name, version.version);
-        for (name, content) in model.artifacts(&run.run_id)? {
+        let Some(version) = progress.version.clone() else { return Ok(Progress::Some) };
+        // A version that was removed is followed by one of the same number, in another folder.
+        let above = format!("{} at {}", registry.server.place(), version.storage_location);
+        let artifacts = model.artifacts(&run.run_id)?;
+        for (name, content) in &artifacts {
             let name_here = format!("{above}/{name}");
             if self.has_copied(&name_here) {
                 continue;
             }
-            let Some(storage) = progress.storage.take().filter(Storage::is_open) else {
-                let granted = registry.grant(&model.name, &version.version)?;
-                progress.storage = Some(Storage::open(&version.storage_location, granted)?);
-                return Ok(Progress::Some);
-            };
-            // After a failure new credentials are asked for: those may be what it was.
-            storage.put(&name, &content)?;
+            let storage = progress.open_storage(model, registry, &version)?;
+            storage.put(name, content)?;
             progress.storage = Some(storage);
             self.note_copy(name_here)?;
             return Ok(Progress::Some);
         }
-        Ok(Progress::All)
+        let storage = progress.open_storage(model, registry, &version)?;
+        let there = storage.list()?;
+        progress.storage = Some(storage);
+        let mut missing = Vec::new();
+        for (name, content) in &artifacts {
+            if there.get(name) != Some(&content.length()?) {
+                missing.push(format!("{above}/{name}"));
+            }
+        }
+        let Some(first) = missing.first() else { return Ok(Progress::All) };
+        if std::mem::replace(&mut progress.was_lacking, true) {
+            let reason = format!("{first}: it was put there, and is not listed as it is here");
+            return Err(MlflowError::Storage { reason, passes: true });
+        }
+        self.forget_copies(&missing)?;
+        Ok(Progress::Some)
+    }
+}
+
+impl Registering {
+    /// Takes the folder of a version, with credentials that are good for a while, or else with fresh ones, however long those are good:
+    /// the clock here may be wrong. Whoever fails there does not give it back: the credentials may be what it was.
+    fn open_storage(
+        &mut self,
+        model: &Model,
+        registry: &MlflowClient,
+        version: &Version,
+    ) -> Result<Storage, MlflowError> {
+        match self.storage.take().filter(Storage::is_open) {
+            Some(storage) => Ok(storage),
+            None => Storage::open(&version.storage_location, registry.grant(&model.name, &version.version)?),
+        }
     }
 }

@@ -19,7 +19,7 @@ const BECOMING_READY: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_secs(1);
 /// What states are called.
 pub(super) const READY: &str = "READY";
-const PENDING: &str = "PENDING_REGISTRATION";
+pub(super) const PENDING: &str = "PENDING_REGISTRATION";
 const FAILED: &str = "FAILED_REGISTRATION";
 
 /// A version as the registry shows it.

@@ -75,6 +75,8 @@ impl fmt::Debug for Granted {
 
 #[cfg(feature = "stores")]
 mod built {
+    use std::collections::BTreeMap;
+
     use jiff::Timestamp;
     use tessera_files::IoContext;
     use tessera_stores::{Credentials, Place, Problem, StoreError};
@@ -138,18 +140,15 @@ mod built {
         /// Puts a file there, and makes sure that the store has all of it.
         pub fn put(&self, name: &str, content: &Content) -> Result<(), MlflowError> {
             let place = self.root.join(name);
-            let size = match content {
-                Content::Text(text) => {
-                    place.write(text.clone().into_bytes()).map_err(in_storage)?;
-                    text.len() as u64
-                }
+            let size = content.length()?;
+            match content {
+                Content::Text(text) => place.write(text.clone().into_bytes()),
                 Content::File(path) => {
                     let mut file = std::fs::File::open(path).context("open", path)?;
-                    let size = file.metadata().context("read", path)?.len();
-                    place.upload(&mut file, path, size, &mut |_| {}).map_err(in_storage)?;
-                    size
+                    place.upload(&mut file, path, size, &mut |_| {})
                 }
-            };
+            }
+            .map_err(in_storage)?;
             match place.file().map_err(in_storage)? {
                 Some(object) if object.size == size => Ok(()),
                 found => Err(MlflowError::Storage {
@@ -160,6 +159,12 @@ mod built {
                     passes: true,
                 }),
             }
+        }
+
+        /// The bytes of each file that is there, by its name.
+        pub fn list(&self) -> Result<BTreeMap<String, u64>, MlflowError> {
+            let there = self.root.list().map_err(in_storage)?;
+            Ok(there.into_iter().map(|object| (object.name, object.size)).collect())
         }
     }
 
@@ -172,6 +177,8 @@ mod built {
 
 #[cfg(not(feature = "stores"))]
 mod not_built {
+    use std::collections::BTreeMap;
+
     use super::super::MlflowError;
     use super::super::client::Content;
     use super::Granted;
@@ -192,6 +199,10 @@ mod not_built {
         }
 
         pub fn put(&self, _: &str, _: &Content) -> Result<(), MlflowError> {
+            match *self {}
+        }
+
+        pub fn list(&self) -> Result<BTreeMap<String, u64>, MlflowError> {
             match *self {}
         }
     }

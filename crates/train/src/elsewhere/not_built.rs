@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tessera_checkpoint::huggingface::ModelLocation;
@@ -108,7 +109,7 @@ impl StoredRun {
         match *self {}
     }
 
-    pub fn may_be_worked_on(&self) -> Result<bool, TrainError> {
+    pub fn last_sign_of_life(&self) -> Result<Option<Duration>, TrainError> {
         match *self {}
     }
 

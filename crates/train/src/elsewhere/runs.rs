@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use tempfile::TempDir;
 use tessera_checkpoint::dcp::{CheckpointName, LATEST_TEXT};
-use tessera_files::IoContext;
-use tessera_stores::{Object, Place};
+use tessera_files::{FileError, IoContext};
+use tessera_stores::{Object, Place, StoreError};
 use tessera_track::{EVENTS_FILE, METRICS_FILE, RunListing, RunSummary, StoredFolder, TrackError, read_run};
 
 use super::mirror::{CHECKPOINTS, CONFIG, EXPORTS, METADATA, MOST_RUN_FILE, RUN_FILE};
@@ -26,9 +26,13 @@ pub(super) const CANCEL: &str = ".cancel";
 const MOST: u64 = 1 << 30;
 /// The bytes of its metrics that tell how far a run has come.
 const END: u64 = 1 << 20;
-/// A run that has uploaded something within this time may still be worked on: logs are uploaded each half minute, but a checkpoint or
-/// an evaluation may come between.
-const RECENT: Duration = Duration::from_secs(300);
+/// The object by which a process that works on a run at a url tells that it does, each half minute.
+pub(super) const ALIVE: &str = ".alive";
+/// The object whose time says what time it is at the store.
+const CLOCK: &str = ".clock";
+/// A process that has given no sign of life for so long is gone, or cut off from the store. One whose sign was lost gives the next
+/// much earlier.
+const ALIVE_FOR: Duration = Duration::from_secs(120);
 
 /// A run at a url, with a copy of the files that tell of it.
 pub struct StoredRun {
@@ -118,21 +122,30 @@ impl StoredRun {
 
     /// When something that tells of it was uploaded last.
     pub fn uploaded(&self) -> Timestamp {
-        let logs = self.objects.iter().filter(|object| !object.name.contains('/'));
+        // What is hidden is no part of the run.
+        let logs =
+            self.objects.iter().filter(|object| !object.name.contains('/') && !object.name.starts_with('.'));
         let newest = logs.map(|object| object.modified).max().unwrap_or_default();
         Timestamp::from_millisecond(newest).unwrap_or_default()
     }
 
-    /// Whether a process may work on it, as far as can be seen from here: it has not ended, and was heard of lately.
+    /// How long ago a process that may work on it by now gave its last sign of life; `None`: none does. What the run says of itself
+    /// does not count, since its last words are uploaded before the last of its model.
     ///
     /// # Errors
-    /// As [`StoredRun::summary`].
-    pub fn may_be_worked_on(&self) -> Result<bool, TrainError> {
-        let silence = Timestamp::now().duration_since(self.uploaded());
-        // The store's clock may be ahead.
-        let is_recent =
-            Duration::try_from(silence).is_ok_and(|silence| silence < RECENT) || silence.is_negative();
-        Ok(is_recent && !self.summary()?.status.has_ended())
+    /// When the store refuses or cannot be reached.
+    pub fn last_sign_of_life(&self) -> Result<Option<Duration>, TrainError> {
+        let Some(sign) = self.place.join(ALIVE).file()? else { return Ok(None) };
+        Ok(age_of_sign(sign.modified, self.time_at_the_store()?))
+    }
+
+    /// The store's time, in milliseconds since 1970. This machine's may be another, by which a run that works would pass for a dead one.
+    fn time_at_the_store(&self) -> Result<i64, TrainError> {
+        let clock = self.place.join(CLOCK);
+        clock.write(Vec::new())?;
+        let written = clock.file()?;
+        clock.delete()?;
+        Ok(written.map_or_else(|| Timestamp::now().as_millisecond(), |written| written.modified))
     }
 
     /// Asks it to stop. The process that works on it finds the word beside its uploads.
@@ -203,10 +216,17 @@ impl StoredRun {
     }
 }
 
-/// Reads every run at a url, as those in a folder are read.
+/// The age of a sign of life at this time, both in milliseconds; `None`: it is too old to count.
+fn age_of_sign(given: i64, now: i64) -> Option<Duration> {
+    // A store of many machines may have several clocks.
+    let age = Duration::from_millis(u64::try_from(now - given).unwrap_or_default());
+    (age < ALIVE_FOR).then_some(age)
+}
+
+/// Reads every run at a url, as those in a folder are read. One that the store does not give hides no other.
 ///
 /// # Errors
-/// When the store refuses or cannot be reached.
+/// When the url cannot be listed.
 pub fn list_runs(url: &str) -> Result<RunListing, TrainError> {
     let place = Place::parse(url)?;
     let mut read = Vec::new();
@@ -215,6 +235,10 @@ pub fn list_runs(url: &str) -> Result<RunListing, TrainError> {
             match StoredRun::of(place.join(&name), objects).and_then(|run| run.summary()) {
                 Ok(run) => read.push(Ok(run)),
                 Err(TrainError::Track(error)) => read.push(Err(error)),
+                Err(TrainError::Store(StoreError { url, problem })) => {
+                    let source = std::io::Error::other(problem);
+                    read.push(Err(FileError { action: "read", path: url.into(), source }.into()));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -272,4 +296,18 @@ fn folders(objects: &[Object], parent: &str) -> BTreeMap<String, Vec<Object>> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sign_of_life_counts_while_it_is_young_or_by_a_clock_that_is_ahead() {
+        let second = |seconds: u64| Some(Duration::from_secs(seconds));
+        assert_eq!(age_of_sign(1_000_000, 1_000_000), second(0));
+        assert_eq!(age_of_sign(1_000_000, 1_119_000), second(119));
+        assert_eq!(age_of_sign(1_000_000, 1_120_000), None);
+        assert_eq!(age_of_sign(1_000_000, 900_000), second(0));
+    }
 }

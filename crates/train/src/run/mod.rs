@@ -55,6 +55,7 @@ struct StopState {
     /// 0 while none has.
     signal: AtomicI32,
     heard: AtomicBool,
+    trained: AtomicBool,
     canceled: AtomicBool,
 }
 
@@ -83,13 +84,23 @@ impl StopSignal {
         }
     }
 
-    /// Whether the run will do as it is asked: it has come to its batches. Before, there is nothing to save.
+    /// Whether the run will do as it is asked: it is at its batches. Before, there is nothing to save, and after them all is saved.
     pub fn is_heard(&self) -> bool {
-        self.0.heard.load(Ordering::Relaxed)
+        self.0.heard.load(Ordering::Relaxed) && !self.has_trained()
+    }
+
+    /// Whether all batches are done and saved. What is left, to register a model and to upload, waits for others, and whoever asks
+    /// the run to stop need not wait for that: the process may end, and the same command does the rest.
+    pub fn has_trained(&self) -> bool {
+        self.0.trained.load(Ordering::Relaxed)
     }
 
     fn listen(&self) {
         self.0.heard.store(true, Ordering::Relaxed);
+    }
+
+    fn listen_no_more(&self) {
+        self.0.trained.store(true, Ordering::Relaxed);
     }
 }
 
@@ -246,8 +257,9 @@ impl Run<'_> {
                 return self.finish_again(*over, &folder, events);
             }
         };
+        let mut watch = None;
         let result = told.and_then(|()| {
-            let _watch = CancelWatch::start(folder.path(), self.stop)?;
+            watch = Some(CancelWatch::start(folder.path(), self.stop)?);
             let lead = rank::Lead { events: &mut events, followers: &mut followers, observer: self.observer };
             rank::run(&self, &mut ranks, &prepared, folder.paths(), Some(lead))
         });
@@ -255,17 +267,42 @@ impl Run<'_> {
         let result = result.and_then(|outcome| {
             // A launcher may end this process as soon as the others have left.
             self.report(&folder);
+            if matches!(outcome, Outcome::Completed(_)) && self.stop.requested().is_none() {
+                self.stop.listen_no_more();
+            }
             ranks.leave().map(|()| outcome)
         });
-        let result = result.and_then(|outcome| match outcome {
-            Outcome::Completed(finished) => {
+        let registers = prepared.plan.settings.register_to.is_some();
+        let result = result.and_then(|outcome| match (outcome, self.stop.requested()) {
+            (Outcome::Completed(finished), Some(signal)) if registers => {
+                Ok(self.stop_unregistered(finished, signal, &mut events))
+            }
+            (Outcome::Completed(finished), _) => {
                 self.complete(finished, &prepared, &folder, &mut events, &followers).map(Outcome::Completed)
             }
-            outcome => Ok(outcome),
+            (outcome, _) => Ok(outcome),
         });
         self.note(&mut events, &folder, result.as_ref().err());
         followers.finish(result.as_ref());
-        self.end_copy(mirror, result)
+        let result = self.end_copy(mirror, result);
+        drop(watch);
+        result
+    }
+
+    /// The end of a run that was asked to stop while it saved the last of it: the same command registers its model.
+    fn stop_unregistered(&self, finished: Finished, signal: i32, events: &mut EventLog) -> Outcome {
+        let Finished { batch, checkpoint, .. } = finished;
+        let canceled = self.stop.is_canceled();
+        let (kind, by) = match canceled {
+            true => (EventType::Canceled, "canceled by its user".to_owned()),
+            false => (EventType::Stopped, format!("stopped by signal {signal}")),
+        };
+        let message = format!("{by} after the last batch, before the model was registered");
+        // The exit code says the same, even where there is no room to tell of it.
+        if let Err(error) = events.record(kind, message, &[("batch", batch.into())]) {
+            self.observer.observe(Update::Warning(&format!("{kind} could not be recorded: {error}")));
+        }
+        Outcome::Stopped { signal, canceled, batch, checkpoint }
     }
 
     /// The end of a run that an earlier process has trained, which the others have left.
@@ -276,6 +313,8 @@ impl Run<'_> {
         mut events: EventLog,
     ) -> Result<Outcome, TrainError> {
         let Over { finished, prepared, mirror } = over;
+        self.stop.listen_no_more();
+        let _watch = CancelWatch::start(folder.path(), self.stop)?;
         let finished = self.complete_again(finished, &prepared, folder, &mut events);
         let mirror = mirror.map(|mirror| mirror.start(true)).transpose();
         match finished {

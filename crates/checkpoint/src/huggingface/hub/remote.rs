@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
@@ -17,6 +17,9 @@ use super::{ATTEMPTS, HubOptions, HubProgress, HubProgressCallback, RepositoryKi
 
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long nothing may come of a download that has begun. Of one in blocks nothing is told until a whole block is there, which takes
+/// a slow line minutes; one in a single body has the client's limit for each piece.
+const BLOCK: Duration = Duration::from_secs(600);
 
 /// The repository as the hub shows it.
 #[derive(Debug)]
@@ -68,26 +71,30 @@ impl Remote {
         Ok((Self { endpoint, repository, downloads, runtime, sizes: sizes.collect() }, commit))
     }
 
-    /// Downloads a file of so many bytes into the staging folder; `None` where nothing came for longer than is waited. hf-hub asks for
-    /// a file's size by a client of its own, which waits without end.
+    /// Downloads a file of so many bytes into the staging folder; an error is for how long nothing came. hf-hub asks for a file's size by
+    /// a client of its own, which waits without end: until the download begins the limit is that of the options.
     pub fn download(
         &self,
         name: &str,
         commit: &str,
         size: u64,
         options: &HubOptions,
-    ) -> Option<Result<PathBuf, HFError>> {
-        let come = Arc::new(AtomicU64::new(0));
-        let reporter = Reporter { callback: options.progress.clone(), size, come: come.clone() };
+    ) -> Result<Result<PathBuf, HFError>, Duration> {
+        let (has_begun, come) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let callback = options.progress.clone();
+        let reporter = Reporter { callback, size, has_begun: has_begun.clone(), come: come.clone() };
         let request = self.downloads.download_file().filename(name).revision(commit);
         let download = request.progress(Progress::new(reporter)).send();
         self.runtime.block_on(async {
             let mut download = pin!(download);
             loop {
-                let before = come.load(Ordering::Relaxed);
-                match timeout(options.silence, &mut download).await {
-                    Ok(ended) => return Some(ended),
-                    Err(_) if come.load(Ordering::Relaxed) == before => return None,
+                let before = (has_begun.load(Ordering::Relaxed), come.load(Ordering::Relaxed));
+                let limit = if before.0 { BLOCK.max(options.silence) } else { options.silence };
+                match timeout(limit, &mut download).await {
+                    Ok(ended) => return Ok(ended),
+                    Err(_) if (has_begun.load(Ordering::Relaxed), come.load(Ordering::Relaxed)) == before => {
+                        return Err(limit);
+                    }
                     Err(_) => {}
                 }
             }
@@ -99,6 +106,8 @@ impl Remote {
 struct Reporter {
     callback: Option<HubProgressCallback>,
     size: u64,
+    /// Whether the hub has told of the file.
+    has_begun: Arc<AtomicBool>,
     /// The bytes that had come by the last event.
     come: Arc<AtomicU64>,
 }
@@ -106,6 +115,9 @@ struct Reporter {
 impl ProgressHandler for Reporter {
     fn on_progress(&self, event: &ProgressEvent) {
         let ProgressEvent::Download(event) = event else { return };
+        if let DownloadEvent::Start { .. } = event {
+            self.has_begun.store(true, Ordering::Relaxed);
+        }
         if let DownloadEvent::Progress { files } = event {
             for file in files {
                 self.come.store(file.bytes_completed, Ordering::Relaxed);

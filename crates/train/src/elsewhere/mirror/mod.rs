@@ -2,11 +2,14 @@
 //!
 //! A thread looks at the run's folder and uploads what is new there; steps do not wait for it, nor does it for them. What it
 //! cannot upload it tries again later, since everything stays on this machine. Only the end of the run waits until all is
-//! there. It starts when the run here is known to be the one at the url: until then nothing there is changed.
+//! there. It starts when the run here is known to be the one at the url: until then nothing there is changed but the sign of life,
+//! by which others see that a process works on the run.
 
+mod heart;
 mod local;
 mod opening;
 mod remote;
+mod word;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +24,7 @@ use crate::observe::{Observer, Update};
 use crate::plan::{Settings, file_error};
 
 use super::is_url;
+use heart::Heart;
 pub(super) use opening::{MOST_RUN_FILE, RUN_FILE};
 use remote::RemoteRun;
 pub(super) use remote::{CHECKPOINTS, CONFIG, EXPORTS, METADATA};
@@ -39,6 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A run at a url that this machine has all of. By itself it does nothing.
 pub(crate) struct Mirror {
     remote: RemoteRun,
+    heart: Heart,
 }
 
 impl Mirror {
@@ -57,8 +62,10 @@ impl Mirror {
         }
         let mut remote = RemoteRun::open(settings, observer.clone())?;
         remote.compare(settings)?;
+        // By connections of its own: those of the uploads are busy.
+        let heart = Heart::start(&RemoteRun::place(settings)?)?;
         remote.bring_newest_here(settings)?;
-        Ok(Some(Self { remote }))
+        Ok(Some(Self { remote, heart }))
     }
 
     /// Starts to keep the copy of a run that goes on from checkpoints, or begins.
@@ -66,7 +73,7 @@ impl Mirror {
     /// # Errors
     /// When the url has checkpoints and the run does not go on from them.
     pub(crate) fn start(self, resumes: bool) -> Result<Mirroring, TrainError> {
-        let Self { mut remote } = self;
+        let Self { mut remote, heart } = self;
         let is_ending = Arc::new(AtomicBool::new(false));
         remote.begin(resumes, &is_ending)?;
         let (url, folder, observer) = (remote.url(), remote.folder.clone(), remote.observer.clone());
@@ -79,7 +86,7 @@ impl Mirror {
                 let _ = tell.send(keep(&mut remote, &ended));
             })
             .map_err(|source| file_error("start a thread for", &folder, source))?;
-        Ok(Mirroring { ending, done, is_ending, folder, url, observer })
+        Ok(Mirroring { ending, done, is_ending, folder, url, observer, _heart: heart })
     }
 }
 
@@ -93,6 +100,8 @@ pub(crate) struct Mirroring {
     folder: PathBuf,
     url: String,
     observer: Arc<dyn Observer>,
+    /// Beats until all the rest is done.
+    _heart: Heart,
 }
 
 impl Mirroring {
@@ -137,7 +146,7 @@ impl Mirroring {
 /// Uploads what is new until the run ends, then all that is left, unless nobody waits for it.
 fn keep(remote: &mut RemoteRun, ended: &mpsc::Receiver<()>) -> Result<(), TrainError> {
     let observer = remote.observer.clone();
-    let (mut last, mut listened, mut is_told) = (Instant::now(), Instant::now(), false);
+    let (mut last, mut listened, mut is_told, mut is_deaf) = (Instant::now(), Instant::now(), false, false);
     loop {
         match ended.recv_timeout(LOOK) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -145,8 +154,17 @@ fn keep(remote: &mut RemoteRun, ended: &mpsc::Receiver<()>) -> Result<(), TrainE
             Ok(()) => return upload_the_rest(remote),
         }
         if listened.elapsed() >= LISTEN {
-            // A store that is away is told of when something is uploaded.
-            let _ = remote.hear();
+            match remote.hear() {
+                Ok(()) => is_deaf = false,
+                // A store that is away is told of when something is uploaded.
+                Err(error) if is_deaf || may_pass(&error) => {}
+                Err(error) => {
+                    observer.observe(Update::Warning(&format!(
+                        "{error}. Training goes on; until this is put right nobody can cancel the run from another machine"
+                    )));
+                    is_deaf = true;
+                }
+            }
             listened = Instant::now();
         }
         let is_due = last.elapsed() >= INTERVAL;

@@ -14,10 +14,9 @@ use std::time::{Duration, SystemTime};
 use tessera_checkpoint::dcp::{CheckpointName, LATEST_TEXT, list_checkpoints};
 use tessera_checkpoint::huggingface::HubProgress;
 use tessera_stores::{Object, Place, Problem, StoreError};
-use tessera_track::request_cancel;
 
-use super::super::runs::CANCEL;
 use super::local::{OpenCheckpoint, Opened, Stamp, entries, identity, open};
+use super::word::Word;
 use crate::error::TrainError;
 use crate::observe::{Observer, Update};
 use crate::plan::Settings;
@@ -56,13 +55,20 @@ pub(super) struct RemoteRun {
     latest: Option<CheckpointName>,
     /// Nothing is there that is no longer kept.
     is_tidy: bool,
+    word: Word,
 }
 
 impl RemoteRun {
+    /// Where the run of these settings is kept.
+    pub(super) fn place(settings: &Settings) -> Result<Place, StoreError> {
+        Ok(Place::parse(&settings.save_folder)?.join(&settings.run_name))
+    }
+
     /// Looks at what is there.
     pub(super) fn open(settings: &Settings, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
-        let place = Place::parse(&settings.save_folder)?.join(&settings.run_name);
+        let place = Self::place(settings)?;
         let checkpoints = whole(&place.join(CHECKPOINTS).list()?);
+        let word = Word::look(&place)?;
         let keep = match settings.save_num_checkpoints_to_keep {
             CheckpointsToKeep::All => None,
             CheckpointsToKeep::Newest(count) => Some(count.get()),
@@ -80,6 +86,7 @@ impl RemoteRun {
             exports: HashMap::new(),
             latest: None,
             is_tidy: false,
+            word,
         })
     }
 
@@ -90,8 +97,7 @@ impl RemoteRun {
             return Err(self.other_run("training cannot go on from the checkpoints at the url".to_owned()));
         }
         self.is_ending = Arc::downgrade(is_ending);
-        // Whoever takes up the run again does not mean what was asked before.
-        self.take_cancel()?;
+        self.word.forget_old()?;
         let there = if resumes { self.place.join(EXPORTS).list()? } else { Vec::new() };
         for name in entries(&self.folder.join(EXPORTS), Path::is_dir)? {
             let stamp = self.stamp_of_export(&name);
@@ -102,20 +108,9 @@ impl RemoteRun {
         Ok(())
     }
 
-    /// Hands on what somebody who is elsewhere left at the url: the word that cancels the run.
+    /// Hands on the word that cancels the run, if somebody left it at the url.
     pub(super) fn hear(&self) -> Result<(), TrainError> {
-        if self.take_cancel()? {
-            request_cancel(&self.folder)?;
-        }
-        Ok(())
-    }
-
-    fn take_cancel(&self) -> Result<bool, StoreError> {
-        let place = self.place.join(CANCEL);
-        match place.read(0) {
-            Err(error) if error.is_not_found() => Ok(false),
-            read => read.and_then(|_| place.delete()).map(|()| true),
-        }
+        self.word.hand_on(&self.folder)
     }
 
     pub(super) fn url(&self) -> String {

@@ -28,6 +28,8 @@ class Catalog:
         self.asked: list[tuple[str, str, dict]] = []
         # A call whose next answer is lost, after what it asks for has been done.
         self.loses: str | None = None
+        # A call that is refused, the seconds that credentials last, and what tells the folders of models from those of deleted ones.
+        self.refuses, self.lasts, self.suffix = None, 3600, ""
         catalog, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,6 +47,9 @@ class Catalog:
                 given = json.loads(body) if body else dict(parse_qsl(address.query))
                 with lock:
                     catalog.asked.append((self.command, call, given))
+                    if catalog.refuses == call:
+                        self.reply(400, {"error_code": "INVALID_STATE", "message": "not now"})
+                        return
                     answer = getattr(catalog, call.replace("/", "_").replace("-", "_").replace(":", "_"))(given)
                     if catalog.loses == call:
                         catalog.loses = None
@@ -103,7 +108,7 @@ class Catalog:
 
     def model_versions_create(self, given: dict) -> tuple[int, dict]:
         number = str(1 + sum(version["name"] == given["name"] for version in self.versions))
-        place = f"s3://{self.bucket}/{given['name']}/{number}"
+        place = f"s3://{self.bucket}/{given['name']}{self.suffix}/{number}"
         self.versions.append(given | {"version": number, "status": "PENDING_REGISTRATION", "storage_location": place})
         return 200, {"model_version": self.versions[-1]}
 
@@ -111,7 +116,7 @@ class Catalog:
         return 200, {"model_version": self.version(given)}
 
     def model_versions_generate_temporary_credentials(self, given: dict) -> tuple[int, dict]:
-        ends = str(int(time.time() * 1000) + 3_600_000)
+        ends = str(int((time.time() + self.lasts) * 1000))
         credentials = {"aws_temp_credentials": KEYS, "expiration_time": ends, "storage_mode": self.storage_mode}
         return 200, {"credentials": credentials}
 
