@@ -255,6 +255,8 @@ def exports(folder: Folder) -> None:
     expect(set(there) == {path.name for path in export.iterdir()}, f"other files: {sorted(there)}")
     # The first to be deleted, by a request that names it in its body, is what makes the old one whole.
     asked = [asked for asked in door.asked if asked.startswith("POST") and "delete" in asked or asked.startswith("PUT") and "/huggingface/" in asked]
+    # The last is the sign of life.
+    expect("delete" in asked.pop(), str(asked))
     expect("delete" in asked[0] and asked[-1].endswith("/config.json"), f"whole while it is replaced: {asked}")
     puts = [asked for asked in door.asked if asked.startswith("PUT") and ("/huggingface/" in asked or "distcp" in asked)]
     has(trained(folder, door, "run", by_url), "This run is finished")
@@ -274,6 +276,23 @@ def broken_off(folder: Folder) -> None:
     trained(folder, door, "run", *overrides)
     expect(store().get(latest) == right, store().get(latest).decode())
     expect(store().names(place) == names, f"{store().names(place)}")
+
+
+def alive(folder: Folder) -> None:
+    """a run that works says so at its url, where nobody then deletes or resumes it; a cancel is heard unless it is older than the run; nothing of that stays"""
+    door, place = Door(store()), "alive/run"
+    store().put(f"{place}/.cancel", b"of an earlier run")
+    overrides = [f"save_folder={url('alive')}", "training_duration=4000ba", "save_interval=20ba"]
+    run = start(folder, door, "train", "run.yaml", "run_name=run", *overrides)
+    wait_for_checkpoint(store(), place, run)
+    expect(".alive" in store().names(place), str(store().names(place)))
+    for command in (("delete", url(place), "--yes"), ("resume", url(place))):
+        has(ended(start(folder, door, "runs", *command), 2), "gave a sign of life", "until it has given none for two minutes")
+    store().put(f"{place}/.cancel", b"written by hand")
+    has(ended(run, 143), "Canceled after")
+    expect(not any(name.startswith(".") for name in store().names(place)), str(store().names(place)))
+    has(ended(start(folder, door, "runs", "delete", url(place), "--yes")), "deleted")
+    expect(store().names(place) == [], str(store().names(place)))
 
 
 def failure(folder: Folder) -> None:
@@ -365,5 +384,5 @@ if __name__ == "__main__":
     # Before several ask for it at once.
     store()
     first = (azure, google, ranks, another_machine)
-    rest = (data, side_by_side, model, whole_run, refusals, store_away, another_run, saved_by_two, exports, broken_off, failure, delta, escapes, catalog)
+    rest = (data, side_by_side, model, whole_run, refusals, store_away, another_run, saved_by_two, exports, broken_off, alive, failure, delta, escapes, catalog)
     run_cases(*first, *rest, beside=3)
