@@ -85,8 +85,8 @@ fn credentials_that_expire_on_the_way_are_asked_for_again() {
         assert!(!format!("{ended:?}").contains("s3cret"), "{ended:?}");
         ended
     };
-    let files = server.names().into_iter().filter(|name| name.contains("/part-"));
-    let last = files.last().unwrap();
+    let mut files = server.names().into_iter().filter(|name| name.contains("/part-"));
+    let last = files.next_back().unwrap();
     server.fail(&last, vec![Fault::Status(400, "ExpiredToken"); 2]);
     let said = validate().printed();
     assert!(said.contains("main.default.chat: 42 examples"), "{said}");
