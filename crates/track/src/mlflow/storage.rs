@@ -26,6 +26,7 @@ pub(super) struct Granted {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(feature = "stores"), allow(dead_code))]
 struct AwsKeys {
     access_key_id: String,
     secret_access_key: String,
@@ -33,17 +34,20 @@ struct AwsKeys {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(feature = "stores"), allow(dead_code))]
 struct AzureSignature {
     sas_token: String,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(feature = "stores"), allow(dead_code))]
 struct GoogleToken {
     oauth_token: String,
 }
 
 impl Granted {
     /// When they cease to be good.
+    #[cfg_attr(not(feature = "stores"), allow(dead_code))]
     fn expires(&self) -> Option<i64> {
         let time = &self.expiration_time;
         time.as_i64().or_else(|| time.as_str()?.parse().ok()).filter(|time| *time > 0)
@@ -189,7 +193,6 @@ mod not_built {
 
     impl Storage {
         pub fn open(location: &str, granted: Granted) -> Result<Self, MlflowError> {
-            let _ = granted.expires();
             let kind = granted.unspoken().unwrap_or("an object store, which this build does not speak with");
             Err(MlflowError::CatalogStorage { location: location.to_owned(), kind })
         }
