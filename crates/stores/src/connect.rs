@@ -8,6 +8,7 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder, split_sas};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use tessera_workspace::Access;
 
 use crate::address::{Address, Scheme};
 
@@ -51,6 +52,20 @@ impl fmt::Debug for Credentials {
             Self::AzureSas(_) => "AzureSas",
             Self::GoogleToken(_) => "GoogleToken",
         })
+    }
+}
+
+impl From<Access> for Credentials {
+    /// Those that a catalogue handed out. It does not tell where a bucket is.
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Local => Self::Environment,
+            Access::Aws { access_key_id, secret_access_key, session_token } => {
+                Self::Aws { access_key_id, secret_access_key, session_token, region: None, endpoint: None }
+            }
+            Access::AzureSas(signature) => Self::AzureSas(signature),
+            Access::GoogleToken(token) => Self::GoogleToken(token),
+        }
     }
 }
 

@@ -3,17 +3,17 @@
 //! Two requests tell both, which Databricks' workspaces and the open Unity Catalog server answer alike. Views have no files, and
 //! what is no Delta table is of no use here: either is refused by name before credentials are asked for.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use reqwest::{RequestBuilder, Response, Url};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::address::Workspace;
 use crate::client::{Client, Failure};
 use crate::error::WorkspaceError;
+use crate::grant::{Access, Granted};
 
 /// The version of the interface. The open server has no other.
 const VERSION: &str = "2.1";
@@ -59,38 +59,6 @@ pub struct TablePlace {
     pub access: Access,
 }
 
-/// Credentials for the store of a table.
-#[derive(PartialEq, Eq)]
-pub enum Access {
-    /// None are needed: the table is in a folder of this machine.
-    Local,
-    /// Keys for S3.
-    Aws {
-        /// The key's name.
-        access_key_id: String,
-        /// The key.
-        secret_access_key: String,
-        /// What makes it temporary.
-        session_token: Option<String>,
-    },
-    /// A signature for Azure.
-    AzureSas(String),
-    /// A bearer token for Google.
-    GoogleToken(String),
-}
-
-impl fmt::Debug for Access {
-    /// Their kind only.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Local => "Local",
-            Self::Aws { .. } => "Aws",
-            Self::AzureSas(_) => "AzureSas",
-            Self::GoogleToken(_) => "GoogleToken",
-        })
-    }
-}
-
 /// What a table is. Of a view some of it is missing or `null`.
 #[derive(Deserialize)]
 struct Table {
@@ -98,33 +66,6 @@ struct Table {
     data_source_format: Option<String>,
     storage_location: Option<String>,
     table_id: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Granted {
-    aws_temp_credentials: Option<Aws>,
-    azure_user_delegation_sas: Option<Sas>,
-    gcp_oauth_token: Option<Oauth>,
-    /// Whatever else is granted: of it the name is told.
-    #[serde(flatten)]
-    others: BTreeMap<String, IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Aws {
-    access_key_id: String,
-    secret_access_key: String,
-    session_token: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Sas {
-    sas_token: String,
-}
-
-#[derive(Deserialize)]
-struct Oauth {
-    oauth_token: String,
 }
 
 impl Workspace {
@@ -164,30 +105,15 @@ impl Workspace {
             answered => answered,
         };
         let granted = granted.map_err(asked)?;
-        Ok(TablePlace { location, access: granted.access(name)? })
+        let access = granted
+            .access()
+            .map_err(|kinds| WorkspaceError::NoKnownAccess { name: name.to_string(), kinds })?;
+        Ok(TablePlace { location, access })
     }
 
     /// The address of something in the catalogue.
     fn catalog(&self, version: &str, path: &str) -> String {
         format!("{}/api/{version}/unity-catalog/{}", self.place(), crate::address::encoded(path))
-    }
-}
-
-impl Granted {
-    fn access(self, name: &TableName) -> Result<Access, WorkspaceError> {
-        let Self { aws_temp_credentials, azure_user_delegation_sas, gcp_oauth_token, others } = self;
-        if let Some(Aws { access_key_id, secret_access_key, session_token }) = aws_temp_credentials {
-            return Ok(Access::Aws { access_key_id, secret_access_key, session_token });
-        }
-        if let Some(Sas { sas_token }) = azure_user_delegation_sas {
-            return Ok(Access::AzureSas(sas_token.trim_start_matches('?').to_owned()));
-        }
-        if let Some(Oauth { oauth_token }) = gcp_oauth_token {
-            return Ok(Access::GoogleToken(oauth_token));
-        }
-        let kinds: Vec<_> =
-            others.into_keys().filter(|key| !matches!(key.as_str(), "expiration_time" | "url")).collect();
-        Err(WorkspaceError::NoKnownAccess { name: name.to_string(), kinds: kinds.join(", ") })
     }
 }
 

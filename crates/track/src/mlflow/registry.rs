@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tessera_workspace::Granted;
 
 use super::client::{EXISTS, LONGEST_TAG, MlflowClient, or_none, pairs};
-use super::storage::Granted;
 use super::{Asking, MlflowError, Standing};
 
 /// How long a version may take to become ready, as MLflow's own client has it.

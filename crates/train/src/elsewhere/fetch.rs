@@ -9,7 +9,7 @@ use tessera_checkpoint::dcp::CheckpointName;
 use tessera_checkpoint::huggingface::{HubProgress, ModelLocation};
 use tessera_data::delta::{Log, TableProblem, names_of_version, table_of_log};
 use tessera_data::{Contents, Fetched, Task, table_among, wanted_names};
-use tessera_stores::{Credentials, Object, Place, Problem, Snapshot, StoreError};
+use tessera_stores::{Object, Place, Problem, Snapshot, StoreError};
 use tessera_workspace::Access;
 
 use crate::error::TrainError;
@@ -49,7 +49,7 @@ pub(crate) fn table(
     cache: &Path,
     observer: &Arc<dyn Observer>,
 ) -> Result<Fetched, TrainError> {
-    let place = Place::with_credentials(url, &credentials(access))?;
+    let place = Place::with_credentials(url, &access.into())?;
     let objects = folder(&place)?;
     let pick = |names: &[String]| -> Vec<Object> {
         let names: HashSet<_> = names.iter().map(String::as_str).collect();
@@ -71,20 +71,6 @@ pub(crate) fn table(
 /// Whether an error is that of credentials that were good once.
 pub(crate) fn is_expired(error: &TrainError) -> bool {
     matches!(error, TrainError::Store(StoreError { problem: Problem::Expired(_), .. }))
-}
-
-/// Whom a table's store is asked as.
-fn credentials(access: Access) -> Credentials {
-    match access {
-        Access::Local => Credentials::Environment,
-        Access::Aws { access_key_id, secret_access_key, session_token } => {
-            // A catalogue does not tell where the bucket is.
-            let (region, endpoint) = (None, None);
-            Credentials::Aws { access_key_id, secret_access_key, session_token, region, endpoint }
-        }
-        Access::AzureSas(signature) => Credentials::AzureSas(signature),
-        Access::GoogleToken(token) => Credentials::GoogleToken(token),
-    }
 }
 
 /// A place, files below it, and whether they are what a folder holds.
