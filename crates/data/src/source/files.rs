@@ -73,7 +73,7 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
     if paths.is_empty() {
         return Err(not_found());
     }
-    if let Some(table) = table_of(&paths, Path::new("")) {
+    if let Some(table) = table_of(paths.iter().map(PathBuf::as_path), Path::new("")) {
         return Err(of_table(path, "a pattern for files of a Delta table", table, task));
     }
     paths.iter().map(|path| named(path, task)).collect()
@@ -81,6 +81,9 @@ pub(super) fn find(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> 
 
 /// The files of a path that is there.
 fn at(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
+    if let Some(table) = table_of([path], Path::new("")) {
+        return Err(of_table(path, "a part of a Delta table", table, task));
+    }
     if !path.is_dir() {
         return Ok(vec![named(path, task)?]);
     }
@@ -94,9 +97,9 @@ fn at(path: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
 }
 
 /// The table that one of the files is of, which lie in `root`: one in whose folder, or one below that, it is.
-fn table_of<'path>(paths: &'path [PathBuf], root: &Path) -> Option<&'path Path> {
+fn table_of<'path>(paths: impl IntoIterator<Item = &'path Path>, root: &Path) -> Option<&'path Path> {
     let mut seen = HashSet::new();
-    let folders = paths.iter().flat_map(|path| path.ancestors().skip(1));
+    let folders = paths.into_iter().flat_map(|path| path.ancestors().skip(1));
     let mut inside = folders.filter(|folder| folder.starts_with(root) && seen.insert(*folder));
     inside.find(|folder| folder.join(LOG_FOLDER).is_dir())
 }
@@ -174,7 +177,7 @@ fn in_folder(folder: &Path, task: Task) -> Result<Vec<DataFile>, DataError> {
             inner.display()
         )));
     }
-    if let Some(table) = table_of(&paths, folder) {
+    if let Some(table) = table_of(paths.iter().map(PathBuf::as_path), folder) {
         return Err(of_table(folder, "a folder with files of a Delta table", table, task));
     }
     let is_text = |path: &PathBuf| kind(path).is_some_and(|(format, _)| format == Format::Text);

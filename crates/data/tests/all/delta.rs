@@ -343,6 +343,8 @@ fn nor_is_one_below_a_folder_or_among_what_a_pattern_matches() {
         ("lake/a/*/*.parquet", "a pattern for files of", "lake/a/texts"),
         ("lake/pairs/language=*/*", "a pattern for files of", "lake/pairs"),
         ("lake/pairs/language=en/*.parquet", "a pattern for files of", "lake/pairs"),
+        ("lake/pairs/language=en", "a part of", "lake/pairs"),
+        ("lake/a/texts/_delta_log/00000000000000000000.json", "a part of", "lake/a/texts"),
     ] {
         bench.path = bench.folder.path().join(path);
         let error = bench.error();
