@@ -17,6 +17,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use serde_json::json;
 use tempfile::TempDir;
+use tessera_benches::texts::{Random, Writer};
 use tessera_checkpoint::huggingface::GgufFile;
 use tessera_data::{DataSettings, Packing, TargetResponses, Task, TextTokenizer, pack, prepare};
 use tokenizers::Tokenizer;
@@ -28,62 +29,6 @@ const EXAMPLES: usize = 2048;
 const PLAYS: usize = 4;
 const PACKED: usize = 1_000_000;
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/data/tests/fixtures/tokenizer.json");
-
-/// Marsaglia's xorshift64 ("Xorshift RNGs", 2003): the same numbers on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn between(&mut self, low: usize, high: usize) -> usize {
-        low + (self.next() % (high - low) as u64) as usize
-    }
-
-    /// A place in `0..length`, the low ones more frequent, as words are in a language.
-    fn skewed(&mut self, length: usize) -> usize {
-        let uniform = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        (length as f64 * uniform.powi(4)) as usize
-    }
-}
-
-/// Writes texts of lines of words.
-struct Writer {
-    random: Random,
-    words: Vec<String>,
-}
-
-impl Writer {
-    fn new() -> Self {
-        let mut random = Random(17);
-        let mut letter = |letters: &[u8]| char::from(letters[random.between(0, letters.len())]);
-        let syllables: Vec<[char; 3]> =
-            (0..512).map(|_| [letter(b"bcdfghjklmnprstvwz"), letter(b"aeiou"), letter(b"dlmnrst")]).collect();
-        let word = |_| {
-            let count = random.between(1, 4);
-            (0..count).flat_map(|_| syllables[random.skewed(syllables.len())]).collect()
-        };
-        let words = (0..8192).map(word).collect();
-        Self { random, words }
-    }
-
-    /// A text of at least `bytes` bytes.
-    fn text(&mut self, bytes: usize) -> String {
-        let mut text = String::new();
-        while text.len() < bytes {
-            let count = self.random.between(4, 16);
-            let line: Vec<&str> =
-                (0..count).map(|_| self.words[self.random.skewed(self.words.len())].as_str()).collect();
-            text.push_str(&line.join(" "));
-            text.push_str(".\n");
-        }
-        text
-    }
-}
 
 /// A source for [`prepare`], and the texts in it.
 struct Corpus {
@@ -167,7 +112,7 @@ fn tokenizer() -> (&'static str, TextTokenizer, Tokenizer) {
 
 fn tokenising(criterion: &mut Criterion) {
     let folder = temporary();
-    let mut writer = Writer::new();
+    let mut writer = Writer::default();
     let mut corpora = vec![
         Corpus::generated_files(folder.path(), &mut writer),
         Corpus::generated_examples(folder.path(), &mut writer),
@@ -205,7 +150,7 @@ fn temporary() -> TempDir {
 }
 
 fn packing(criterion: &mut Criterion) {
-    let mut random = Random(17);
+    let mut random = Random::default();
     let lengths: Vec<u32> = (0..PACKED).map(|_| 1 + random.skewed(CONTEXT) as u32).collect();
     let mut group = criterion.benchmark_group("packing");
     group.throughput(Throughput::Elements(PACKED as u64)).sample_size(10);

@@ -1,6 +1,7 @@
 //! What benches of a training step share: an engine with random weights, and rows of tokens without a pattern.
 
 pub mod rooflines;
+pub mod texts;
 
 use std::path::Path;
 

@@ -27,10 +27,11 @@ def free_port() -> int:
 
 
 class Server:
-    """`mlflow server` on SQLite, with its files in a folder; it keeps its port when it is started again."""
+    """`mlflow server` on SQLite, with its files in a folder; it keeps its port when it is started again. It is that of the Python
+    environment that runs this, or `program`."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.port, self.process = folder / "mlflow", free_port(), None
+    def __init__(self, folder: Path, program: Path = Path(sys.executable).with_name("mlflow")):
+        self.folder, self.program, self.port, self.process = folder / "mlflow", program, free_port(), None
         self.folder.mkdir(exist_ok=True)
 
     @property
@@ -38,7 +39,7 @@ class Server:
         return f"http://{HOST}:{self.port}"
 
     def start(self) -> None:
-        command = [Path(sys.executable).with_name("mlflow"), "server", "--host", HOST, "--port", str(self.port)]
+        command = [self.program, "server", "--host", HOST, "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/runs.sqlite", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         # A session of its own: the server's workers must go with it.

@@ -8,8 +8,12 @@ stall    A model of 56 M parameters saves while it trains: how much longer the s
          how long the save takes.
 growth   A small model takes 300 steps from data for 1,000, 10,000 and 100,000 steps, in turn: milliseconds a token and peak memory;
          and 1,100 steps in one run: memory after 100 and near the end.
+tracking A small model takes 1,000 steps, in turn with nobody told of them and with every one told to an MLflow server on this machine,
+         for which a thread is left out: by how much the steps are longer. Installs the server (scripts/python-venv tracking).
+sources  `tessera validate` on generated data, as .jsonl and as .parquet: its digest, its rules, and its tokens in a cache. Seconds and
+         peak memory, all of the process. Takes twice as much of the disk.
 
-  scripts/bench-run [start] [stall] [growth] [--rounds 3] [--threads N]
+  scripts/bench-run [PART ...] [--rounds 3] [--threads N] [--gigabytes 10]     without a part: start, stall and growth
 """
 
 import argparse
@@ -60,7 +64,7 @@ LARGE = {
 class Run:
     """A run of the binary under way, watched from outside."""
 
-    def __init__(self, binary: str, threads: int, folder: Path, settings: dict) -> None:
+    def __init__(self, binary: str, threads: int, folder: Path, settings: dict, verb: str = "train") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         run_file = folder / "run.yaml"
         everything = {"run_name": "run", "save_folder": str(folder), "devices": "cpu", **settings}
@@ -69,7 +73,7 @@ class Run:
         self.began = time.time()
         self.log = tempfile.TemporaryFile("w+")
         environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
-        command = [binary, "train", str(run_file)]
+        command = [binary, verb, str(run_file)]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
 
     def finish(self) -> None:
@@ -97,6 +101,19 @@ class Run:
                     found[done] = max(int(line.split()[1]) / 1e3, found.get(done, 0.0))
         self.finish()
         return found
+
+    def peak_memory(self) -> float:
+        """Waits for the end. The largest resident set in MiB."""
+        peak = 0.0
+        while self.process.poll() is None:
+            time.sleep(0.02)
+            try:
+                status = Path(f"/proc/{self.process.pid}/status").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            peak = next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), peak)
+        self.finish()
+        return peak
 
     def steps(self) -> list[float]:
         """Seconds of each step, with what it waited for a snapshot."""
@@ -240,17 +257,67 @@ def growth(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"\nanonymous memory in one run: {early:.1f} MB after 100 steps, {late:.1f} MB after 1,090")
 
 
+def python_of_tracking() -> Path:
+    """The interpreter beside the MLflow server, which has pyarrow too."""
+    command = ["scripts/python-venv", "tracking"]
+    return Path(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.strip()) / "bin/python"
+
+
+def tracking(arguments: argparse.Namespace, folder: Path) -> None:
+    sys.path.append(str(ROOT / "scripts/tracking"))
+    from server import Server
+
+    model, data = write_model(folder / "model", SMALL), write_text(folder / "text.jsonl", 1000 * 2 * CONTEXT, SMALL["vocab_size"])
+    alone = pretraining(model, data, 1000, 2, CONTEXT)
+    threads = arguments.threads - 1
+    if threads < 1:
+        raise SystemExit("tracking needs two threads, one of them for the server")
+    rounds = []
+    with Server(folder, python_of_tracking().with_name("mlflow")) as server:
+        told = alone | {"experiment_path": "/cost", "mlflow": {"tracking_uri": server.address}}
+        for _ in range(arguments.rounds):
+            times = []
+            for settings in (alone, told):
+                run = Run(arguments.binary, threads, folder, settings)
+                run.finish()
+                times.append(statistics.mean(run.steps()[20:]))
+                subprocess.run(["rm", "-rf", run.folder], check=True)
+            rounds.append(times)
+    cells = [[str(n + 1), *(f"{1e3 * v:.2f}" for v in row), f"{row[1] / row[0]:.3f}"] for n, row in enumerate(rounds)]
+    print(f"\n1,000 steps told to MLflow, {threads} of {arguments.threads} threads, load: {os.getloadavg()[1]:.1f}\n")
+    print(table(["round", "alone, ms a step", "told, ms a step", "ratio"], cells))
+    print(f"\nmedian: {statistics.median(row[1] / row[0] for row in rounds):.3f}")
+
+
+def sources(arguments: argparse.Namespace, folder: Path) -> None:
+    python = python_of_tracking()
+    settings = pretraining(write_model(folder / "model", SMALL), folder, 10, 2, CONTEXT) | {"task_type": "INSTRUCTION_FINETUNE"}
+    cells = []
+    for kind in ("jsonl", "parquet"):
+        path = folder / f"pairs.{kind}"
+        subprocess.run([python, "scripts/versus/pairs.py", path, str(arguments.gigabytes)], check=True, cwd=ROOT)
+        size = path.stat().st_size
+        run = Run(arguments.binary, arguments.threads, folder, settings | {"train_data_path": str(path)}, "validate")
+        peak = run.peak_memory()
+        seconds = time.time() - run.began
+        cells.append([f".{kind}", f"{size / 1e9:.1f}", f"{seconds:.0f}", f"{size / 1e6 / seconds:.0f}", f"{peak:.0f}"])
+        path.unlink()
+    print(f"\n`tessera validate`, with all of its tokens, on prompts with answers of 20 KB, {arguments.threads} threads, load: {os.getloadavg()[1]:.1f}\n")
+    print(table(["", "GB", "s", "MB/s", "peak RSS, MiB"], cells))
+
+
 def main() -> None:
-    parts = {"start": start, "stall": stall, "growth": growth}
+    parts = {part.__name__: part for part in (start, stall, growth, tracking, sources)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="start, stall, growth; all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--gigabytes", type=float, default=10)
     parser.add_argument("--binary", default=str(ROOT / "target/release/tessera"))
     arguments = parser.parse_args()
     if set(arguments.parts) - parts.keys() or arguments.rounds < 1:
-        parser.error("parts are start, stall and growth; at least 1 round is needed")
-    for name in arguments.parts or parts:
+        parser.error(f"parts are {', '.join(parts)}; at least 1 round is needed")
+    for name in arguments.parts or ("start", "stall", "growth"):
         with tempfile.TemporaryDirectory() as temporary:
             parts[name](arguments, Path(temporary))
         sys.stdout.flush()

@@ -11,6 +11,7 @@ use delta_kernel::engine::arrow_utils::{ReorderIndex, fixup_parquet_read, parque
 use delta_kernel::engine::reader_options;
 use delta_kernel::error::KernelError;
 use delta_kernel::scan::state::transform_to_logical;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
@@ -48,11 +49,10 @@ impl Reader {
         let schema = table.scan.physical_schema();
         let plan = guarded(|| parquet_read_plan(schema, &metadata)).map_err(wrong)?;
         let (order, mask) = plan.map_err(|error| wrong(said(&error)))?;
-        let (rows, at_once) = rows_at_once(metadata.metadata());
         let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(opened, metadata);
-        if let Some(mask) = mask {
-            builder = builder.with_projection(mask);
-        }
+        let mask = mask.unwrap_or_else(ProjectionMask::all);
+        let (rows, at_once) = rows_at_once(builder.metadata(), &mask);
+        builder = builder.with_projection(mask);
         let batches = guarded(|| builder.with_batch_size(at_once).build()).map_err(wrong)?;
         let batches = batches.map_err(|error| wrong(error.to_string()))?;
         let deleted = Self::deleted(table, file, rows).map_err(wrong)?;
@@ -111,9 +111,9 @@ impl RecordReader for Reader {
             let before = self.behind as usize;
             let logical = guarded(|| self.logical(batch)).map_err(wrong)?;
             let batch = logical.map_err(|error| wrong(said(&error)))?;
-            let deleted = &self.deleted;
-            let rows = found_rows(&batch, before, |row| !deleted.contains(row as u64));
             self.behind += batch.num_rows() as u64;
+            let deleted = &self.deleted;
+            let rows = found_rows(batch, before, |row| !deleted.contains(row as u64));
             // None would mean the end.
             if !rows.is_empty() {
                 return Ok(rows);

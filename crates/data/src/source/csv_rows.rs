@@ -1,14 +1,15 @@
 //! `.csv`: the first row names the columns, every value is a text (RFC 4180: fields in quotes may hold commas, line
 //! ends and doubled quotes).
 
+use std::borrow::Cow;
 use std::io;
 
 use csv::{ByteRecord, ErrorKind};
-use serde_json::{Map, Value};
 
 use super::bytes_at_once;
 use super::record::{Content, Found, RecordReader, Unit};
 use super::stream::Stream;
+use super::value::{Fields, Value};
 use crate::error::DataError;
 
 /// Reads rows under a header.
@@ -62,10 +63,10 @@ impl Reader {
             },
         }
         let size = self.record.as_slice().len();
-        let mut values = Map::with_capacity(self.header.len());
+        let mut values = Fields::with_capacity(self.header.len());
         for (name, field) in self.header.iter().zip(&self.record) {
             match std::str::from_utf8(field) {
-                Ok(text) => values.insert(name.clone(), Value::String(text.to_owned())),
+                Ok(text) => values.push(Cow::Owned(name.clone()), Value::Text(Cow::Owned(text.to_owned()))),
                 Err(_) => {
                     return Ok(Some(Content::Broken(format!(
                         "`{name}` is not UTF-8; save the file as UTF-8"

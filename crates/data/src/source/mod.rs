@@ -17,6 +17,7 @@ mod mds;
 mod parquet_rows;
 mod record;
 mod stream;
+mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub(crate) use parquet_rows::{damaged, found_rows, guarded, rows_at_once};
 pub(crate) use record::Found;
 pub use record::Unit;
 pub(crate) use record::{Content, JsonText, Place, Record, RecordReader};
+pub(crate) use value::{Fields, Value};
 
 use crate::delta::Table;
 #[cfg(feature = "delta")]
@@ -42,14 +44,14 @@ use crate::error::DataError;
 use crate::pin::Pin;
 use crate::settings::{Columns, Contents, SourceSettings, Task};
 
-/// Bytes of the source that are worked on at once, for each thread.
+/// Bytes of the source that are worked on at once, for each thread; as many are read meanwhile. A table is read in such pieces.
 const BYTES_PER_THREAD: usize = 1 << 20;
-/// At most so many files are mapped at once.
-const FILES_AT_ONCE: usize = 1024;
+/// At most so many files are worked on at once, and as many are mapped meanwhile.
+const FILES_AT_ONCE: usize = 512;
 /// Bytes under one digest: threads take the digests of pieces side by side.
 const PIECE: usize = 1 << 24;
 
-/// How much of the source one parallel step takes. It bounds memory; results do not depend on it.
+/// How much of the source one parallel step takes, while the next is read. It bounds memory; results do not depend on it.
 pub(crate) fn bytes_at_once() -> usize {
     BYTES_PER_THREAD * rayon::current_num_threads().max(4)
 }
@@ -120,9 +122,22 @@ impl Source {
         }
     }
 
-    /// The records in order, in batches of about `size` bytes: as many records as reach it, at least one.
-    pub(crate) fn batches(&self, size: usize) -> Batches<'_> {
-        Batches { source: self, size, next: 0, open: None, numbered: 0, behind: 0 }
+    /// Reads the records in order, [`bytes_at_once`] of them together. `parse`, on which all threads work, makes something of them
+    /// while the next are read beside it; `take` gets that, with the bytes of the files, as they lie on disk, that were read
+    /// for it.
+    pub(crate) fn read<'source, T: Send>(
+        &'source self,
+        parse: impl Fn(Vec<Record<'source>>) -> T + Sync,
+        mut take: impl FnMut(T, u64) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let mut batches = Batches { source: self, next: 0, open: None, numbered: 0, behind: 0 };
+        let mut next = batches.next_batch()?;
+        while let Some(Batch { records, bytes }) = next {
+            let (parsed, following) = rayon::join(|| parse(records), || batches.next_batch());
+            take(parsed, bytes)?;
+            next = following?;
+        }
+        Ok(())
     }
 
     /// A digest of the content: equal for equal content, whatever the path, file times or number of threads. Where there
@@ -178,27 +193,26 @@ impl Source {
 }
 
 /// Records that are worked on together.
-pub(crate) struct Batch {
-    pub(crate) records: Vec<Record>,
+struct Batch<'source> {
+    records: Vec<Record<'source>>,
     /// Bytes of the files, as they lie on disk, that were read for it.
-    pub(crate) bytes: u64,
+    bytes: u64,
 }
 
 /// Walks over the records of a source.
-pub(crate) struct Batches<'source> {
+struct Batches<'source> {
     source: &'source Source,
-    size: usize,
     /// The file after the one that is open.
     next: usize,
-    open: Option<OpenFile>,
+    open: Option<OpenFile<'source>>,
     /// Records that the files before have, blank ones included.
     numbered: usize,
     /// Bytes that earlier batches have told of.
     behind: u64,
 }
 
-struct OpenFile {
-    path: Arc<Path>,
+struct OpenFile<'source> {
+    path: &'source Path,
     reader: Box<dyn RecordReader>,
     /// Bytes of the files before.
     before: u64,
@@ -206,11 +220,12 @@ struct OpenFile {
     last: usize,
 }
 
-impl Batches<'_> {
-    fn next_batch(&mut self) -> Result<Option<Batch>, DataError> {
+impl<'source> Batches<'source> {
+    /// As many records as reach [`bytes_at_once`], at least one; `None` at the end.
+    fn next_batch(&mut self) -> Result<Option<Batch<'source>>, DataError> {
         let (mut records, mut taken) = (Vec::new(), 0);
         let mut done = self.behind;
-        while taken < self.size && records.len() < self.most_records() {
+        while taken < bytes_at_once() && records.len() < self.most_records() {
             let numbered = self.numbered;
             let Some(open) = self.open_file()? else { break };
             let read = open.reader.next_records()?;
@@ -221,11 +236,12 @@ impl Batches<'_> {
                 continue;
             }
             done = open.before + open.reader.bytes_read().min(open.size);
-            let path = open.path.clone();
+            let path = open.path;
+            records.reserve(read.len());
             for found in read {
                 taken += found.size();
                 open.last = found.number;
-                let place = Place { file: path.clone(), unit: found.unit, number: found.number };
+                let place = Place { file: path, unit: found.unit, number: found.number };
                 let origin = numbered + found.number;
                 records.push(Record { place, origin, content: found.content });
             }
@@ -244,24 +260,15 @@ impl Batches<'_> {
         }
     }
 
-    fn open_file(&mut self) -> Result<Option<&mut OpenFile>, DataError> {
+    fn open_file(&mut self) -> Result<Option<&mut OpenFile<'source>>, DataError> {
         if self.open.is_none() {
             let Some(file) = self.source.files.get(self.next) else { return Ok(None) };
             let before = self.source.files.iter().take(self.next).map(|file| file.size).sum();
             let reader = self.source.reader(file)?;
             self.next += 1;
-            self.open =
-                Some(OpenFile { path: file.path.as_path().into(), reader, before, size: file.size, last: 0 });
+            self.open = Some(OpenFile { path: &file.path, reader, before, size: file.size, last: 0 });
         }
         Ok(self.open.as_mut())
-    }
-}
-
-impl Iterator for Batches<'_> {
-    type Item = Result<Batch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.next_batch().transpose()
     }
 }
 

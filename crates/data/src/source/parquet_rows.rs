@@ -2,32 +2,32 @@
 //!
 //! A null is taken for a value that is not there: writers fill what a row lacks with nulls, in structs too.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fs::File;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type,
-};
-use arrow_array::{Array, RecordBatch};
-use arrow_schema::{ArrowError, DataType};
+use arrow_array::types::{Float32Type, Float64Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_schema::{ArrowError, DataType, Fields as Columns};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use parquet::file::metadata::ParquetMetaData;
-use rayon::prelude::*;
-use serde_json::{Map, Value};
 use tessera_files::IoContext;
 
-use super::bytes_at_once;
+use super::BYTES_PER_THREAD;
 use super::record::{Content, Found, RecordReader, Unit};
+use super::value::{Fields, Value};
 use crate::error::DataError;
 
 /// More rows are not read at once, however short they seem.
-const MOST_ROWS: usize = 1 << 14;
+const MOST_ROWS: usize = 1 << 10;
 
 /// Reads batches of rows.
 pub(super) struct Reader {
@@ -48,7 +48,9 @@ impl Reader {
         let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))
             .map_err(damaged)?
             .map_err(|error| damaged(error.to_string()))?;
-        let (rows, at_once) = rows_at_once(builder.metadata());
+        if let Some(name) = repeated(builder.schema().fields()) {
+            return Err(damaged(format!("two columns are called `{name}`")));
+        }
         let mask = match wanted {
             None => ProjectionMask::all(),
             Some(wanted) => {
@@ -58,6 +60,7 @@ impl Reader {
                 ProjectionMask::roots(schema, roots.collect::<Vec<_>>())
             }
         };
+        let (rows, at_once) = rows_at_once(builder.metadata(), &mask);
         let builder = builder.with_projection(mask).with_batch_size(at_once);
         let batches =
             guarded(|| builder.build()).map_err(damaged)?.map_err(|error| damaged(error.to_string()))?;
@@ -65,12 +68,28 @@ impl Reader {
     }
 }
 
-/// How many rows a file has, and how many of them are read at once.
-pub(crate) fn rows_at_once(metadata: &ParquetMetaData) -> (u64, usize) {
+/// A name that two columns have, of the table or of a struct in it.
+fn repeated(columns: &Columns) -> Option<&str> {
+    let mut seen = HashSet::new();
+    columns.iter().find_map(|field| match field.data_type() {
+        _ if !seen.insert(field.name()) => Some(field.name().as_str()),
+        DataType::Struct(inner) => repeated(inner),
+        DataType::List(item) | DataType::LargeList(item) => match item.data_type() {
+            DataType::Struct(inner) => repeated(inner),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// How many rows a file has, and how many of them are read at once: about [`BYTES_PER_THREAD`] of the columns that are.
+pub(crate) fn rows_at_once(metadata: &ParquetMetaData, mask: &ProjectionMask) -> (u64, usize) {
     let groups = metadata.row_groups();
     let rows: u64 = groups.iter().map(|group| group.num_rows().max(0) as u64).sum();
-    let unpacked: u64 = groups.iter().map(|group| group.total_byte_size().max(0) as u64).sum();
-    let fitting = bytes_at_once() as u64 / (unpacked / rows.max(1)).max(1);
+    let columns = groups.iter().flat_map(|group| group.columns().iter().enumerate());
+    let read = columns.filter(|(column, _)| mask.leaf_included(*column));
+    let unpacked: u64 = read.map(|(_, column)| column.uncompressed_size().max(0) as u64).sum();
+    let fitting = BYTES_PER_THREAD as u64 / (unpacked / rows.max(1)).max(1);
     (rows, (fitting as usize).clamp(1, MOST_ROWS))
 }
 
@@ -98,7 +117,7 @@ impl RecordReader for Reader {
         };
         let before = self.behind as usize;
         self.behind += batch.num_rows() as u64;
-        Ok(found_rows(&batch, before, |_| true))
+        Ok(found_rows(batch, before, |_| true))
     }
 
     fn bytes_read(&self) -> u64 {
@@ -107,39 +126,52 @@ impl RecordReader for Reader {
 }
 
 /// The rows of a batch, `before` which there are so many, of which some are `kept`.
-pub(crate) fn found_rows(
-    batch: &RecordBatch,
-    before: usize,
-    kept: impl Fn(usize) -> bool + Sync,
-) -> Vec<Found> {
-    let rows = (0..batch.num_rows()).into_par_iter().filter(|row| kept(before + row));
-    rows.map(|row| Found { unit: Unit::Row, number: before + row + 1, content: content(batch, row) })
-        .collect()
+pub(crate) fn found_rows(batch: RecordBatch, before: usize, kept: impl Fn(usize) -> bool) -> Vec<Found> {
+    let rows: Vec<_> = (0..batch.num_rows()).filter(|row| kept(before + row)).collect();
+    // Few rows that are kept hold the memory of all, and a row without values is not for nothing.
+    let size = batch.get_array_memory_size() / rows.len().max(1) + size_of::<Found>();
+    let batch = Arc::new(batch);
+    let found = |row| {
+        let content = Content::TableRow(TableRow { batch: batch.clone(), row, size });
+        Found { unit: Unit::Row, number: before + row + 1, content }
+    };
+    rows.into_iter().map(found).collect()
 }
 
-fn content(batch: &RecordBatch, row: usize) -> Content {
-    let (mut values, mut size) = (Map::new(), 0);
-    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        match value(column, row, &mut size) {
-            Ok(Value::Null) => {}
-            Ok(value) => {
-                values.insert(field.name().clone(), value);
-            }
-            Err(problem) => return Content::Broken(format!("column `{}`: {problem}", field.name())),
-        }
+/// A row of a batch.
+pub(crate) struct TableRow {
+    batch: Arc<RecordBatch>,
+    row: usize,
+    /// Bytes of memory, as if all rows that are kept had as many.
+    size: usize,
+}
+
+impl TableRow {
+    pub(crate) fn size(&self) -> usize {
+        self.size
     }
-    Content::Row { values, size }
+
+    /// The values of the row, but for nulls. `Err` says which cannot be used.
+    pub(crate) fn fields(&self) -> Result<Fields<'_>, String> {
+        let columns = self.batch.schema_ref().fields().iter().zip(self.batch.columns());
+        let mut fields = Fields::with_capacity(self.batch.num_columns());
+        for (field, column) in columns {
+            match value(column, self.row)
+                .map_err(|problem| format!("column `{}`: {problem}", field.name()))?
+            {
+                Value::Null => {}
+                value => fields.push(Cow::Borrowed(field.name()), value),
+            }
+        }
+        Ok(fields)
+    }
 }
 
-/// One value; `size` grows by its bytes.
-fn value(array: &dyn Array, row: usize, size: &mut usize) -> Result<Value, String> {
+fn value(array: &dyn Array, row: usize) -> Result<Value<'_>, String> {
     if array.is_null(row) {
         return Ok(Value::Null);
     }
-    let mut text = |text: &str| {
-        *size += text.len();
-        Value::String(text.to_owned())
-    };
+    let text = |text| Value::Text(Cow::Borrowed(text));
     Ok(match array.data_type() {
         DataType::Null => Value::Null,
         DataType::Utf8 => text(array.as_string::<i32>().value(row)),
@@ -148,29 +180,35 @@ fn value(array: &dyn Array, row: usize, size: &mut usize) -> Result<Value, Strin
         DataType::Binary => text(utf8(array.as_binary::<i32>().value(row))?),
         DataType::LargeBinary => text(utf8(array.as_binary::<i64>().value(row))?),
         DataType::BinaryView => text(utf8(array.as_binary_view().value(row))?),
-        DataType::Boolean => array.as_boolean().value(row).into(),
-        DataType::Int8 => array.as_primitive::<Int8Type>().value(row).into(),
-        DataType::Int16 => array.as_primitive::<Int16Type>().value(row).into(),
-        DataType::Int32 => array.as_primitive::<Int32Type>().value(row).into(),
-        DataType::Int64 => array.as_primitive::<Int64Type>().value(row).into(),
-        DataType::UInt8 => array.as_primitive::<UInt8Type>().value(row).into(),
-        DataType::UInt16 => array.as_primitive::<UInt16Type>().value(row).into(),
-        DataType::UInt32 => array.as_primitive::<UInt32Type>().value(row).into(),
-        DataType::UInt64 => array.as_primitive::<UInt64Type>().value(row).into(),
-        DataType::Float32 => array.as_primitive::<Float32Type>().value(row).into(),
-        DataType::Float64 => array.as_primitive::<Float64Type>().value(row).into(),
-        DataType::List(_) => list(&array.as_list::<i32>().value(row), size)?,
-        DataType::LargeList(_) => list(&array.as_list::<i64>().value(row), size)?,
-        DataType::FixedSizeList(..) => list(&array.as_fixed_size_list().value(row), size)?,
+        DataType::Boolean => Value::Boolean,
+        // Other numbers, such as dates and decimals, are none that JSON has.
+        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => Value::Number,
+        DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64 => Value::Number,
+        // NaN is how some programs write a number that is not there.
+        DataType::Float32 if array.as_primitive::<Float32Type>().value(row).is_finite() => Value::Number,
+        DataType::Float64 if array.as_primitive::<Float64Type>().value(row).is_finite() => Value::Number,
+        DataType::Float32 | DataType::Float64 => Value::Null,
+        DataType::List(_) => {
+            let lists = array.as_list::<i32>();
+            let offsets = lists.value_offsets();
+            list(lists.values(), offsets[row] as usize..offsets[row + 1] as usize)?
+        }
+        DataType::LargeList(_) => {
+            let lists = array.as_list::<i64>();
+            let offsets = lists.value_offsets();
+            list(lists.values(), offsets[row] as usize..offsets[row + 1] as usize)?
+        }
+        DataType::FixedSizeList(..) => {
+            let lists = array.as_fixed_size_list();
+            let start = lists.value_offset_at(row);
+            list(lists.values(), start..start + lists.value_length() as usize)?
+        }
         DataType::Struct(fields) => {
-            let columns = fields.iter().zip(array.as_struct().columns());
-            let mut object = Map::new();
-            for (field, column) in columns {
-                match value(column, row, size)? {
+            let mut object = Fields::with_capacity(fields.len());
+            for (field, column) in fields.iter().zip(array.as_struct().columns()) {
+                match value(column, row)? {
                     Value::Null => {}
-                    value => {
-                        object.insert(field.name().clone(), value);
-                    }
+                    value => object.push(Cow::Borrowed(field.name()), value),
                 }
             }
             Value::Object(object)
@@ -179,8 +217,8 @@ fn value(array: &dyn Array, row: usize, size: &mut usize) -> Result<Value, Strin
     })
 }
 
-fn list(items: &dyn Array, size: &mut usize) -> Result<Value, String> {
-    (0..items.len()).map(|item| value(items, item, size)).collect::<Result<_, _>>().map(Value::Array)
+fn list(items: &ArrayRef, range: Range<usize>) -> Result<Value<'_>, String> {
+    range.map(|item| value(items, item)).collect::<Result<_, _>>().map(Value::List)
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {

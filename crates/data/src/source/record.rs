@@ -4,14 +4,15 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use super::document::Document;
+#[cfg(feature = "parquet")]
+use super::parquet_rows::TableRow;
+use super::value::Fields;
 use crate::error::{DataError, RowProblem};
 
 /// A file being read: its records in order.
-pub(crate) trait RecordReader {
-    /// The next records, about [`super::bytes_at_once`] bytes of them or what the file still has; none at its end.
+pub(crate) trait RecordReader: Send {
+    /// The next records, at most about [`super::bytes_at_once`] bytes of them; none at the file's end.
     fn next_records(&mut self) -> Result<Vec<Found>, DataError>;
 
     /// Bytes of the file, as it lies on disk, that are behind.
@@ -32,6 +33,8 @@ impl Found {
         match &self.content {
             Content::Json(text) => text.range.len(),
             Content::Row { size, .. } => *size,
+            #[cfg(feature = "parquet")]
+            Content::TableRow(row) => row.size(),
             Content::Document(document) => document.size(),
             Content::Broken(message) => message.len(),
         }
@@ -39,8 +42,8 @@ impl Found {
 }
 
 /// A record and where it stands.
-pub(crate) struct Record {
-    pub(crate) place: Place,
+pub(crate) struct Record<'source> {
+    pub(crate) place: Place<'source>,
     /// Its number, as if all files of the source were one.
     pub(crate) origin: usize,
     pub(crate) content: Content,
@@ -50,13 +53,16 @@ pub(crate) struct Record {
 pub(crate) enum Content {
     /// The text of a JSON value.
     Json(JsonText),
-    /// A row of a table.
+    /// A row by itself.
     Row {
         /// Its values by column.
-        values: Map<String, Value>,
+        values: Fields<'static>,
         /// Bytes of them, about.
         size: usize,
     },
+    /// A row of a table that is in memory.
+    #[cfg(feature = "parquet")]
+    TableRow(TableRow),
     /// The text of a document.
     Document(Document),
     /// What is wrong with a record that the format does not allow; the next one can be read nevertheless.
@@ -92,21 +98,21 @@ pub enum Unit {
 }
 
 /// Where a record is.
-#[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) file: Arc<Path>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'source> {
+    pub(crate) file: &'source Path,
     pub(crate) unit: Unit,
     pub(crate) number: usize,
 }
 
-impl Place {
+impl Place<'_> {
     /// This place as that of a problem.
-    pub(crate) fn problem(&self, message: String) -> RowProblem {
+    pub(crate) fn problem(self, message: String) -> RowProblem {
         RowProblem { file: self.file.to_path_buf(), unit: self.unit, number: self.number, message }
     }
 
     /// File and record, for messages.
-    pub(crate) fn shown(&self) -> String {
+    pub(crate) fn shown(self) -> String {
         let file = self.file.display();
         match self.unit {
             Unit::Line => format!("{file}, line {}", self.number),

@@ -39,7 +39,11 @@ struct Obstacle {
 
 impl ChatTemplate {
     /// Renders a conversation and hands its turns to `take`, until that breaks off. Returns the text that then remains.
-    pub(crate) fn conversation(&self, messages: &[Message], take: &mut Taker<'_>) -> Result<String, String> {
+    pub(crate) fn conversation(
+        &self,
+        messages: &[Message<'_>],
+        take: &mut Taker<'_>,
+    ) -> Result<String, String> {
         let values: Vec<Value> = messages.iter().map(value).collect();
         on_deep_stack(|| {
             self.cut(messages, &values, take).map_err(|Obstacle { problem, remedy }| match remedy {
@@ -52,7 +56,7 @@ impl ChatTemplate {
     }
 
     /// What to do with a conversation that is refused only for its system message: many templates take all but that.
-    fn without_system(&self, messages: &[Message], values: &[Value]) -> Option<&'static str> {
+    fn without_system(&self, messages: &[Message<'_>], values: &[Value]) -> Option<&'static str> {
         let ((Message { role: Role::System, .. }, messages), (_, values)) =
             (messages.split_first()?, values.split_first()?)
         else {
@@ -66,7 +70,12 @@ impl ChatTemplate {
     }
 
     /// [`Self::conversation`] of messages and of the same as values.
-    fn cut(&self, messages: &[Message], values: &[Value], take: &mut Taker<'_>) -> Result<String, Obstacle> {
+    fn cut(
+        &self,
+        messages: &[Message<'_>],
+        values: &[Value],
+        take: &mut Taker<'_>,
+    ) -> Result<String, Obstacle> {
         let steps = Cell::new(0);
         let render = |count: usize, ask| {
             if steps.get() > STEPS {
@@ -105,7 +114,7 @@ impl ChatTemplate {
 
     /// The text that asks the assistant to answer `prompt`.
     pub(crate) fn question(&self, prompt: &str) -> Result<String, String> {
-        let message = Message { role: Role::User, content: prompt.to_owned() };
+        let message = Message { role: Role::User, content: prompt.into() };
         on_deep_stack(|| self.render(&[value(&message)], true).map(|Rendered { text, .. }| text))?
     }
 }
@@ -145,6 +154,6 @@ fn check_extension(before: &str, prompt: &str, full: &str, count: usize) -> Resu
 }
 
 /// A message as templates see it.
-fn value(message: &Message) -> Value {
-    Value::from_pairs([("role", message.role.name()), ("content", &message.content)])
+fn value(message: &Message<'_>) -> Value {
+    Value::from_pairs([("role", message.role.name()), ("content", message.content.as_ref())])
 }

@@ -45,7 +45,7 @@ impl TextTokenizer {
     /// so that no token spans the border of the mask. `Err` says what the template or the tokenizer has against it.
     pub(crate) fn example(
         &self,
-        example: &Example,
+        example: &Example<'_>,
         target: TargetResponses,
         context_length: usize,
     ) -> Result<Tokenized, String> {

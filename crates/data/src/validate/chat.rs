@@ -4,13 +4,14 @@
 //! ShareGPT's way to write the same is read too: `conversations` (an `id` may stand beside it) whose messages have `from`
 //! and `value`.
 
-use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 use super::{keys, kind};
+use crate::source::{Fields, Value};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Sets the scene; only as the first message.
     System,
     /// Asks.
@@ -32,15 +33,15 @@ impl Role {
 
 /// One message, as chat templates see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
+pub(crate) struct Message<'row> {
     /// Who speaks.
-    pub role: Role,
+    pub(crate) role: Role,
     /// What is said.
-    pub content: String,
+    pub(crate) content: Cow<'row, str>,
 }
 
 /// The messages of a row that obeys the rules.
-pub(super) fn messages(mut row: Map<String, Value>) -> Result<Vec<Message>, String> {
+pub(super) fn messages(mut row: Fields<'_>) -> Result<Vec<Message<'_>>, String> {
     let is_sharegpt = row.contains_key("conversations") && !row.contains_key("messages");
     let (key, others) = if is_sharegpt { ("conversations", 1) } else { ("messages", 0) };
     if !row.contains_key(key) || row.len() > 1 + others || (row.len() == 2 && !row.contains_key("id")) {
@@ -54,7 +55,7 @@ pub(super) fn messages(mut row: Map<String, Value>) -> Result<Vec<Message>, Stri
         return Err(format!("found {}, expected the key `messages` alone{hint}", keys(&row)));
     }
     let list = match row.remove(key) {
-        Some(Value::Array(list)) => list,
+        Some(Value::List(list)) => list,
         other => {
             let found = other.as_ref().map_or("nothing", kind);
             return Err(format!("`{key}` is {found}, expected a list of messages"));
@@ -67,13 +68,13 @@ pub(super) fn messages(mut row: Map<String, Value>) -> Result<Vec<Message>, Stri
         ));
     }
     let numbered = list.into_iter().enumerate();
-    let messages: Vec<Message> =
+    let messages: Vec<Message<'_>> =
         numbered.map(|(index, value)| message(value, index + 1)).collect::<Result<_, _>>()?;
     order(&messages)?;
     Ok(messages)
 }
 
-fn message(value: Value, number: usize) -> Result<Message, String> {
+fn message(value: Value<'_>, number: usize) -> Result<Message<'_>, String> {
     let Value::Object(mut fields) = value else {
         return Err(format!(
             "message {number} is {}, expected an object with `role` and `content`",
@@ -86,13 +87,13 @@ fn message(value: Value, number: usize) -> Result<Message, String> {
         return Err(format!("message {number} has {}, expected `role` and `content` alone", keys(&fields)));
     }
     let mut text = |key: &str| match fields.remove(key) {
-        Some(Value::String(text)) => Ok(text),
+        Some(Value::Text(text)) => Ok(text),
         other => {
             let found = other.as_ref().map_or("nothing", kind);
             Err(format!("the {key} of message {number} is {found}, expected a string"))
         }
     };
-    let role = match (text(role)?.as_str(), is_sharegpt) {
+    let role = match (text(role)?.as_ref(), is_sharegpt) {
         ("system", _) => Role::System,
         ("user", _) | ("human", true) => Role::User,
         ("assistant", _) | ("gpt", true) => Role::Assistant,
@@ -111,7 +112,7 @@ fn message(value: Value, number: usize) -> Result<Message, String> {
 }
 
 /// Who may speak when.
-fn order(messages: &[Message]) -> Result<(), String> {
+fn order(messages: &[Message<'_>]) -> Result<(), String> {
     if !messages.iter().any(|message| message.role == Role::Assistant) {
         return Err("no message has the role \"assistant\": there is nothing to learn from".to_owned());
     }

@@ -16,14 +16,14 @@ pub(crate) fn of_texts<'text>(texts: impl IntoIterator<Item = &'text str>) -> u6
     digest.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
-impl Example {
+impl Example<'_> {
     /// The fingerprint of its texts and who says them.
     pub(crate) fn fingerprint(&self) -> u64 {
         match self {
             Self::Chat(messages) => {
-                of_texts(messages.iter().flat_map(|message| [message.role.name(), message.content.as_str()]))
+                of_texts(messages.iter().flat_map(|message| [message.role.name(), message.content.as_ref()]))
             }
-            Self::Instruction { prompt, response } => of_texts([prompt.as_str(), response]),
+            Self::Instruction { prompt, response } => of_texts([prompt.as_ref(), response.as_ref()]),
         }
     }
 }

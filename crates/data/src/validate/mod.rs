@@ -5,37 +5,36 @@ mod chat;
 mod columns;
 mod fingerprint;
 mod instruction;
-mod json;
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 
-pub use chat::{Message, Role};
+pub(crate) use chat::{Message, Role};
 pub(crate) use fingerprint::of_texts;
-pub(crate) use json::Unambiguous;
 
 use crate::error::{DataError, Problems, RowProblem};
 use crate::progress::{Progress, Report, Stage};
 use crate::settings::{SourceSettings, Task};
-use crate::source::{Content, Document, JsonText, Record, Source, bytes_at_once, utf8};
+use crate::source::{Content, Document, Fields, JsonText, Record, Source, Value, utf8};
 
-/// A row that obeys the rules of its task.
+/// A row that obeys the rules of its task. Its texts are those of the record, where they could stay there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Example {
+pub(crate) enum Example<'row> {
     /// A conversation that ends with the assistant.
-    Chat(Vec<Message>),
+    Chat(Vec<Message<'row>>),
     /// A prompt and what is to follow it.
     Instruction {
         /// The text without loss.
-        prompt: String,
+        prompt: Cow<'row, str>,
         /// The text with loss.
-        response: String,
+        response: Cow<'row, str>,
     },
 }
 
-impl Example {
+impl<'row> Example<'row> {
     /// Reads the record of a row. `Err` says what is wrong with it.
-    pub(crate) fn parse(content: Content, source: &Source, task: Task) -> Result<Self, String> {
+    pub(crate) fn parse(content: &'row mut Content, source: &Source, task: Task) -> Result<Self, String> {
         let row = row(content, source, task)?;
         match task {
             Task::ChatCompletion => chat::messages(row).map(Self::Chat),
@@ -47,42 +46,55 @@ impl Example {
 
 /// Reads the record of a document: a text file, or a row whose `text` is one. `Err` says what is wrong with it.
 pub(crate) fn document(record: Record, source: &Source) -> Result<Document, RowProblem> {
-    let Record { place, content, .. } = record;
+    let Record { place, mut content, .. } = record;
     if let Content::Document(document) = content {
         if let Err((line, message)) = document.text() {
             return Err(RowProblem { number: line, ..place.problem(message) });
         }
         return Ok(document);
     }
-    let text = row(content, source, Task::ContinuedPretrain).and_then(|mut row| {
-        let found = keys(&row);
-        match (row.len(), row.remove("text")) {
-            (1, Some(Value::String(text))) => Ok(text),
-            (1, Some(other)) => Err(format!("`text` is {}, expected a string", kind(&other))),
-            _ => Err(format!(
-                "found {found}, expected the key `text` alone; `columns` says which other holds it"
-            )),
-        }
-    });
-    text.map(Document::of_text).map_err(|message| place.problem(message))
+    let text = text(&mut content, source).map(|text| Document::of_text(text.into_owned()));
+    text.map_err(|message| place.problem(message))
 }
 
-/// The named values of a record, called as the task calls them.
-fn row(content: Content, source: &Source, task: Task) -> Result<Map<String, Value>, String> {
-    let row = match content {
+/// The text of a row.
+fn text<'row>(content: &'row mut Content, source: &Source) -> Result<Cow<'row, str>, String> {
+    let mut row = row(content, source, Task::ContinuedPretrain)?;
+    match row.get("text") {
+        Some(_) if row.len() == 1 => {}
+        _ => {
+            return Err(format!(
+                "found {}, expected the key `text` alone; `columns` says which other holds it",
+                keys(&row)
+            ));
+        }
+    }
+    match row.remove("text") {
+        Some(Value::Text(text)) => Ok(text),
+        other => {
+            let found = other.as_ref().map_or("nothing", kind);
+            Err(format!("`text` is {found}, expected a string"))
+        }
+    }
+}
+
+/// The named values of a record, called as the task calls them. They are taken out of it, or lie in it.
+fn row<'row>(content: &'row mut Content, source: &Source, task: Task) -> Result<Fields<'row>, String> {
+    let of_table = |row| columns::unfolded(columns::named(row, &source.columns, task)?);
+    match content {
         Content::Json(text) => {
             let bytes = utf8(text.bytes(), text.offset).map_err(|(_, message)| message)?;
-            let Unambiguous(value) = serde_json::from_str(bytes).map_err(|error| broken(&error, &text))?;
-            let Value::Object(row) = value else {
-                return Err(format!("found {}, expected a JSON object", kind(&value)));
-            };
-            columns::named(row, &source.columns, task)?
+            match serde_json::from_str(bytes).map_err(|error| broken(&error, text))? {
+                Value::Object(row) => columns::named(row, &source.columns, task),
+                other => Err(format!("found {}, expected a JSON object", kind(&other))),
+            }
         }
-        Content::Row { values, .. } => columns::unfolded(columns::named(values, &source.columns, task)?)?,
-        Content::Broken(problem) => return Err(problem),
-        Content::Document(_) => return Err(format!("{task} reads rows, not texts")),
-    };
-    Ok(row)
+        Content::Row { values, .. } => of_table(std::mem::take(values)),
+        #[cfg(feature = "parquet")]
+        Content::TableRow(row) => of_table(row.fields()?),
+        Content::Broken(problem) => Err(std::mem::take(problem)),
+        Content::Document(_) => Err(format!("{task} reads rows, not texts")),
+    }
 }
 
 /// Checks every row of the sources and returns how many there are. Bad rows are all found: the error has the
@@ -98,15 +110,18 @@ pub(crate) fn check(sources: &[Source], task: Task, report: Report<'_>) -> Resul
     let (mut done, mut all) = (0, 0);
     for source in sources {
         let (mut problems, mut examples) = (Problems::default(), 0);
-        for batch in source.batches(bytes_at_once()) {
-            let batch = batch?;
-            examples += batch.records.len();
-            let found: Vec<_> =
-                batch.records.into_par_iter().filter_map(|record| problem(record, source, task)).collect();
+        let check = |records: Vec<_>| {
+            let count = records.len();
+            let problem = |record| problem(record, source, task);
+            (count, records.into_par_iter().filter_map(problem).collect::<Vec<_>>())
+        };
+        source.read(check, |(count, found), bytes| {
+            examples += count;
             found.into_iter().for_each(|problem| problems.push(problem));
-            done += batch.bytes;
+            done += bytes;
             report(Progress { stage: Stage::Checking, done, total });
-        }
+            Ok(())
+        })?;
         problems.into_result(source.path(), task)?;
         if examples == 0 {
             return Err(source.empty());
@@ -117,11 +132,15 @@ pub(crate) fn check(sources: &[Source], task: Task, report: Report<'_>) -> Resul
 }
 
 fn problem(record: Record, source: &Source, task: Task) -> Option<RowProblem> {
-    if task == Task::ContinuedPretrain {
+    if let Content::Document(_) = record.content {
         return document(record, source).err();
     }
-    let Record { place, content, .. } = record;
-    Example::parse(content, source, task).err().map(|message| place.problem(message))
+    let Record { place, mut content, .. } = record;
+    let problem = match task {
+        Task::ContinuedPretrain => text(&mut content, source).err(),
+        _ => Example::parse(&mut content, source, task).err(),
+    };
+    problem.map(|message| place.problem(message))
 }
 
 /// A parser's complaint. Of a line the column alone says where.
@@ -136,7 +155,7 @@ fn broken(error: &serde_json::Error, text: &JsonText) -> String {
             (place, "the file must be a list of JSON objects, or objects one after the other")
         }
     };
-    // Data is what `Unambiguous` refuses; all else is the parser's.
+    // Data is what `Value` refuses; all else is the parser's.
     if error.is_data() {
         return format!("{reason} ({place}); keep one of the two");
     }
@@ -144,22 +163,19 @@ fn broken(error: &serde_json::Error, text: &JsonText) -> String {
 }
 
 /// A JSON value's kind, with its article.
-fn kind(value: &Value) -> &'static str {
+fn kind(value: &Value<'_>) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
+        Value::Boolean => "a boolean",
+        Value::Number => "a number",
+        Value::Text(_) => "a string",
+        Value::List(_) => "a list",
         Value::Object(_) => "an object",
     }
 }
 
 /// The keys of an object for a message: `` `prompt`, `response` ``.
-fn keys(row: &Map<String, Value>) -> String {
-    if row.is_empty() {
-        return "no keys".to_owned();
-    }
-    let names: Vec<_> = row.keys().map(|key| format!("`{key}`")).collect();
-    format!("the keys {}", names.join(", "))
+fn keys(row: &Fields<'_>) -> String {
+    let names = row.names();
+    if names.is_empty() { "no keys".to_owned() } else { format!("the keys {}", names.join(", ")) }
 }

@@ -12,6 +12,8 @@ mod mds;
 mod packing;
 mod sentencepiece;
 mod sources;
+#[cfg(feature = "parquet")]
+mod tables;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -150,6 +150,14 @@ fn what_an_index_says_is_held_against_the_files() {
     }
 }
 
+#[test]
+fn columns_of_one_name_are_refused() {
+    let bench = bench(Task::InstructionFinetune, "pairs");
+    edit_index(&bench, r#"["prompt", "response"]"#, r#"["prompt", "prompt"]"#);
+    let error = bench.error();
+    assert!(error.contains("two columns are called `prompt`"), "{error}");
+}
+
 /// The error of the fixture `texts/1`, which has digests of an algorithm that is not checked, with other bytes in its shard.
 fn error_with(change: impl FnOnce(&mut Vec<u8>)) -> String {
     let mut bench = bench(Task::ContinuedPretrain, "texts");

@@ -165,6 +165,8 @@ fn batches_do_not_depend_on_how_much_is_read_at_once() {
         ("a.jsonl.gz", gzip(&bytes)),
         ("a.json", serde_json::to_vec(&rows).unwrap()),
         ("a.csv", csv_of(&rows, &["prompt", "response"])),
+        #[cfg(feature = "parquet")]
+        ("a.parquet", parquet::file(&rows, &["prompt", "response"])),
     ] {
         bench.path = bench.folder.path().join(name);
         fs::write(&bench.path, bytes).unwrap();
@@ -304,7 +306,7 @@ pub(crate) mod parquet {
         Arc::new(list.finish())
     }
 
-    /// The rows in several row groups of several pages.
+    /// The rows as a file.
     pub(crate) fn file(rows: &[Value], columns: &[&str]) -> Vec<u8> {
         let column = |name: &&str| -> (String, ArrayRef) {
             let array: ArrayRef = match *name {
@@ -314,7 +316,11 @@ pub(crate) mod parquet {
             assert_eq!(array.len(), rows.len());
             ((*name).to_owned(), array)
         };
-        let batch = RecordBatch::try_from_iter(columns.iter().map(column)).unwrap();
+        written(&RecordBatch::try_from_iter(columns.iter().map(column)).unwrap())
+    }
+
+    /// The rows in several row groups of several pages.
+    pub(crate) fn written(batch: &RecordBatch) -> Vec<u8> {
         let properties = parquet::file::properties::WriterProperties::builder()
             .set_max_row_group_row_count(Some(60))
             .set_data_page_row_count_limit(20)
@@ -323,7 +329,7 @@ pub(crate) mod parquet {
             .build();
         let mut writer =
             parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
-        writer.write(&batch).unwrap();
+        writer.write(batch).unwrap();
         writer.into_inner().unwrap()
     }
 }

@@ -1,8 +1,10 @@
 //! How values of a column are written, as far as text can be made of them.
 
-use serde_json::{Number, Value};
+use std::borrow::Cow;
 
-use crate::validate::Unambiguous;
+use serde_json::Number;
+
+use crate::source::value::Value;
 
 /// An encoding that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,29 +48,26 @@ impl Encoding {
     }
 
     /// The value in `bytes`. `Err` says what is wrong with it.
-    pub(super) fn value(self, bytes: &[u8]) -> Result<Value, String> {
-        Ok(match self {
-            Self::Text => Value::String(text(bytes)?.to_owned()),
+    pub(super) fn value(self, bytes: &[u8]) -> Result<Value<'static>, String> {
+        match self {
+            Self::Text => return Ok(Value::Text(Cow::Owned(text(bytes)?.to_owned()))),
             Self::Json => {
-                let parsed = serde_json::from_str(text(bytes)?);
-                let Unambiguous(value) = parsed.map_err(|error| format!("broken JSON: {error}"))?;
-                value
+                let value: Value<'_> =
+                    serde_json::from_str(text(bytes)?).map_err(|error| format!("broken JSON: {error}"))?;
+                return Ok(value.into_owned());
             }
             Self::Digits => {
                 let digits = text(bytes)?;
-                Value::Number(digits.parse().map_err(|_| format!("{digits:?} is no number"))?)
+                digits.parse::<Number>().map_err(|_| format!("{digits:?} is no number"))?;
             }
-            Self::Int8 => i8::from_le_bytes(exact(bytes)?).into(),
-            Self::Int16 => i16::from_le_bytes(exact(bytes)?).into(),
-            Self::Int32 => i32::from_le_bytes(exact(bytes)?).into(),
-            Self::Int64 => i64::from_le_bytes(exact(bytes)?).into(),
-            Self::Uint8 => u8::from_le_bytes(exact(bytes)?).into(),
-            Self::Uint16 => u16::from_le_bytes(exact(bytes)?).into(),
-            Self::Uint32 => u32::from_le_bytes(exact(bytes)?).into(),
-            Self::Uint64 => u64::from_le_bytes(exact(bytes)?).into(),
-            Self::Float32 => float(f32::from_le_bytes(exact(bytes)?).into())?,
-            Self::Float64 => float(f64::from_le_bytes(exact(bytes)?))?,
-        })
+            Self::Int8 | Self::Uint8 => exact::<1>(bytes).map(|_| ())?,
+            Self::Int16 | Self::Uint16 => exact::<2>(bytes).map(|_| ())?,
+            Self::Int32 | Self::Uint32 => exact::<4>(bytes).map(|_| ())?,
+            Self::Int64 | Self::Uint64 => exact::<8>(bytes).map(|_| ())?,
+            Self::Float32 => finite(f32::from_le_bytes(exact(bytes)?).into())?,
+            Self::Float64 => finite(f64::from_le_bytes(exact(bytes)?))?,
+        }
+        Ok(Value::Number)
     }
 }
 
@@ -80,6 +79,6 @@ fn exact<const SIZE: usize>(bytes: &[u8]) -> Result<[u8; SIZE], String> {
     bytes.try_into().map_err(|_| format!("{} bytes in place of {SIZE}", bytes.len()))
 }
 
-fn float(value: f64) -> Result<Value, String> {
-    Number::from_f64(value).map(Value::Number).ok_or_else(|| format!("{value} is no number of JSON"))
+fn finite(value: f64) -> Result<(), String> {
+    if value.is_finite() { Ok(()) } else { Err(format!("{value} is no number of JSON")) }
 }

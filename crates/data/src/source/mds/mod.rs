@@ -167,6 +167,11 @@ impl Entry {
                 "its columns have more names than encodings or sizes, or fewer".to_owned(),
             ));
         }
+        if let Some(name) =
+            names.iter().enumerate().find_map(|(place, name)| names[..place].contains(name).then_some(name))
+        {
+            return Err(contradiction(format!("two columns are called `{name}`")));
+        }
         let columns = names.iter().zip(encodings).zip(sizes).map(|((name, encoding), size)| Column {
             name: name.clone(),
             encoding: encoding.clone(),

@@ -3,10 +3,10 @@
 //! A shard is the number of its samples, where each begins and the last one ends, the columns once more in JSON, and the
 //! samples. A sample is the sizes of those values that have no fixed one, then the values, columns in the index's order.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::Map;
 
 use super::encoding::Encoding;
 use super::{Shard, damaged};
@@ -16,6 +16,7 @@ use crate::source::files::DataFile;
 use crate::source::json_lines::{LONGEST_ROW, too_long};
 use crate::source::record::{Content, Found, RecordReader, Unit};
 use crate::source::stream::Stream;
+use crate::source::value::Fields;
 
 /// Bytes of a count, an offset or a size.
 const WORD: usize = 4;
@@ -145,7 +146,7 @@ fn content(fields: &[Field], sample: &[u8]) -> Result<Content, String> {
         });
     }
     let mut bodies = words;
-    let (mut values, mut held) = (Map::new(), 0);
+    let (mut values, mut held) = (Fields::default(), 0);
     let mut broken = None;
     for (field, size) in fields.iter().zip(sizes) {
         let (body, rest) = bodies
@@ -156,7 +157,7 @@ fn content(fields: &[Field], sample: &[u8]) -> Result<Content, String> {
         match encoding.value(body) {
             Ok(value) => {
                 held += body.len();
-                values.insert(field.name.clone(), value);
+                values.push(Cow::Owned(field.name.clone()), value);
             }
             Err(problem) => broken = broken.or(Some(format!("column `{}`: {problem}", field.name))),
         }

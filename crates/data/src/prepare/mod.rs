@@ -4,6 +4,8 @@
 //! source. So the memory needed does not grow with the source, apart from four numbers an example for packing, and
 //! the result does not depend on the number of threads.
 
+mod tokenizing;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -18,10 +20,11 @@ use crate::mix::{TooOften, interleave};
 use crate::pack;
 use crate::progress::{Progress, Report, Stage};
 use crate::settings::{DataSettings, HoldOut, Packing, Task};
-use crate::source::{Batch, Document, Place, Record, Source, bytes_at_once};
+use crate::source::{Source, bytes_at_once};
 use crate::summary::{SourceSummary, Summary};
-use crate::tokenize::{TextTokenizer, Tokenized};
-use crate::validate::{self, Example, check};
+use crate::tokenize::TextTokenizer;
+use crate::validate::{self, check};
+use tokenizing::{Part, Placed, RowError, Tokenizing, takes};
 
 /// How often a lock that another process holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -57,7 +60,8 @@ pub fn prepare(
     }
     check(&sources, settings.task, report)?;
     let total = sources.iter().map(Source::size).sum();
-    Builder { settings, tokenizer, report, total, done: 0, origins: 0 }.build(&sources, &entry)?;
+    let tokenizing = Tokenizing { settings, tokenizer };
+    Builder { tokenizing, settings, report, total, done: 0, origins: 0 }.build(&sources, &entry)?;
     match entry.open()? {
         Some(opened) => Ok(dataset(opened)),
         None => Err(DataError::CacheUnreadable { folder: cache.to_owned() }),
@@ -102,14 +106,6 @@ fn lock(cache: &Path, report: Report<'_>) -> Result<FolderLock, FileError> {
     }
 }
 
-/// Why a row gave no tokens.
-enum RowError {
-    /// The template or tokenizer does not take it: a problem of the row.
-    Refused(String),
-    /// An id that the model does not have: a problem of the tokenizer.
-    Outside(u32),
-}
-
 /// What was read of a source.
 #[derive(Debug, Default)]
 struct Read {
@@ -125,25 +121,10 @@ impl Read {
     }
 }
 
-/// A document and where it comes from.
-struct Placed {
-    document: Document,
-    place: Place,
-    origin: usize,
-}
-
-/// A part of a document that is tokenised by itself.
-struct Part<'text> {
-    document: &'text Placed,
-    text: &'text str,
-    first: bool,
-    last: bool,
-}
-
 /// The making of one cache entry.
 struct Builder<'run> {
+    tokenizing: Tokenizing<'run>,
     settings: &'run DataSettings,
-    tokenizer: &'run TextTokenizer,
     report: Report<'run>,
     total: u64,
     done: u64,
@@ -224,57 +205,41 @@ impl Builder<'_> {
     /// Conversations or prompts.
     fn rows(&mut self, source: &Source, writer: &mut TokenWriter) -> Result<Read, DataError> {
         let (mut problems, mut read) = (Problems::default(), Read::default());
-        for batch in source.batches(bytes_at_once()) {
-            let Batch { records, bytes } = batch?;
-            let row = |record| self.row(record, source);
-            let examples: Vec<_> = records.into_par_iter().map(row).collect();
+        let tokenizing = self.tokenizing;
+        let row = |record| tokenizing.row(record, source);
+        let rows = |records: Vec<_>| records.into_par_iter().map(row).collect::<Vec<_>>();
+        source.read(rows, |examples, bytes| {
             for (place, origin, example) in examples {
                 read.add(origin);
                 match example {
                     Ok(Some(example)) => writer.example(example, self.origins + origin)?,
                     Ok(None) => {}
                     Err(RowError::Refused(message)) => problems.push(place.problem(message)),
-                    Err(RowError::Outside(id)) => return Err(self.outside(place.shown(), id)),
+                    Err(RowError::Outside(id)) => return Err(tokenizing.outside(place.shown(), id)),
                 }
             }
             self.advance(bytes);
-        }
+            Ok(())
+        })?;
         problems.into_result(source.path(), self.settings.task)?;
         Ok(read)
     }
 
-    fn row(&self, record: Record, source: &Source) -> (Place, usize, Result<Option<Tokenized>, RowError>) {
-        let Record { place, origin, content } = record;
-        let DataSettings { task, target_responses, context_length, hold_out, .. } = *self.settings;
-        let tokenize = || {
-            let example = Example::parse(content, source, task).map_err(RowError::Refused)?;
-            if !takes(hold_out, || example.fingerprint()) {
-                return Ok(None);
-            }
-            let tokenized = self.tokenizer.example(&example, target_responses, context_length);
-            let tokenized = tokenized.map_err(RowError::Refused)?;
-            self.below_limit(&tokenized.tokens)?;
-            Ok(Some(tokenized))
-        };
-        let tokenized = tokenize();
-        (place, origin, tokenized)
-    }
-
     /// Texts.
     fn documents(&mut self, source: &Source, writer: &mut TokenWriter) -> Result<Read, DataError> {
-        if let Err(RowError::Outside(id)) = self.below_limit(self.tokenizer.eos().as_slice()) {
-            return Err(self.outside(source.path().display().to_string(), id));
+        let tokenizing = self.tokenizing;
+        let eos = tokenizing.tokenizer.eos();
+        if let Err(RowError::Outside(id)) = tokenizing.below_limit(eos.as_slice()) {
+            return Err(tokenizing.outside(source.path().display().to_string(), id));
         }
         let (mut problems, mut read) = (Problems::default(), Read::default());
-        for batch in source.batches(bytes_at_once()) {
-            let Batch { records, bytes } = batch?;
-            records.iter().for_each(|record| read.add(record.origin));
-            let open = |record: Record| {
-                let (place, origin) = (record.place.clone(), record.origin);
-                Ok(Placed { document: validate::document(record, source)?, place, origin })
-            };
+        let open = |records: Vec<_>| {
+            records.into_par_iter().map(|record| Placed::open(record, source)).collect::<Vec<_>>()
+        };
+        source.read(open, |opened, bytes| {
             let mut documents = Vec::new();
-            for document in records.into_par_iter().map(open).collect::<Vec<_>>() {
+            for (origin, document) in opened {
+                read.add(origin);
                 match document {
                     Ok(document) => documents.push(document),
                     Err(problem) => problems.push(problem),
@@ -289,14 +254,14 @@ impl Builder<'_> {
                     true => self.cut(document, text, &mut parts),
                 }
             }
-            self.write_parts(&parts, bytes, writer)?;
-        }
+            self.write_parts(&parts, bytes, writer)
+        })?;
         problems.into_result(source.path(), self.settings.task)?;
         Ok(read)
     }
 
     fn cut<'text>(&self, document: &'text Placed, text: &'text str, parts: &mut Vec<Part<'text>>) {
-        let texts = self.tokenizer.splitter().parts(text);
+        let texts = self.tokenizing.tokenizer.splitter().parts(text);
         let count = texts.len();
         let part = |(index, text)| Part { document, text, first: index == 0, last: index + 1 == count };
         parts.extend(texts.into_iter().enumerate().map(part));
@@ -314,14 +279,14 @@ impl Builder<'_> {
         let (mut open, mut rest, mut behind, mut told) = (None, parts, 0, 0);
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(fitting(rest, bytes_at_once()));
-            let encoded: Vec<_> = batch.par_iter().map(|part| self.part(part)).collect();
+            let encoded: Vec<_> = batch.par_iter().map(|part| self.tokenizing.part(part)).collect();
             for (part, tokens) in batch.iter().zip(encoded) {
-                let tokens = tokens.map_err(|error| self.part_error(part, error))?;
+                let tokens = tokens.map_err(|error| self.tokenizing.part_error(part, error))?;
                 let origin = self.origins + part.document.origin;
                 let document = open.get_or_insert_with(|| writer.begin(origin));
                 writer.extend(document, &tokens)?;
                 if let Some(document) = open.take_if(|_| part.last) {
-                    writer.end(document, self.tokenizer.eos())?;
+                    writer.end(document, self.tokenizing.tokenizer.eos())?;
                 }
             }
             behind += batch.iter().map(|part| part.text.len()).sum::<usize>();
@@ -331,33 +296,6 @@ impl Builder<'_> {
         }
         self.advance(bytes - told);
         Ok(())
-    }
-
-    fn part(&self, part: &Part<'_>) -> Result<Vec<u32>, RowError> {
-        let mut tokens = Vec::new();
-        self.tokenizer.encode_part(part.text, part.first, &mut tokens).map_err(RowError::Refused)?;
-        self.below_limit(&tokens)?;
-        Ok(tokens)
-    }
-
-    fn part_error(&self, part: &Part<'_>, error: RowError) -> DataError {
-        let place = part.document.place.shown();
-        match error {
-            RowError::Refused(message) => DataError::Tokenizer(format!("{place}: {message}")),
-            RowError::Outside(id) => self.outside(place, id),
-        }
-    }
-
-    fn below_limit(&self, tokens: &[u32]) -> Result<(), RowError> {
-        match tokens.iter().max() {
-            Some(&id) if id as usize >= self.settings.vocab_size => Err(RowError::Outside(id)),
-            _ => Ok(()),
-        }
-    }
-
-    fn outside(&self, place: String, id: u32) -> DataError {
-        let token = self.tokenizer.inner().id_to_token(id).unwrap_or_default();
-        DataError::TokenOutsideVocabulary { place, token, id, vocab_size: self.settings.vocab_size }
     }
 
     fn all_dropped(&self, summary: &Summary, sources: &[Source]) -> DataError {
@@ -381,11 +319,6 @@ impl Builder<'_> {
         self.done += bytes;
         (self.report)(Progress { stage: Stage::Tokenizing, done: self.done, total: self.total });
     }
-}
-
-/// Whether the data set has an example, of which the fingerprint is made where it decides.
-fn takes(hold_out: Option<HoldOut>, fingerprint: impl FnOnce() -> u64) -> bool {
-    hold_out.is_none_or(|hold_out| hold_out.takes(fingerprint()))
 }
 
 /// How many parts make up about `size` bytes: as many as reach it, at least one.
