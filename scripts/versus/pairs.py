@@ -8,13 +8,14 @@ import sys
 import pyarrow
 import pyarrow.parquet
 
-WORDS, ROWS = 4100, 500
+# Long words, that are few tokens, since it is the reading that is to be measured.
+WORDS, LETTERS, ROWS = 500, 36, 500
 
 
 def main() -> None:
     path, gigabytes = sys.argv[1], float(sys.argv[2])
     source = random.Random(17)
-    rows = [{"prompt": f"w{n}", "response": " ".join(f"w{source.randrange(511)}" for _ in range(WORDS))} for n in range(ROWS)]
+    rows = [{"prompt": f"w{n}", "response": " ".join(f"w{source.randrange(511)}{'x' * LETTERS}" for _ in range(WORDS))} for n in range(ROWS)]
     groups = round(gigabytes * 1e9 / sum(len(row["response"]) for row in rows))
     if path.endswith(".jsonl"):
         lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -9,7 +9,7 @@ stall    A model of 56 M parameters saves while it trains: how much longer the s
 growth   A small model takes 300 steps from data for 1,000, 10,000 and 100,000 steps, in turn: milliseconds a token and peak memory;
          and 1,100 steps in one run: memory after 100 and near the end.
 tracking A small model takes 1,000 steps, in turn with nobody told of them and with every one told to an MLflow server on this machine,
-         for which a thread is left out: by how much the steps are longer. Installs the server (scripts/python-venv tracking).
+         for which a thread is left out: by how much the steps are longer, and what the threads beside them take. Installs the server (scripts/python-venv tracking).
 sources  `tessera validate` on generated data, as .jsonl and as .parquet: its digest, its rules, and its tokens in a cache. Seconds and
          peak memory, all of the process. Takes twice as much of the disk.
 
@@ -69,7 +69,7 @@ class Run:
         run_file = folder / "run.yaml"
         everything = {"run_name": "run", "save_folder": str(folder), "devices": "cpu", **settings}
         run_file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in everything.items()))
-        self.folder = folder / "run"
+        self.folder, self.binary = folder / "run", binary
         self.began = time.time()
         self.log = tempfile.TemporaryFile("w+")
         environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
@@ -102,18 +102,34 @@ class Run:
         self.finish()
         return found
 
-    def peak_memory(self) -> float:
-        """Waits for the end. The largest resident set in MiB."""
-        peak = 0.0
+    def peak_memory(self) -> dict[str, float]:
+        """Waits for the end. The most in MiB of what was resident: all, with files that are mapped, and anonymous memory."""
+        peak = {"VmRSS": 0.0, "RssAnon": 0.0}
         while self.process.poll() is None:
             time.sleep(0.02)
             try:
                 status = Path(f"/proc/{self.process.pid}/status").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            peak = next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), peak)
+            for name, _, value in (line.partition(":") for line in status.splitlines()):
+                if name in peak:
+                    peak[name] = max(peak[name], int(value.split()[0]) / 1024)
         self.finish()
         return peak
+
+    def time_beside(self) -> float:
+        """Waits for the end. Seconds of the processor that threads took which do not compute: all with names of their own."""
+        spent: dict[str, int] = {}
+        while self.process.poll() is None:
+            time.sleep(0.02)
+            for thread in Path(f"/proc/{self.process.pid}/task").glob("*"):
+                try:
+                    if (thread / "comm").read_text().strip() != Path(self.binary).name:
+                        spent[thread.name] = int((thread / "schedstat").read_text().split()[0])
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        self.finish()
+        return sum(spent.values()) / 1e9
 
     def steps(self) -> list[float]:
         """Seconds of each step, with what it waited for a snapshot."""
@@ -248,7 +264,7 @@ def growth(arguments: argparse.Namespace, folder: Path) -> None:
     cells = []
     for steps, runs in found.items():
         time_of, peak = statistics.median(run[0] for run in runs), statistics.median(run[1] for run in runs)
-        cells.append([f"data for {steps:,} steps", f"{1e3 * time_of:.2f}", f"{time_of / base:.2f}", f"{peak:.0f}"])
+        cells.append([f"data for {steps:,} steps", f"{1e3 * time_of:.2f}", f"{time_of / base:.2f}", f"{peak['VmRSS']:.0f}", f"{peak['RssAnon']:.0f}"])
     print(f"\n300 steps of 2 rows of {CONTEXT} tokens, a small model, load: {os.getloadavg()[1]:.1f}\n")
     print(table(["", "µs a token", "ratio", "peak MB, anonymous"], cells))
     run = Run(arguments.binary, arguments.threads, folder, pretraining(model, files[10_000], 1100, 2, CONTEXT))
@@ -279,14 +295,17 @@ def tracking(arguments: argparse.Namespace, folder: Path) -> None:
             times = []
             for settings in (alone, told):
                 run = Run(arguments.binary, threads, folder, settings)
-                run.finish()
-                times.append(statistics.mean(run.steps()[20:]))
+                beside = run.time_beside() / 1000
+                times += [statistics.mean(run.steps()[20:]), beside]
                 subprocess.run(["rm", "-rf", run.folder], check=True)
             rounds.append(times)
-    cells = [[str(n + 1), *(f"{1e3 * v:.2f}" for v in row), f"{row[1] / row[0]:.3f}"] for n, row in enumerate(rounds)]
-    print(f"\n1,000 steps told to MLflow, {threads} of {arguments.threads} threads, load: {os.getloadavg()[1]:.1f}\n")
-    print(table(["round", "alone, ms a step", "told, ms a step", "ratio"], cells))
-    print(f"\nmedian: {statistics.median(row[1] / row[0] for row in rounds):.3f}")
+    cells = [[str(n + 1), *(f"{1e3 * v:.3f}" for v in row)] for n, row in enumerate(rounds)]
+    print(f"\n1,000 steps told to MLflow, {threads} of {arguments.threads} threads, load: {os.getloadavg()[1]:.1f}; ms a step, by the clock, and of\n"
+          "the processor for threads that do not compute\n")
+    print(table(["round", "alone", "beside it", "told", "beside it"], cells))
+    shares = [(told - alone) / step for step, alone, _, told in rounds]
+    ratios = [told / alone for alone, _, told, _ in rounds]
+    print(f"\nmedians: {statistics.median(ratios):.3f} times the step by the clock; {100 * statistics.median(shares):.2f} % of it more beside it")
 
 
 def sources(arguments: argparse.Namespace, folder: Path) -> None:
@@ -300,10 +319,11 @@ def sources(arguments: argparse.Namespace, folder: Path) -> None:
         run = Run(arguments.binary, arguments.threads, folder, settings | {"train_data_path": str(path)}, "validate")
         peak = run.peak_memory()
         seconds = time.time() - run.began
-        cells.append([f".{kind}", f"{size / 1e9:.1f}", f"{seconds:.0f}", f"{size / 1e6 / seconds:.0f}", f"{peak:.0f}"])
+        figures = [f"{size / 1e9:.1f}", f"{seconds:.0f}", f"{size / 1e6 / seconds:.0f}", *(f"{value:.0f}" for value in peak.values())]
+        cells.append([f".{kind}", *figures])
         path.unlink()
     print(f"\n`tessera validate`, with all of its tokens, on prompts with answers of 20 KB, {arguments.threads} threads, load: {os.getloadavg()[1]:.1f}\n")
-    print(table(["", "GB", "s", "MB/s", "peak RSS, MiB"], cells))
+    print(table(["", "GB", "s", "MB/s", "peak RSS, MiB", "of it anonymous"], cells))
 
 
 def main() -> None:
