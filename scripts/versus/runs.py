@@ -264,7 +264,7 @@ def growth(arguments: argparse.Namespace, folder: Path) -> None:
     cells = []
     for steps, runs in found.items():
         time_of, peak = statistics.median(run[0] for run in runs), statistics.median(run[1] for run in runs)
-        cells.append([f"data for {steps:,} steps", f"{1e3 * time_of:.2f}", f"{time_of / base:.2f}", f"{peak['VmRSS']:.0f}", f"{peak['RssAnon']:.0f}"])
+        cells.append([f"data for {steps:,} steps", f"{1e3 * time_of:.2f}", f"{time_of / base:.2f}", f"{peak:.0f}"])
     print(f"\n300 steps of 2 rows of {CONTEXT} tokens, a small model, load: {os.getloadavg()[1]:.1f}\n")
     print(table(["", "µs a token", "ratio", "peak MB, anonymous"], cells))
     run = Run(arguments.binary, arguments.threads, folder, pretraining(model, files[10_000], 1100, 2, CONTEXT))
