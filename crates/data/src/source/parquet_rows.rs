@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
-use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchReader};
 use arrow_schema::{ArrowError, DataType, Fields as Columns};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -48,9 +48,6 @@ impl Reader {
         let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))
             .map_err(damaged)?
             .map_err(|error| damaged(error.to_string()))?;
-        if let Some(name) = repeated(builder.schema().fields()) {
-            return Err(damaged(format!("two columns are called `{name}`")));
-        }
         let mask = match wanted {
             None => ProjectionMask::all(),
             Some(wanted) => {
@@ -64,6 +61,9 @@ impl Reader {
         let builder = builder.with_projection(mask).with_batch_size(at_once);
         let batches =
             guarded(|| builder.build()).map_err(damaged)?.map_err(|error| damaged(error.to_string()))?;
+        if let Some(name) = repeated(batches.schema().fields()) {
+            return Err(damaged(format!("two columns are called `{name}`")));
+        }
         Ok(Self { batches, path: path.to_owned(), size, rows, behind: 0 })
     }
 }

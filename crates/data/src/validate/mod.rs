@@ -60,14 +60,11 @@ pub(crate) fn document(record: Record, source: &Source) -> Result<Document, RowP
 /// The text of a row.
 fn text<'row>(content: &'row mut Content, source: &Source) -> Result<Cow<'row, str>, String> {
     let mut row = row(content, source, Task::ContinuedPretrain)?;
-    match row.get("text") {
-        Some(_) if row.len() == 1 => {}
-        _ => {
-            return Err(format!(
-                "found {}, expected the key `text` alone; `columns` says which other holds it",
-                keys(&row)
-            ));
-        }
+    if row.len() != 1 || !row.contains_key("text") {
+        return Err(format!(
+            "found {}, expected the key `text` alone; `columns` says which other holds it",
+            keys(&row)
+        ));
     }
     match row.remove("text") {
         Some(Value::Text(text)) => Ok(text),
@@ -132,7 +129,7 @@ pub(crate) fn check(sources: &[Source], task: Task, report: Report<'_>) -> Resul
 }
 
 fn problem(record: Record, source: &Source, task: Task) -> Option<RowProblem> {
-    if let Content::Document(_) = record.content {
+    if task == Task::ContinuedPretrain && matches!(record.content, Content::Document(_)) {
         return document(record, source).err();
     }
     let Record { place, mut content, .. } = record;

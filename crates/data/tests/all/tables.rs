@@ -121,6 +121,16 @@ fn columns_of_one_name_are_refused() {
 }
 
 #[test]
+fn columns_of_one_name_that_nobody_wants_are_no_hindrance() {
+    let other = || texts(&[Some("no")]);
+    let columns = [("body", texts(&[Some("the hello")])), ("x", other()), ("x", other())];
+    let mut bench = table(Task::ContinuedPretrain, &columns);
+    let columns = Columns::new([("text".to_owned(), "body".to_owned())].into());
+    bench.settings.sources = vec![SourceSettings { columns, ..bench.path.to_str().unwrap().into() }];
+    assert_means(&bench, Task::ContinuedPretrain, &[json!({"text": "the hello"})]);
+}
+
+#[test]
 fn columns_that_are_not_there_are_named() {
     let mut bench = table(Task::ContinuedPretrain, &[("body", texts(&[Some("the"); 3000]))]);
     let columns = Columns::new([("text".to_owned(), "content".to_owned())].into());

@@ -8,7 +8,7 @@ mod encoding;
 mod hashes;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Component, Path, PathBuf};
@@ -167,9 +167,8 @@ impl Entry {
                 "its columns have more names than encodings or sizes, or fewer".to_owned(),
             ));
         }
-        if let Some(name) =
-            names.iter().enumerate().find_map(|(place, name)| names[..place].contains(name).then_some(name))
-        {
+        let mut seen = HashSet::new();
+        if let Some(name) = names.iter().find(|name| !seen.insert(*name)) {
             return Err(contradiction(format!("two columns are called `{name}`")));
         }
         let columns = names.iter().zip(encodings).zip(sizes).map(|((name, encoding), size)| Column {
