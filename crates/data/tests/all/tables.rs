@@ -103,6 +103,14 @@ fn nulls_and_nan_are_values_that_are_not_there() {
 }
 
 #[test]
+fn rows_have_their_numbers_however_many_are_read_at_once() {
+    let mut rows = vec![Some("the hello"); 3000];
+    rows[2499] = None;
+    let error = table(Task::ContinuedPretrain, &[("text", texts(&rows))]).error();
+    assert!(error.contains("row 2500: found no keys"), "{error}");
+}
+
+#[test]
 fn what_is_no_text_is_named() {
     let number: ArrayRef = Arc::new(Int32Array::from(vec![1]));
     let error = table(Task::ContinuedPretrain, &[("text", number)]).error();
